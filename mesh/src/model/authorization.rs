@@ -1,0 +1,90 @@
+//! Authorization: who may do what (Envoy's RBAC, whose trees of conditions these are).
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{HeaderMatch, StringMatch};
+
+/// A set of policies of one action. A request passes a list of sets when no DENY set matches and each ALLOW set does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authorization {
+    /// For logs and metrics.
+    pub name: String,
+    /// What a match means.
+    pub action: Action,
+    /// Named after the object that each was made from; the set matches when one does.
+    pub policies: Vec<Policy>,
+    /// Only report what would have happened.
+    pub audit_only: bool,
+}
+
+/// What a match means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Action {
+    /// The request passes; without a match in the set it is refused.
+    Allow,
+    /// The request is refused; without a match in the set it passes.
+    Deny,
+    /// The request passes either way, and a match is counted and logged.
+    Audit,
+}
+
+/// One policy: a permission and a principal must both match.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// `<namespace>/<name>#<rule>` of the object.
+    pub name: String,
+    /// One of these must hold.
+    pub permissions: Vec<Permission>,
+    /// One of these must hold.
+    pub principals: Vec<Principal>,
+}
+
+/// A condition on what is asked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Permission {
+    /// Everything.
+    Any,
+    /// All hold.
+    And(Vec<Permission>),
+    /// One holds.
+    Or(Vec<Permission>),
+    /// It does not hold.
+    Not(Box<Permission>),
+    /// On a header; `:method`, `:path` and `:authority` are the request's own.
+    Header(HeaderMatch),
+    /// On the path without its query.
+    UrlPath(StringMatch),
+    /// On the port that was addressed.
+    DestinationPort(u16),
+    /// On the address that was addressed.
+    DestinationIp(IpNet),
+    /// On the SNI.
+    RequestedServerName(StringMatch),
+}
+
+/// A condition on who asks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Principal {
+    /// Anyone.
+    Any,
+    /// All hold.
+    And(Vec<Principal>),
+    /// One holds.
+    Or(Vec<Principal>),
+    /// It does not hold.
+    Not(Box<Principal>),
+    /// A peer with a verified certificate, whose SPIFFE ID meets the condition where there is one.
+    Authenticated(Option<StringMatch>),
+    /// The peer's own address.
+    SourceIp(IpNet),
+    /// On a header.
+    Header(HeaderMatch),
+    /// On the path without its query.
+    UrlPath(StringMatch),
+}

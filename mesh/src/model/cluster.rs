@@ -1,0 +1,165 @@
+//! Clusters: a set of endpoints, and how the sidecar talks to it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{LoadAssignment, StringMatch};
+
+/// Where requests to one backend go, and under which limits. What is `None` takes the sidecar's default.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// `outbound|<port>|<subset>|<fqdn>`, `inbound|<port>||`, or any name under a foreign control plane.
+    pub name: String,
+    /// Where the endpoints come from.
+    pub discovery: Discovery,
+    /// How one is chosen.
+    pub load_balancer: LoadBalancer,
+    /// The longest a connection may take to be ready, TLS included.
+    pub connect_timeout: Option<Duration>,
+    /// Close a pooled connection after this long without a request.
+    pub idle_timeout: Option<Duration>,
+    /// How much may be in flight.
+    pub limits: Limits,
+    /// When an endpoint is left out for a while; `None`: the sidecar's default; `Some` with everything off: never.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// mTLS to endpoints that have an identity; `None`: plaintext to all.
+    pub tls: Option<UpstreamTls>,
+    /// Which HTTP the endpoints speak.
+    pub protocol: UpstreamProtocol,
+}
+
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Discovery {
+    /// Fetched over EDS under this name.
+    Eds(String),
+    /// Written here.
+    Static(LoadAssignment),
+    /// All addresses that these names resolve to, looked up again as their TTL ends.
+    StrictDns(Vec<HostPort>),
+    /// One address that this name resolves to; old connections live on when it changes.
+    LogicalDns(HostPort),
+    /// The address that the application dialled.
+    OriginalDestination,
+}
+
+/// A host name and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPort {
+    /// The name, or an address in text.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// How an endpoint is chosen among the healthy ones of the best priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LoadBalancer {
+    /// The less loaded of two drawn at random, by latency (exponentially weighted, peak-sensitive) times requests in
+    /// flight.
+    PeakEwma,
+    /// The one of `choices` drawn at random with the fewest requests in flight for its weight.
+    LeastRequest {
+        /// How many are drawn; at least 2.
+        choices: u32,
+    },
+    /// One after the other, by weight.
+    RoundRobin,
+    /// At random, by weight.
+    Random,
+    /// By the request's hash, on a ring.
+    RingHash {
+        /// The least number of points on the ring.
+        min_size: u64,
+        /// The greatest.
+        max_size: u64,
+    },
+}
+
+/// How much may be in flight to a cluster, over all workers (Envoy's circuit breakers, default priority). What is
+/// above is answered with 503 at once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Connections.
+    pub max_connections: Option<u32>,
+    /// Requests that wait for a connection.
+    pub max_pending_requests: Option<u32>,
+    /// Requests.
+    pub max_requests: Option<u32>,
+    /// Retries under way or in their pause. Set, it is in force beside the budget.
+    pub max_retries: Option<u32>,
+    /// The share of retries; `None`: the sidecar's default.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// The share of traffic that may be retries.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Of the requests in the last `interval`, in percent.
+    pub percent: f64,
+    /// Allowed in any case, in retries per second.
+    pub min_per_second: u32,
+    /// The window over which requests count.
+    pub interval: Duration,
+}
+
+/// When an endpoint is left out of the choice.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutlierDetection {
+    /// After this many failures in a row (5xx, gRPC unavailable, no answer); 0: never.
+    pub consecutive_failures: u32,
+    /// By success rate; `None`: never.
+    pub success_rate: Option<SuccessRate>,
+    /// How long at first; it doubles with each time.
+    pub base_ejection_time: Duration,
+    /// How long at most.
+    pub max_ejection_time: Duration,
+    /// The most endpoints that are out at once, in percent, rounded down, but at least one of two and never the last.
+    pub max_ejection_percent: u32,
+}
+
+/// Ejection by success rate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SuccessRate {
+    /// Out below this, in percent.
+    pub minimum_percent: u32,
+    /// Only with at least this many requests in `interval`.
+    pub minimum_requests: u32,
+    /// The window.
+    pub interval: Duration,
+}
+
+/// The client end of a mesh connection. The certificate and the trust bundle are the workload's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamTls {
+    /// The server name to ask for.
+    pub sni: String,
+    /// The peer's SPIFFE ID must match one of these, besides the ID pinned on its endpoint; empty: the pinned alone.
+    pub subject_alt_names: Vec<StringMatch>,
+    /// What is offered in ALPN; empty: by protocol.
+    pub alpn: Vec<String>,
+    /// Only endpoints marked as part of the mesh speak TLS (Envoy's `transport_socket_matches`); else all do.
+    pub only_meshed_endpoints: bool,
+}
+
+/// Which HTTP the endpoints of a cluster speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UpstreamProtocol {
+    /// What the client spoke.
+    Downstream,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, with prior knowledge in plaintext.
+    Http2,
+}

@@ -1,0 +1,92 @@
+//! Endpoints: the addresses behind a cluster.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::identity::SpiffeId;
+
+/// The endpoints of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadAssignment {
+    /// The name under which it is fetched: that of its cluster.
+    pub name: String,
+    /// By place.
+    pub localities: Vec<LocalityEndpoints>,
+}
+
+impl LoadAssignment {
+    /// All endpoints, whatever their place and health.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.localities.iter().flat_map(|locality| &locality.endpoints)
+    }
+}
+
+/// The endpoints of one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalityEndpoints {
+    /// The place.
+    pub locality: Locality,
+    /// 0 is used before 1, and so on.
+    pub priority: u32,
+    /// The place's share among those of one priority; at least 1.
+    pub weight: u32,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A place; parts that are not known are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Locality {
+    /// `eu-west`
+    pub region: String,
+    /// `eu-west-1a`
+    pub zone: String,
+    /// A part of a zone.
+    pub sub_zone: String,
+}
+
+/// One address that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Where.
+    pub address: EndpointAddress,
+    /// Whether it may be used.
+    pub health: Health,
+    /// Its share; at least 1.
+    pub weight: u32,
+    /// Its host name, where it has one; empty else.
+    pub hostname: String,
+    /// It has a sidecar that ends mesh TLS.
+    pub meshed: bool,
+    /// The only identity that it may present, so that a recycled address never gets another's requests.
+    pub identity: Option<SpiffeId>,
+    /// The workload that it is part of (`<namespace>/<name>`), a label in metrics; empty where unknown.
+    pub workload: String,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndpointAddress {
+    /// An IP address and a port.
+    Socket(SocketAddr),
+    /// A Unix socket's path.
+    Pipe(String),
+}
+
+/// Whether an endpoint may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Health {
+    /// Yes.
+    Healthy,
+    /// No.
+    Unhealthy,
+    /// Not for new requests.
+    Draining,
+}

@@ -1,0 +1,216 @@
+//! Listeners: what happens to a connection, by where it goes (outbound) or where it arrives (inbound).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Authorization, Fault, HeaderMatch, PerMillion, RouteConfiguration};
+
+/// What a sidecar does with the connections of one destination.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// `<fqdn>:<port>` (outbound) or `tulle/inbound/<ip>:<port>`.
+    pub name: String,
+    /// Which side of the application it serves.
+    pub direction: TrafficDirection,
+    /// The address it stands for: an inbound listener's own, or a service's virtual address where it has one.
+    pub address: Option<SocketAddr>,
+    /// Tried by how specific their conditions are, as in Envoy; never empty.
+    pub chains: Vec<FilterChain>,
+}
+
+/// Which side of the application a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TrafficDirection {
+    /// From peers to the application.
+    Inbound,
+    /// From the application to other services.
+    Outbound,
+}
+
+/// One way of treating a connection.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilterChain {
+    /// For logs and dumps.
+    pub name: String,
+    /// Which connections it is for.
+    pub matches: ChainMatch,
+    /// End TLS here, or `None` to take the bytes as they are.
+    pub tls: Option<DownstreamTls>,
+    /// Authorization of the connection as such, checked before the first byte is forwarded; in order.
+    pub authorization: Vec<Authorization>,
+    /// What is inside.
+    pub protocol: Protocol,
+}
+
+/// Which connections a chain is for; an empty condition matches all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChainMatch {
+    /// The port that the peer addressed.
+    pub destination_port: Option<u16>,
+    /// Whether the connection starts with a TLS ClientHello.
+    pub transport: Option<Transport>,
+    /// One of these was negotiated by ALPN, or (in plaintext) detected: `http/1.1`, `h2c`.
+    pub application_protocols: Vec<String>,
+    /// One of these is the SNI; `*.suffix` matches one or more labels in front.
+    pub server_names: Vec<String>,
+}
+
+/// How a connection starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Transport {
+    /// With a TLS ClientHello.
+    Tls,
+    /// With anything else.
+    Plaintext,
+}
+
+/// How the server end of a mesh connection proves itself and what it asks of the peer. The certificate and the trust
+/// bundle are the workload's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DownstreamTls {
+    /// Refuse a peer without a certificate of the mesh.
+    pub require_client_certificate: bool,
+    /// What is offered in ALPN, best first.
+    pub alpn: Vec<String>,
+}
+
+/// What a chain carries.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    /// HTTP/1.1 or HTTP/2, told apart by ALPN or by the HTTP/2 preface.
+    Http(HttpConnection),
+    /// Bytes.
+    Tcp(TcpProxy),
+}
+
+/// How HTTP is served on a connection. A limit that is `None` takes the sidecar's default.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpConnection {
+    /// Where the routes are.
+    pub routes: RouteSource,
+    /// Run in order for each request, before the route's own.
+    pub filters: Vec<HttpFilter>,
+    /// Close a connection without requests after this long.
+    pub idle_timeout: Option<Duration>,
+    /// Give up a stream on which nothing moves for this long; zero: never.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Give up when a request's head has not arrived this long after its first byte (408).
+    pub request_headers_timeout: Option<Duration>,
+    /// The most bytes a request's head may have (431).
+    pub max_request_headers_bytes: Option<u32>,
+    /// The most header fields a request may have (431).
+    pub max_headers: Option<u32>,
+    /// The most concurrent HTTP/2 streams.
+    pub max_concurrent_streams: Option<u32>,
+    /// Span settings, or `None` for none.
+    pub tracing: Option<Tracing>,
+    /// A line per request, or `None` for none.
+    pub access_log: Option<AccessLog>,
+}
+
+/// Where a listener's routes are.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RouteSource {
+    /// In a route configuration of this name, fetched over RDS.
+    Named(String),
+    /// Here.
+    Inline(RouteConfiguration),
+}
+
+/// A step on a request's way to its route.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HttpFilter {
+    /// Allow, deny or audit.
+    Authorization(Authorization),
+    /// A limit on the rate of requests.
+    LocalRateLimit(LocalRateLimit),
+    /// A limit on concurrent requests that follows the application's latency.
+    AdaptiveConcurrency(AdaptiveConcurrency),
+    /// Injected delay and failure for all routes that have none of their own.
+    Fault(Fault),
+}
+
+/// A token bucket, shared by all workers of the sidecar; a request that finds it empty gets 429 with `Retry-After`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalRateLimit {
+    /// For metrics and for the answer's `Proxy-Status`.
+    pub name: String,
+    /// Only requests that match all of these take a token.
+    pub applies_to: Vec<HeaderMatch>,
+    /// Only requests of these clients (SPIFFE IDs; an ID ending in `*` is a prefix) take a token; empty: of all.
+    pub clients: Vec<String>,
+    /// Keep a bucket per client identity instead of one for all.
+    pub per_client: bool,
+    /// The size of the bucket, in requests.
+    pub burst: u32,
+    /// How many requests are put back every `fill_interval`.
+    pub tokens_per_fill: u32,
+    /// How often.
+    pub fill_interval: Duration,
+}
+
+/// A gradient limit on concurrency, as Envoy's adaptive concurrency filter; a request above it gets 503 and is marked
+/// as not processed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdaptiveConcurrency {
+    /// The least limit, in requests.
+    pub min_concurrency: u32,
+    /// The greatest limit, in requests.
+    pub max_concurrency: u32,
+    /// How often the limit is computed anew.
+    pub update_interval: Duration,
+}
+
+/// What of a listener's requests is traced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tracing {
+    /// Which part of requests that arrive without a sampling decision is sampled.
+    pub random_sampling: PerMillion,
+    /// The exporter's cluster, or `None` for the collector in the sidecar's own configuration.
+    pub collector: Option<String>,
+}
+
+/// A line per request, on standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessLog {
+    /// How a line is written.
+    pub format: AccessLogFormat,
+}
+
+/// How an access log line is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AccessLogFormat {
+    /// One JSON object, with OpenTelemetry's attribute names.
+    Json,
+    /// Text, with Envoy's command operators (`%REQ(...)%`); empty: Envoy's default format.
+    Text(String),
+}
+
+/// Forwarding of bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpProxy {
+    /// The clusters and their weights; each connection draws one. Never empty, and not all of weight 0.
+    pub backends: Vec<(String, u32)>,
+    /// Close when nothing has moved in either direction for this long; `None`: the sidecar's default; zero: never.
+    pub idle_timeout: Option<Duration>,
+    /// A line per connection, or `None` for none.
+    pub access_log: Option<AccessLog>,
+}

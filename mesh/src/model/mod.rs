@@ -1,0 +1,29 @@
+//! What is configured: the resources that the control plane makes, xDS carries and the sidecar runs.
+//!
+//! These types are the common language of both ends. They follow Envoy's v3 API in shape, so that each maps to one
+//! protobuf and back without loss, but hold only what Tulle acts on and only in valid forms. They carry no state.
+
+mod authorization;
+mod cluster;
+mod endpoint;
+mod listener;
+mod matching;
+mod route;
+
+pub use authorization::{Action, Authorization, Permission, Policy, Principal};
+pub use cluster::{
+    Cluster, Discovery, HostPort, Limits, LoadBalancer, OutlierDetection, RetryBudget, SuccessRate,
+    UpstreamProtocol, UpstreamTls,
+};
+pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
+pub use listener::{
+    AccessLog, AccessLogFormat, AdaptiveConcurrency, ChainMatch, DownstreamTls, FilterChain, HttpConnection,
+    HttpFilter, Listener, LocalRateLimit, Protocol, RouteSource, TcpProxy, Tracing, TrafficDirection,
+    Transport,
+};
+pub use matching::{HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch};
+pub use route::{
+    Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HeaderMutation,
+    HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, RetryOn, RetryPolicy,
+    Route, RouteAction, RouteConfiguration, RouteMatch, Timeouts, VirtualHost,
+};

@@ -1,0 +1,477 @@
+//! Routes: where a request goes, and what is done to it on the way.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde::{Serialize, Serializer};
+
+use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, Regex};
+
+/// The routes of one listener.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteConfiguration {
+    /// The name under which it is fetched.
+    pub name: String,
+    /// By host name; no domain stands in two of them.
+    pub virtual_hosts: Vec<VirtualHost>,
+}
+
+/// The routes of a set of host names.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualHost {
+    /// For logs and dumps.
+    pub name: String,
+    /// The hosts; never empty.
+    pub domains: Vec<Domain>,
+    /// The first that matches is taken.
+    pub routes: Vec<Route>,
+}
+
+/// A pattern for host names. Exact beats the longest suffix beats the longest prefix beats `*`, without regard to
+/// case; a port counts where the pattern has one (Envoy's `VirtualHost.domains`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Domain {
+    /// `cart.shop` or `cart.shop:80`.
+    Exact(String),
+    /// `*.shop`: held as `.shop`; at least one character must stand in front.
+    Suffix(String),
+    /// `cart.*`: held as `cart.`; at least one character must follow.
+    Prefix(String),
+    /// `*`.
+    Any,
+}
+
+impl Domain {
+    /// Reads a pattern, in lower case.
+    pub fn parse(text: &str) -> Self {
+        let text = text.to_ascii_lowercase();
+        match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            _ if text == "*" => Self::Any,
+            (Some(suffix), _) => Self::Suffix(suffix.into()),
+            (_, Some(prefix)) => Self::Prefix(prefix.into()),
+            _ => Self::Exact(text),
+        }
+    }
+}
+
+impl std::fmt::Display for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Any => f.write_str("*"),
+        }
+    }
+}
+
+impl Serialize for Domain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Unique within its virtual host; a label in metrics and spans.
+    pub name: String,
+    /// The object that it was made from, for explanations.
+    pub origin: Option<Origin>,
+    /// Which requests it is for.
+    pub matches: RouteMatch,
+    /// What happens to them.
+    pub action: RouteAction,
+    /// Changes to the request, after those of the backend.
+    pub request_headers: HeaderMutations,
+    /// Changes to the response, after those of the backend.
+    pub response_headers: HeaderMutations,
+    /// Injected delay and failure.
+    pub fault: Option<Fault>,
+}
+
+/// The object that a route was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    /// `HTTPRoute`, `GRPCRoute`, `Service`, ...
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Which of its rules, from 0.
+    pub rule: u32,
+    /// Which of the rule's matches, from 0.
+    pub matched: u32,
+}
+
+/// Which requests a route is for: all conditions must hold.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteMatch {
+    /// On the path.
+    pub path: PathMatch,
+    /// Compare the path with regard to case (regular expressions always do).
+    pub case_sensitive: bool,
+    /// On headers, and on the method as `:method`.
+    pub headers: Vec<HeaderMatch>,
+    /// On query parameters.
+    pub query: Vec<QueryMatch>,
+    /// Only gRPC requests (`content-type: application/grpc`, bare or with a suffix).
+    pub grpc: bool,
+    /// Only this part of the requests, drawn at random.
+    pub fraction: Option<PerMillion>,
+}
+
+/// What happens to a request.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RouteAction {
+    /// It goes to a backend.
+    Forward(Forward),
+    /// The client is sent elsewhere.
+    Redirect(Redirect),
+    /// The mesh answers.
+    Respond(DirectResponse),
+    /// The route stands for what a proxyless gRPC server does itself (Envoy's `non_forwarding_action`).
+    NonForwarding,
+}
+
+/// How a request is forwarded.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Forward {
+    /// One is drawn by weight for each request, and retries stay with it. Never empty.
+    pub backends: Vec<Backend>,
+    /// What a request to a cluster that does not exist gets: 503 (the default), 500 or 404.
+    #[serde(with = "status")]
+    pub unknown_cluster_status: StatusCode,
+    /// How long it may take.
+    pub timeouts: Timeouts,
+    /// When it is tried again beyond what is always safe; `None`: only that.
+    pub retry: Option<RetryPolicy>,
+    /// A new path.
+    pub path_rewrite: Option<PathRewrite>,
+    /// A new host.
+    pub host_rewrite: Option<HostRewrite>,
+    /// Copies, whose responses are thrown away.
+    pub mirrors: Vec<Mirror>,
+    /// What a ring hash or session affinity goes by; the first that yields a value and is terminal ends the list.
+    pub hash: Vec<HashPolicy>,
+}
+
+/// A cluster and its share.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Its share of the sum of all weights.
+    pub weight: u32,
+    /// Changes to requests that go there.
+    pub request_headers: HeaderMutations,
+    /// Changes to responses from there.
+    pub response_headers: HeaderMutations,
+}
+
+/// How long things may take; `None` takes the sidecar's default, zero means no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeouts {
+    /// From the end of the request to the start of the response, with all attempts.
+    pub request: Option<Duration>,
+    /// Without a byte in either direction.
+    pub idle: Option<Duration>,
+    /// The whole life of the stream.
+    pub max_stream: Option<Duration>,
+}
+
+/// When a request is tried again.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryPolicy {
+    /// On what.
+    pub on: Vec<RetryOn>,
+    /// On which statuses, with [`RetryOn::Status`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub statuses: Vec<u16>,
+    /// The most retries after the first attempt.
+    pub attempts: u32,
+    /// The limit on each attempt.
+    pub per_try_timeout: Option<Duration>,
+    /// The mean pause before the first retry; it doubles with each, with full jitter.
+    pub backoff: Duration,
+    /// The longest pause.
+    pub max_backoff: Duration,
+}
+
+/// What may be tried again, by Envoy's names (`retry_on`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOn {
+    /// Any 5xx, or no response at all.
+    #[serde(rename = "5xx")]
+    ServerError,
+    /// 502, 503 and 504.
+    GatewayError,
+    /// No response at all.
+    Reset,
+    /// The connection could not be made.
+    ConnectFailure,
+    /// The peer refused the stream unprocessed.
+    RefusedStream,
+    /// 409.
+    #[serde(rename = "retriable-4xx")]
+    Retriable4xx,
+    /// A status of the policy's list.
+    #[serde(rename = "retriable-status-codes")]
+    Status,
+    /// gRPC status 1.
+    Cancelled,
+    /// gRPC status 4.
+    DeadlineExceeded,
+    /// gRPC status 13.
+    Internal,
+    /// gRPC status 8.
+    ResourceExhausted,
+    /// gRPC status 14.
+    Unavailable,
+}
+
+impl RetryOn {
+    /// Every condition with its Envoy name.
+    pub const ALL: [(Self, &'static str); 12] = [
+        (Self::ServerError, "5xx"),
+        (Self::GatewayError, "gateway-error"),
+        (Self::Reset, "reset"),
+        (Self::ConnectFailure, "connect-failure"),
+        (Self::RefusedStream, "refused-stream"),
+        (Self::Retriable4xx, "retriable-4xx"),
+        (Self::Status, "retriable-status-codes"),
+        (Self::Cancelled, "cancelled"),
+        (Self::DeadlineExceeded, "deadline-exceeded"),
+        (Self::Internal, "internal"),
+        (Self::ResourceExhausted, "resource-exhausted"),
+        (Self::Unavailable, "unavailable"),
+    ];
+}
+
+/// A new path for a forwarded or redirected request; the query stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathRewrite {
+    /// In place of the whole path.
+    Full(String),
+    /// In place of the prefix that matched. `/` in place of a whole prefix leaves one slash (Gateway API
+    /// `ReplacePrefixMatch`).
+    Prefix(String),
+    /// Each match of the expression is replaced; `\1` is its first group.
+    Regex {
+        /// What is replaced, wherever it stands in the path.
+        pattern: Regex,
+        /// By what.
+        substitution: String,
+    },
+}
+
+/// A new host for a forwarded request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HostRewrite {
+    /// This one.
+    Literal(String),
+    /// The chosen endpoint's host name.
+    Endpoint,
+}
+
+/// A copy of requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// Where it goes.
+    pub cluster: String,
+    /// Of which part of the requests.
+    pub fraction: PerMillion,
+}
+
+/// What a hash is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HashPolicy {
+    /// A header's value.
+    Header {
+        /// Its name.
+        #[serde(with = "header_name")]
+        name: HeaderName,
+        /// Nothing after it counts once it yields a value.
+        terminal: bool,
+    },
+    /// A cookie's value; with `ttl` the mesh sets one where it is missing.
+    Cookie {
+        /// Its name.
+        name: String,
+        /// How long a cookie of the mesh lives; zero: for the session.
+        ttl: Option<Duration>,
+        /// Its path attribute.
+        path: Option<String>,
+        /// Nothing after it counts once it yields a value.
+        terminal: bool,
+    },
+    /// The client's address.
+    SourceIp {
+        /// Nothing after it counts once it yields a value.
+        terminal: bool,
+    },
+    /// A query parameter's value.
+    Query {
+        /// Its name.
+        name: String,
+        /// Nothing after it counts once it yields a value.
+        terminal: bool,
+    },
+}
+
+/// An answer that sends the client elsewhere; a part that is `None` stays as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Redirect {
+    /// `http` or `https`.
+    pub scheme: Option<String>,
+    /// The host.
+    pub host: Option<String>,
+    /// The port; the well-known one of the scheme is left out of the location.
+    pub port: Option<u16>,
+    /// The path.
+    pub path: Option<PathRewrite>,
+    /// 301, 302, 303, 307 or 308.
+    #[serde(with = "status")]
+    pub status: StatusCode,
+    /// Drop the query.
+    pub strip_query: bool,
+}
+
+/// An answer of the mesh itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectResponse {
+    /// The status.
+    #[serde(with = "status")]
+    pub status: StatusCode,
+    /// The body, `text/plain`; empty for none.
+    pub body: String,
+}
+
+/// Injected failure, for tests of what depends on the service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fault {
+    /// A pause before the request goes on.
+    pub delay: Option<FaultDelay>,
+    /// An answer instead of the service's.
+    pub abort: Option<FaultAbort>,
+}
+
+/// An injected pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FaultDelay {
+    /// How long.
+    pub duration: Duration,
+    /// For which part of the requests.
+    pub fraction: PerMillion,
+}
+
+/// An injected answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FaultAbort {
+    /// The HTTP status.
+    #[serde(with = "status")]
+    pub status: StatusCode,
+    /// The gRPC status for gRPC requests; `None`: mapped from the HTTP status.
+    pub grpc_status: Option<u32>,
+    /// For which part of the requests.
+    pub fraction: PerMillion,
+}
+
+/// Changes to a head: first all removals, then the rest in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderMutations {
+    /// Names whose values all go.
+    #[serde(with = "header_names")]
+    pub remove: Vec<HeaderName>,
+    /// What is added or set.
+    pub change: Vec<HeaderMutation>,
+}
+
+impl HeaderMutations {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.change.is_empty()
+    }
+}
+
+/// One added or set header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderMutation {
+    /// Its name.
+    #[serde(with = "header_name")]
+    pub name: HeaderName,
+    /// Its value, taken literally.
+    #[serde(with = "header_value")]
+    pub value: HeaderValue,
+    /// What happens to a value that is there already.
+    pub op: HeaderOp,
+}
+
+/// What happens to a header that is there already (Envoy's `HeaderAppendAction`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HeaderOp {
+    /// The new value stands behind it.
+    Append,
+    /// The old value stays.
+    AddIfAbsent,
+    /// The new value takes its place, also where there was none.
+    Set,
+    /// The new value takes its place; nothing happens where there was none.
+    SetIfPresent,
+}
+
+mod status {
+    use super::{Serializer, StatusCode};
+
+    pub(super) fn serialize<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u16(status.as_u16())
+    }
+}
+
+mod header_name {
+    use super::{HeaderName, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(name: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(name.as_str())
+    }
+}
+
+mod header_names {
+    use super::{HeaderName, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(names: &[HeaderName], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(names.iter().map(HeaderName::as_str))
+    }
+}
+
+mod header_value {
+    use super::{HeaderValue, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &HeaderValue, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&String::from_utf8_lossy(value.as_bytes()))
+    }
+}
