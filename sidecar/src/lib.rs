@@ -1,1 +1,30 @@
-//! sidecar
+//! The sidecar: a proxy beside every service.
+//!
+//! In: connections of the application (outbound) and of its peers (inbound), and configuration over xDS. Out: the same
+//! traffic, routed, retried, encrypted, authorized and measured. The modules stand in the order in which a connection
+//! meets them.
+
+pub mod config;
+
+mod app;
+mod worker;
+
+mod detect;
+mod listener;
+mod tcp;
+mod tls;
+
+mod balance;
+mod http;
+mod limit;
+mod retry;
+mod upstream;
+
+mod admin;
+mod snapshot;
+mod telemetry;
+mod xds;
+
+mod error;
+
+pub use app::run;

@@ -1,0 +1,1 @@
+//! The admin interface on loopback, and health and metrics for everyone.

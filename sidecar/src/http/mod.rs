@@ -1,0 +1,6 @@
+//! HTTP: from a connection's bytes to requests, through the pipeline, and back.
+
+pub(crate) mod body;
+pub(crate) mod proxy;
+pub(crate) mod server;
+pub(crate) mod upgrade;

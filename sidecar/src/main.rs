@@ -1,0 +1,3 @@
+//! The `tulle-sidecar` program.
+
+fn main() {}

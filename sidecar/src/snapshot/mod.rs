@@ -1,0 +1,127 @@
+//! The configuration in force, compiled for the data path.
+//!
+//! In: resources of the model, from xDS or from disk. Out: an immutable [`Snapshot`], built on the control thread and
+//! handed to every worker. A request holds the snapshot that it started with. Nothing here is ever changed in place:
+//! what lives longer than a snapshot (statistics, limits, breakers) hangs on it as shared atomics.
+
+mod pending;
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use self::pending::{Authorizer, RouteTable};
+use tulle_mesh::model;
+
+use crate::balance::Cluster;
+use crate::limit::RequestLimits;
+use crate::telemetry::metrics::{HttpSeries, TcpSeries};
+use crate::tls::Material;
+
+/// All that a worker needs to serve.
+pub(crate) struct Snapshot {
+    /// Grows by one with each snapshot.
+    pub(crate) generation: u64,
+    /// Outbound listeners, by canonical name and by every alias under which they were asked for.
+    pub(crate) outbound: HashMap<Arc<str>, Arc<Listener>>,
+    /// Names that the control plane says do not exist. It will say so when one appears.
+    pub(crate) absent: HashSet<Arc<str>>,
+    /// Inbound listeners, by the address that peers dial.
+    pub(crate) inbound: HashMap<SocketAddr, Arc<Listener>>,
+    /// Clusters by name, for what is not reached through a route.
+    pub(crate) clusters: HashMap<Arc<str>, Arc<Cluster>>,
+    /// The workload's certificate and trust bundle; `None` until the first certificate was issued.
+    pub(crate) tls: Option<Arc<Material>>,
+}
+
+/// A worker's own handle on the snapshot in force: cloned for each request without touching memory that other
+/// workers write.
+#[derive(Clone)]
+pub(crate) struct Current(Rc<Arc<Snapshot>>);
+
+impl Current {
+    /// Wraps a snapshot that has just arrived from the control thread.
+    pub(crate) fn new(snapshot: Arc<Snapshot>) -> Self {
+        Self(Rc::new(snapshot))
+    }
+}
+
+impl Deref for Current {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+/// What is done with the connections of one destination.
+pub(crate) struct Listener {
+    /// Its canonical name.
+    pub(crate) name: Arc<str>,
+    /// As it was received, for dumps and explanations.
+    pub(crate) model: Arc<model::Listener>,
+    /// In the order of the model's chains.
+    pub(crate) chains: Vec<Chain>,
+}
+
+/// One way of treating a connection.
+pub(crate) struct Chain {
+    /// Of the connection as such.
+    pub(crate) authorizer: Authorizer,
+    /// What is inside.
+    pub(crate) protocol: ChainProtocol,
+}
+
+/// What a chain carries.
+pub(crate) enum ChainProtocol {
+    /// HTTP of either version.
+    Http(Arc<HttpRoutes>),
+    /// Bytes.
+    Tcp(TcpRoutes),
+}
+
+/// The compiled routes of a listener.
+pub(crate) struct HttpRoutes {
+    /// Limits, timeouts, tracing and access log.
+    pub(crate) settings: model::HttpConnection,
+    /// Who may ask for what; empty outbound.
+    pub(crate) authorizer: Authorizer,
+    /// Rate and concurrency limits.
+    pub(crate) limits: RequestLimits,
+    /// Faults for routes without their own.
+    pub(crate) fault: Option<model::Fault>,
+    /// The decision.
+    pub(crate) table: Arc<RouteTable>,
+    /// What goes with each route, by `RouteId`.
+    pub(crate) runtime: Vec<RouteRuntime>,
+    /// Where requests without a route are counted.
+    pub(crate) unrouted: Arc<HttpSeries>,
+}
+
+/// What a route needs at run time, in the order of the model's lists.
+pub(crate) struct RouteRuntime {
+    /// One for each backend.
+    pub(crate) backends: Vec<BackendRuntime>,
+    /// One for each mirror; `None` where the cluster does not exist.
+    pub(crate) mirrors: Vec<Option<Arc<Cluster>>>,
+    /// Where answers of the mesh itself are counted (redirects, faults, refusals).
+    pub(crate) local: Arc<HttpSeries>,
+}
+
+/// A backend's cluster and where its requests are counted.
+pub(crate) struct BackendRuntime {
+    /// `None` where the cluster does not exist.
+    pub(crate) cluster: Option<Arc<Cluster>>,
+    /// Counts each request once, whatever the number of attempts.
+    pub(crate) series: Arc<HttpSeries>,
+}
+
+/// The compiled TCP side of a listener.
+pub(crate) struct TcpRoutes {
+    /// Timeouts and access log.
+    pub(crate) settings: model::TcpProxy,
+    /// The clusters and their weights; `None` where the cluster does not exist.
+    pub(crate) backends: Vec<(Option<Arc<Cluster>>, u32, Arc<TcpSeries>)>,
+}
