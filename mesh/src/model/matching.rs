@@ -1,7 +1,11 @@
 //! Conditions on strings, headers, paths and query parameters, shared by routes and authorization.
+//!
+//! Each condition answers for one value that its caller took out of a request; none knows of requests.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 /// A condition on one string.
@@ -78,13 +82,14 @@ impl StringMatch {
 
 impl fmt::Display for StringMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exact { value, .. } => write!(f, "= {value:?}"),
-            Self::Prefix { value, .. } => write!(f, "starts with {value:?}"),
-            Self::Suffix { value, .. } => write!(f, "ends with {value:?}"),
-            Self::Contains { value, .. } => write!(f, "contains {value:?}"),
-            Self::Regex(regex) => write!(f, "matches /{}/", regex.as_str()),
-        }
+        let (verb, value, ignore_case) = match self {
+            Self::Exact { value, ignore_case } => ("=", value, *ignore_case),
+            Self::Prefix { value, ignore_case } => ("starts with", value, *ignore_case),
+            Self::Suffix { value, ignore_case } => ("ends with", value, *ignore_case),
+            Self::Contains { value, ignore_case } => ("contains", value, *ignore_case),
+            Self::Regex(regex) => return write!(f, "matches /{}/", regex.as_str()),
+        };
+        write!(f, "{verb} {value:?}{}", if ignore_case { ", in any case" } else { "" })
     }
 }
 
@@ -102,10 +107,7 @@ impl Regex {
     /// A message for the user when the syntax is wrong or the expression compiles to more than 1 MiB.
     pub fn new(source: impl Into<String>) -> Result<Self, String> {
         let source = source.into();
-        let compiled = regex::RegexBuilder::new(&format!(r"\A(?:{source})\z"))
-            .size_limit(1 << 20)
-            .build()
-            .map_err(|error| format!("{source:?} is not a valid regular expression: {error}"))?;
+        let compiled = compile(&format!(r"\A(?:{source})\z"), &source)?;
         Ok(Self { source, compiled })
     }
 
@@ -140,6 +142,103 @@ impl Serialize for Regex {
     }
 }
 
+/// A replacement in RE2's syntax: each match of a pattern, wherever it stands, gives way to a text (Envoy's
+/// `RegexMatchAndSubstitute`).
+#[derive(Clone)]
+pub struct Substitution {
+    pattern: String,
+    replacement: String,
+    compiled: regex::Regex,
+    /// `replacement` in the syntax of the `regex` crate.
+    template: String,
+}
+
+impl Substitution {
+    /// Compiles `pattern`, unanchored. In `replacement`, `\0` is the whole match, `\1` to `\9` are its groups and `\\` is
+    /// a backslash.
+    ///
+    /// # Errors
+    /// A message for the user when the pattern is not valid or too large (as for [`Regex::new`]), or the replacement
+    /// names a group that the pattern does not have, or holds another escape.
+    pub fn new(pattern: impl Into<String>, replacement: impl Into<String>) -> Result<Self, String> {
+        let (pattern, replacement) = (pattern.into(), replacement.into());
+        let compiled = compile(&pattern, &pattern)?;
+        let mut template = String::with_capacity(replacement.len());
+        let mut characters = replacement.chars();
+        while let Some(character) = characters.next() {
+            match character {
+                '$' => template.push_str("$$"),
+                '\\' => match characters.next() {
+                    Some('\\') => template.push('\\'),
+                    Some(digit)
+                        if digit.to_digit(10).is_some_and(|n| (n as usize) < compiled.captures_len()) =>
+                    {
+                        template.push_str("${");
+                        template.push(digit);
+                        template.push('}');
+                    }
+                    other => {
+                        let escape: String = other.into_iter().collect();
+                        return Err(format!(
+                            "{replacement:?} is not a valid replacement: \"\\{escape}\" is neither \"\\\\\" nor a group \
+                             that {pattern:?} has (\"\\0\" to \"\\{}\")",
+                            (compiled.captures_len() - 1).min(9)
+                        ));
+                    }
+                },
+                _ => template.push(character),
+            }
+        }
+        Ok(Self { pattern, replacement, compiled, template })
+    }
+
+    /// The pattern as it was given.
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// The replacement as it was given.
+    pub fn replacement(&self) -> &str {
+        &self.replacement
+    }
+
+    /// `text` with each match replaced.
+    pub fn apply<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.compiled.replace_all(text, self.template.as_str())
+    }
+}
+
+impl PartialEq for Substitution {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.pattern, &self.replacement) == (&other.pattern, &other.replacement)
+    }
+}
+
+impl Eq for Substitution {}
+
+impl fmt::Debug for Substitution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/ -> {:?}", self.pattern, self.replacement)
+    }
+}
+
+impl Serialize for Substitution {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Substitution", 2)?;
+        object.serialize_field("pattern", &self.pattern)?;
+        object.serialize_field("substitution", &self.replacement)?;
+        object.end()
+    }
+}
+
+/// Compiles `expression`; errors speak of `source`, which the user wrote.
+fn compile(expression: &str, source: &str) -> Result<regex::Regex, String> {
+    regex::RegexBuilder::new(expression)
+        .size_limit(1 << 20)
+        .build()
+        .map_err(|error| format!("{source:?} is not a valid regular expression: {error}"))
+}
+
 /// A condition on a request's path, without its query.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,6 +254,37 @@ pub enum PathMatch {
     Regex(Regex),
 }
 
+impl PathMatch {
+    /// Whether `path` meets the condition; without `case_sensitive`, ASCII letters are compared without regard to
+    /// case (but by a regular expression).
+    pub fn matches(&self, path: &str, case_sensitive: bool) -> bool {
+        let starts = |start: &str| match path.as_bytes().get(..start.len()) {
+            Some(head) if case_sensitive => head == start.as_bytes(),
+            Some(head) => head.eq_ignore_ascii_case(start.as_bytes()),
+            None => false,
+        };
+        match self {
+            Self::Exact(whole) => path.len() == whole.len() && starts(whole),
+            Self::Segments(start) => {
+                starts(start) && matches!(path.as_bytes().get(start.len()), None | Some(b'/'))
+            }
+            Self::Prefix(start) => starts(start),
+            Self::Regex(regex) => regex.matches(path),
+        }
+    }
+}
+
+impl fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => write!(f, "= {path:?}"),
+            Self::Segments(path) => write!(f, "{path:?} or below"),
+            Self::Prefix(path) => write!(f, "starts with {path:?}"),
+            Self::Regex(regex) => write!(f, "matches /{}/", regex.as_str()),
+        }
+    }
+}
+
 /// A condition on one header. Method and authority are matched under their HTTP/2 names, `:method` and `:authority`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,6 +295,37 @@ pub struct HeaderMatch {
     pub test: HeaderTest,
     /// Match when the test does not hold. A missing header never matches a test on its value, inverted or not.
     pub invert: bool,
+}
+
+impl HeaderMatch {
+    /// Whether the header's value, or `None` where it is missing, meets the condition.
+    pub fn matches(&self, value: Option<&str>) -> bool {
+        match (&self.test, value) {
+            (HeaderTest::Present(present), _) => (value.is_some() == *present) != self.invert,
+            (_, None) => false,
+            (HeaderTest::Value(condition), Some(value)) => condition.matches(value) != self.invert,
+            (HeaderTest::Range { start, end }, Some(value)) => {
+                value.parse().is_ok_and(|number: i64| (*start..*end).contains(&number)) != self.invert
+            }
+        }
+    }
+}
+
+impl fmt::Display for HeaderMatch {
+    /// The condition on the value; the name is not part of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let HeaderTest::Present(present) = self.test {
+            return f.write_str(if present != self.invert { "present" } else { "missing" });
+        }
+        if self.invert {
+            f.write_str("not: ")?;
+        }
+        match &self.test {
+            HeaderTest::Present(_) => Ok(()),
+            HeaderTest::Value(condition) => condition.fmt(f),
+            HeaderTest::Range { start, end } => write!(f, "from {start} up to but without {end}"),
+        }
+    }
 }
 
 /// What is asked of a header.
@@ -194,6 +355,27 @@ pub struct QueryMatch {
     pub value: Option<StringMatch>,
 }
 
+impl QueryMatch {
+    /// Whether the first value of that name, percent-decoded, or `None` where there is none, meets the condition.
+    pub fn matches(&self, value: Option<&str>) -> bool {
+        match (&self.value, value) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(condition), Some(value)) => condition.matches(value),
+        }
+    }
+}
+
+impl fmt::Display for QueryMatch {
+    /// The condition on the value; the name is not part of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(condition) => condition.fmt(f),
+            None => f.write_str("present"),
+        }
+    }
+}
+
 /// A fraction in millionths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PerMillion(pub u32);
@@ -212,3 +394,6 @@ impl PerMillion {
         (u64::from(draw) * 1_000_000) >> 32 < u64::from(self.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,9 @@ pub use listener::{
     HttpFilter, Listener, LocalRateLimit, Protocol, RouteSource, TcpProxy, Tracing, TrafficDirection,
     Transport,
 };
-pub use matching::{HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch};
+pub use matching::{
+    HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,
+};
 pub use route::{
     Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HeaderMutation,
     HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, RetryOn, RetryPolicy,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Serialize, Serializer};
 
-use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, Regex};
+use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, Substitution};
 
 /// The routes of one listener.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -269,13 +269,8 @@ pub enum PathRewrite {
     /// In place of the prefix that matched. `/` in place of a whole prefix leaves one slash (Gateway API
     /// `ReplacePrefixMatch`).
     Prefix(String),
-    /// Each match of the expression is replaced; `\1` is its first group.
-    Regex {
-        /// What is replaced, wherever it stands in the path.
-        pattern: Regex,
-        /// By what.
-        substitution: String,
-    },
+    /// Each match of an expression is replaced, wherever it stands in the path.
+    Regex(Substitution),
 }
 
 /// A new host for a forwarded request.
