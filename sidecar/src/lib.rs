@@ -10,6 +10,7 @@ mod app;
 mod worker;
 
 mod detect;
+mod io;
 mod listener;
 mod tcp;
 mod tls;

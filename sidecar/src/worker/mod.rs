@@ -1,9 +1,12 @@
 //! A worker: one OS thread, one current-thread runtime, one set of pools.
 
+pub(crate) mod drain;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::drain::Drain;
 use crate::snapshot::Current;
 use crate::telemetry::Telemetry;
 use crate::upstream::Pools;
@@ -15,9 +18,11 @@ pub(crate) struct Worker {
     /// The configuration in force.
     current: RefCell<Current>,
     /// Connections to endpoints.
-    pub(crate) pools: Pools,
+    pub(crate) pools: Rc<Pools>,
     /// Metrics, spans and logs, shared by all workers.
     pub(crate) telemetry: Arc<Telemetry>,
+    /// Whether the sidecar goes away.
+    pub(crate) drain: Rc<Drain>,
     /// The state of the worker's random numbers; not for secrets.
     rng: Cell<u64>,
 }
