@@ -1,14 +1,49 @@
 //! Metrics as slots of atomics, resolved when a snapshot is built.
+//!
+//! In: the edges of a snapshot, and what happens on them. Out: series that the data path adds to without a lock or a
+//! label lookup, and all of them as Prometheus text. The number of series is capped, so that no caller can make a
+//! sidecar grow (OpenTelemetry's overflow rule).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tulle_mesh::model::TrafficDirection;
 
-/// All series of the sidecar.
-#[derive(Default)]
-pub(crate) struct Registry {}
+pub(crate) use super::series::{HttpSeries, TcpSeries};
+use super::{Workload, encode};
 
-/// What tells one HTTP edge from another.
+/// The most histograms that the sidecar keeps; what comes beyond is counted in each edge's overflow series.
+pub(super) const MAX_HISTOGRAMS: usize = 4000;
+
+/// All series of the sidecar.
+pub(crate) struct Registry {
+    pub(super) workload: Workload,
+    histograms: Arc<AtomicUsize>,
+    families: Mutex<Families>,
+}
+
+/// Every family by name; only whoever builds a snapshot or scrapes takes the lock around it.
+#[derive(Default)]
+pub(super) struct Families {
+    pub(super) http: HashMap<HttpLabels, Arc<HttpSeries>>,
+    pub(super) tcp: HashMap<HttpLabels, Arc<TcpSeries>>,
+    pub(super) clusters: HashMap<Arc<str>, Arc<ClusterSeries>>,
+    pub(super) counters: HashMap<&'static str, Family<Counter>>,
+    pub(super) gauges: HashMap<&'static str, Family<Gauge>>,
+}
+
+/// The series of one name.
+pub(super) struct Family<T> {
+    pub(super) help: &'static str,
+    pub(super) series: HashMap<Labels, Arc<T>>,
+}
+
+/// Label names and values.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// What tells one edge from another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HttpLabels {
     /// Which side of the application.
@@ -22,31 +57,99 @@ pub(crate) struct HttpLabels {
 }
 
 impl Registry {
+    /// No series yet.
+    pub(super) fn new(workload: &Workload) -> Self {
+        Self {
+            workload: workload.clone(),
+            histograms: Arc::default(),
+            families: Mutex::new(Families::default()),
+        }
+    }
+
     /// The series of an edge: always the same one for the same labels.
-    pub(crate) fn http(&self, _labels: HttpLabels) -> Arc<HttpSeries> {
-        unimplemented!()
+    pub(crate) fn http(&self, labels: HttpLabels) -> Arc<HttpSeries> {
+        let mut families = self.families();
+        let make = || Arc::new(HttpSeries::new(self.histograms.clone()));
+        families.http.entry(labels).or_insert_with(make).clone()
     }
 
     /// The series of a TCP edge.
-    pub(crate) fn tcp(&self, _labels: HttpLabels) -> Arc<TcpSeries> {
-        unimplemented!()
+    pub(crate) fn tcp(&self, labels: HttpLabels) -> Arc<TcpSeries> {
+        self.families().tcp.entry(labels).or_default().clone()
     }
 
     /// The counters of a cluster, by name.
-    pub(crate) fn cluster(&self, _cluster: &Arc<str>) -> Arc<ClusterSeries> {
-        unimplemented!()
+    pub(crate) fn cluster(&self, cluster: &Arc<str>) -> Arc<ClusterSeries> {
+        self.families().clusters.entry(cluster.clone()).or_default().clone()
+    }
+
+    /// A counter of the mesh's own. `name` starts with `tulle_` and has no `_total`, which the encoding adds. Not for
+    /// the data path: keep what it gives.
+    pub(crate) fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Counter> {
+        Family::series(&mut self.families().counters, name, help, labels)
+    }
+
+    /// A gauge of the mesh's own. Not for the data path: keep what it gives.
+    pub(crate) fn gauge(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Gauge> {
+        Family::series(&mut self.families().gauges, name, help, labels)
+    }
+
+    /// Forgets the edges and clusters that no snapshot holds any more. Called when a snapshot has been replaced and
+    /// its last requests have had time to end.
+    pub(crate) fn sweep(&self) {
+        let mut families = self.families();
+        families.http.retain(|_, series| Arc::strong_count(series) > 1);
+        families.tcp.retain(|_, series| Arc::strong_count(series) > 1);
+        families.clusters.retain(|_, series| Arc::strong_count(series) > 1);
+    }
+
+    /// Everything as Prometheus (OpenMetrics) text.
+    pub(crate) fn encode(&self) -> String {
+        encode::text(&self.workload, &self.families())
+    }
+
+    fn families(&self) -> MutexGuard<'_, Families> {
+        // A panic while the lock was held leaves at worst a series without its latest sibling.
+        self.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The requests of one edge.
-pub(crate) struct HttpSeries {}
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("workload", &self.workload).finish_non_exhaustive()
+    }
+}
 
-/// The connections of one edge.
-pub(crate) struct TcpSeries {}
+impl<T: Default> Family<T> {
+    fn series(
+        families: &mut HashMap<&'static str, Self>,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<T> {
+        let family = families.entry(name).or_insert_with(|| Self { help, series: HashMap::new() });
+        let labels = labels.iter().map(|&(name, value)| (name, value.to_owned())).collect();
+        family.series.entry(labels).or_default().clone()
+    }
+}
 
 /// What is counted per cluster; whoever acts adds to the counter itself.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct ClusterSeries {
+    /// Requests sent to an endpoint, retries included.
+    pub(crate) attempts: Counter,
+    /// Of these, how many failed (5xx, no whole answer, or a gRPC status that is the server's fault).
+    pub(crate) attempt_failures: Counter,
     /// Attempts after the first.
     pub(crate) retries: Counter,
     /// Retries that the budget forbade.
@@ -64,17 +167,38 @@ pub(crate) struct ClusterSeries {
 }
 
 /// A number that only grows.
-#[derive(Default)]
-pub(crate) struct Counter(std::sync::atomic::AtomicU64);
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds one.
     pub(crate) fn increment(&self) {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// The number.
     pub(crate) fn value(&self) -> u64 {
-        self.0.load(std::sync::atomic::Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// Sets the number.
+    pub(crate) fn set(&self, value: i64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub(crate) fn value(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
     }
 }

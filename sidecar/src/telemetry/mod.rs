@@ -5,31 +5,85 @@
 //! that nobody looks at costs a few atomic additions. Out: Prometheus text, OTLP spans, access log lines. A full
 //! exporter drops spans and counts them; it never holds up traffic.
 
+mod access_log;
+mod encode;
 pub(crate) mod metrics;
+mod otlp;
 pub(crate) mod record;
+mod series;
+mod span;
 pub(crate) mod trace;
 
+use std::sync::Arc;
+
+pub(crate) use otlp::Exporter;
 use record::{AttemptRecord, ConnectionRecord, RequestRecord};
 
 /// The sidecar's telemetry, shared by all threads.
 pub(crate) struct Telemetry {
     /// Every metric.
     pub(crate) metrics: metrics::Registry,
+    spans: otlp::Queue,
+    log: access_log::Writer,
+}
+
+/// Whose sidecar this is, for labels and for the resource of spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Workload {
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its name: `service.name` in traces.
+    pub(crate) name: String,
+    /// Which instance of it: `service.instance.id` in traces.
+    pub(crate) instance: String,
 }
 
 impl Telemetry {
+    /// The telemetry of `workload`, and the exporter that the control thread runs when there is a `collector` (an
+    /// OTLP/gRPC endpoint such as `http://127.0.0.1:4317`).
+    ///
+    /// # Errors
+    /// When `collector` is not a URL that can be dialled.
+    pub(crate) fn new(
+        workload: Workload,
+        collector: Option<&str>,
+    ) -> Result<(Arc<Self>, Option<Exporter>), String> {
+        let metrics = metrics::Registry::new(&workload);
+        let (spans, exporter) = otlp::queue(&workload, collector, &metrics)?;
+        let log = access_log::Writer::new(&metrics);
+        Ok((Arc::new(Self { metrics, spans, log }), exporter))
+    }
+
     /// Counts a request that has ended and, where asked for, exports its span and writes its log line.
-    pub(crate) fn request(&self, _record: &RequestRecord<'_>) {
-        unimplemented!()
+    pub(crate) fn request(&self, record: &RequestRecord<'_>) {
+        record.series.record(record);
+        if record.trace.is_some_and(|trace| trace.sampled) && self.spans.is_open() {
+            self.spans.push(span::of_request(record));
+        }
+        if let Some(settings) = record.access_log {
+            self.log.write(access_log::request_line(&settings.format, record));
+        }
     }
 
     /// Counts an attempt that has ended and, where sampled, exports its span.
-    pub(crate) fn attempt(&self, _record: &AttemptRecord<'_>) {
-        unimplemented!()
+    pub(crate) fn attempt(&self, record: &AttemptRecord<'_>) {
+        record.series.attempts.increment();
+        if record.failed() {
+            record.series.attempt_failures.increment();
+        }
+        if record.trace.is_some_and(|trace| trace.sampled) && self.spans.is_open() {
+            self.spans.push(span::of_attempt(record));
+        }
     }
 
     /// Counts a TCP connection that has ended and, where asked for, writes its log line.
-    pub(crate) fn connection(&self, _record: &ConnectionRecord<'_>) {
-        unimplemented!()
+    pub(crate) fn connection(&self, record: &ConnectionRecord<'_>) {
+        record.series.record(record);
+        if let Some(settings) = record.access_log {
+            self.log.write(access_log::connection_line(&settings.format, record));
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{AccessLog, TrafficDirection};
 
-use super::metrics::{HttpSeries, TcpSeries};
+use super::metrics::{ClusterSeries, HttpSeries, TcpSeries};
 use super::trace::TraceContext;
 
 /// A request that has ended, whatever the number of attempts.
@@ -62,6 +62,8 @@ pub(crate) struct Failure<'a> {
 
 /// One attempt of an outbound request.
 pub(crate) struct AttemptRecord<'a> {
+    /// Where it is counted.
+    pub(crate) series: &'a ClusterSeries,
     /// The attempt's own span, a child of the request's.
     pub(crate) trace: Option<&'a TraceContext>,
     /// When it began.
@@ -88,6 +90,22 @@ pub(crate) struct AttemptRecord<'a> {
     pub(crate) endpoint: SocketAddr,
     /// Whom the endpoint proved to be.
     pub(crate) peer: Option<&'a SpiffeId>,
+}
+
+impl AttemptRecord<'_> {
+    /// Whether the attempt failed as seen from the caller: no whole answer, 5xx, or a gRPC status that is the server's
+    /// fault (OpenTelemetry's semantic conventions for RPC spans).
+    pub(crate) fn failed(&self) -> bool {
+        self.error.is_some()
+            || self.status.is_none_or(|status| status.is_server_error())
+            || self.grpc_status.is_some_and(grpc_server_fault)
+    }
+}
+
+/// Whether a gRPC status is the server's fault: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and
+/// DATA_LOSS.
+pub(crate) fn grpc_server_fault(status: u32) -> bool {
+    matches!(status, 2 | 4 | 12 | 13 | 14 | 15)
 }
 
 /// A TCP connection that has ended.

@@ -1,0 +1,268 @@
+//! A line per request or connection, on standard output.
+//!
+//! In: records of listeners that ask for a log. Out: lines, written by a thread of their own, because standard output
+//! may block. A full queue drops lines and counts them. Values of headers that carry secrets are never written.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderName};
+use serde_json::{Map, Value, json};
+use tulle_mesh::model::{AccessLogFormat, TrafficDirection};
+
+use super::metrics::{Counter, Registry};
+use super::record::{ConnectionRecord, RequestRecord};
+
+/// How many lines wait at most.
+const QUEUE: usize = 8192;
+
+/// What an empty text format stands for: Envoy's default format.
+const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL%\" %RESPONSE_CODE% \
+                              %RESPONSE_CODE_DETAILS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+                              \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
+                              \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"";
+
+/// Where the workers put lines.
+pub(super) struct Writer {
+    /// The writing thread starts with the first line.
+    sender: OnceLock<Option<SyncSender<String>>>,
+    dropped: Arc<Counter>,
+}
+
+impl Writer {
+    pub(super) fn new(metrics: &Registry) -> Self {
+        let help = "Access log lines that were dropped because standard output was too slow.";
+        Self { sender: OnceLock::new(), dropped: metrics.counter("tulle_access_log_dropped", help, &[]) }
+    }
+
+    /// Hands a line over, or drops it when the queue is full.
+    pub(super) fn write(&self, line: String) {
+        let sender = self.sender.get_or_init(|| {
+            let (sender, receiver) = sync_channel(QUEUE);
+            let thread = std::thread::Builder::new().name("access-log".into());
+            match thread.spawn(move || write_lines(&receiver)) {
+                Ok(_) => Some(sender),
+                Err(error) => {
+                    tracing::error!(%error, "no access log: its thread can't be started");
+                    None
+                }
+            }
+        });
+        if sender.as_ref().is_none_or(|sender| sender.try_send(line).is_err()) {
+            self.dropped.increment();
+        }
+    }
+}
+
+fn write_lines(lines: &Receiver<String>) {
+    let mut out = std::io::stdout().lock();
+    while let Ok(line) = lines.recv() {
+        let more = lines.try_iter().take(255);
+        let text = std::iter::once(line).chain(more).fold(String::new(), |text, line| text + &line + "\n");
+        // Nobody reads standard output any more: the counter of dropped lines shows it once the queue is full.
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// The line of a request.
+pub(super) fn request_line(format: &AccessLogFormat, record: &RequestRecord<'_>) -> String {
+    match format {
+        AccessLogFormat::Json => request_json(record),
+        AccessLogFormat::Text(format) => {
+            expand(format, |operator, argument| request_field(record, operator, argument))
+        }
+    }
+}
+
+/// The line of a TCP connection.
+pub(super) fn connection_line(format: &AccessLogFormat, record: &ConnectionRecord<'_>) -> String {
+    match format {
+        AccessLogFormat::Json => connection_json(record),
+        AccessLogFormat::Text(format) => expand(format, |operator, _| connection_field(record, operator)),
+    }
+}
+
+fn request_json(record: &RequestRecord<'_>) -> String {
+    let mut line = Map::new();
+    let mut put = |name: &str, value: Value| {
+        if !value.is_null() && value != "" {
+            line.insert(name.into(), value);
+        }
+    };
+    put("timestamp", timestamp(record.start).into());
+    put("direction", direction(record.direction).into());
+    put("http.request.method", record.request.method.as_str().into());
+    put("url.path", record.request.uri.path().into());
+    put("server.address", json!(request_field(record, "REQ", ":AUTHORITY")));
+    put("network.protocol.version", format!("{:?}", record.request.version).into());
+    put("http.response.status_code", json!(record.status.map(|status| status.as_u16())));
+    put("rpc.grpc.status_code", json!(record.grpc_status));
+    put("duration_ms", json!(record.duration.as_secs_f64() * 1e3));
+    put("http.request.body.size", record.request_bytes.into());
+    put("http.response.body.size", record.response_bytes.into());
+    put("error.type", json!(record.error.map(|error| error.token)));
+    put("error.details", json!(record.error.map(|error| error.details)));
+    put("http.route", record.route.into());
+    put("tulle.cluster", record.cluster.into());
+    put("network.peer.address", json!(record.endpoint.map(|endpoint| endpoint.to_string())));
+    put("tulle.attempts", record.attempts.into());
+    put("tulle.peer.principal", json!(record.peer.map(|peer| peer.as_str())));
+    put("client.address", record.client.to_string().into());
+    put("trace_id", json!(record.trace.map(|trace| format!("{:032x}", trace.trace_id))));
+    put("span_id", json!(record.trace.map(|trace| format!("{:016x}", trace.span_id))));
+    put("user_agent.original", json!(header(&record.request.headers, "user-agent")));
+    put("http.request.header.x-request-id", json!(header(&record.request.headers, "x-request-id")));
+    Value::Object(line).to_string()
+}
+
+fn connection_json(record: &ConnectionRecord<'_>) -> String {
+    json!({
+        "timestamp": timestamp(record.start),
+        "direction": direction(record.direction),
+        "duration_ms": record.duration.as_secs_f64() * 1e3,
+        "tulle.received_bytes": record.received,
+        "tulle.sent_bytes": record.sent,
+        "error.type": record.error.map(|error| error.token),
+        "error.details": record.error.map(|error| error.details),
+        "tulle.cluster": record.cluster,
+        "network.peer.address": record.endpoint.map(|endpoint| endpoint.to_string()),
+        "tulle.peer.principal": record.peer.map(|peer| peer.as_str()),
+        "client.address": record.client.to_string(),
+    })
+    .to_string()
+}
+
+/// Replaces each `%OPERATOR(ARGUMENT):LENGTH%` by its value, cut to LENGTH; `-` stands for a missing one, and `%%` for
+/// a percent sign (Envoy's access log format).
+fn expand(format: &str, field: impl Fn(&str, &str) -> Option<String>) -> String {
+    let format = if format.is_empty() { DEFAULT_FORMAT } else { format };
+    let mut line = String::with_capacity(256);
+    let mut rest = format;
+    while let Some((text, after)) = rest.split_once('%') {
+        line.push_str(text);
+        let Some((operator, after)) = after.split_once('%') else {
+            line.push('%');
+            rest = after;
+            break;
+        };
+        rest = after;
+        if operator.is_empty() {
+            line.push('%');
+            continue;
+        }
+        let (name, argument, length) = parts(operator);
+        let value = field(name, argument).filter(|value| !value.is_empty()).unwrap_or_else(|| "-".into());
+        line.extend(value.chars().filter(|c| !c.is_control()).take(length));
+    }
+    line.push_str(rest);
+    line
+}
+
+/// `REQ(:PATH):20` is `REQ`, `:PATH` and 20.
+fn parts(operator: &str) -> (&str, &str, usize) {
+    let Some((name, rest)) = operator.split_once('(') else {
+        return (operator, "", usize::MAX);
+    };
+    let (argument, rest) = rest.split_once(')').unwrap_or((rest, ""));
+    (name, argument, rest.strip_prefix(':').and_then(|length| length.parse().ok()).unwrap_or(usize::MAX))
+}
+
+fn request_field(record: &RequestRecord<'_>, operator: &str, argument: &str) -> Option<String> {
+    let request = record.request;
+    match operator {
+        "START_TIME" => Some(timestamp(record.start)),
+        "REQ" => argument.split('?').find_map(|name| match name {
+            ":METHOD" => Some(request.method.to_string()),
+            ":PATH" => request.uri.path_and_query().map(|path| path.as_str().to_owned()),
+            ":AUTHORITY" => request
+                .uri
+                .authority()
+                .map(|authority| authority.as_str().to_owned())
+                .or_else(|| header(&request.headers, "host")),
+            ":SCHEME" => request.uri.scheme_str().map(str::to_owned),
+            name => header(&request.headers, name),
+        }),
+        "RESP" => argument.split('?').find_map(|name| header(record.response_headers?, name)),
+        "PROTOCOL" => Some(format!("{:?}", request.version)),
+        "RESPONSE_CODE" => Some(record.status.map_or(0, |status| status.as_u16()).to_string()),
+        "RESPONSE_FLAGS" => record.error.map(|error| error.token.to_owned()),
+        "RESPONSE_CODE_DETAILS" => record.error.map(|error| error.details.to_owned()),
+        "BYTES_RECEIVED" => Some(record.request_bytes.to_string()),
+        "BYTES_SENT" => Some(record.response_bytes.to_string()),
+        "DURATION" => Some(record.duration.as_millis().to_string()),
+        "UPSTREAM_HOST" => record.endpoint.map(|endpoint| endpoint.to_string()),
+        "UPSTREAM_CLUSTER" => Some(record.cluster.to_owned()),
+        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Some(record.attempts.to_string()),
+        "DOWNSTREAM_REMOTE_ADDRESS" => Some(record.client.to_string()),
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Some(record.client.ip().to_string()),
+        "DOWNSTREAM_PEER_URI_SAN" if record.direction == TrafficDirection::Inbound => {
+            record.peer.map(|peer| peer.to_string())
+        }
+        "UPSTREAM_PEER_URI_SAN" if record.direction == TrafficDirection::Outbound => {
+            record.peer.map(|peer| peer.to_string())
+        }
+        "ROUTE_NAME" => Some(record.route.to_owned()),
+        "GRPC_STATUS_NUMBER" | "GRPC_STATUS" => record.grpc_status.map(|status| status.to_string()),
+        "TRACE_ID" => record.trace.map(|trace| format!("{:032x}", trace.trace_id)),
+        _ => None,
+    }
+}
+
+fn connection_field(record: &ConnectionRecord<'_>, operator: &str) -> Option<String> {
+    match operator {
+        "START_TIME" => Some(timestamp(record.start)),
+        "RESPONSE_FLAGS" => record.error.map(|error| error.token.to_owned()),
+        "RESPONSE_CODE_DETAILS" => record.error.map(|error| error.details.to_owned()),
+        "RESPONSE_CODE" => Some("0".into()),
+        "BYTES_RECEIVED" => Some(record.received.to_string()),
+        "BYTES_SENT" => Some(record.sent.to_string()),
+        "DURATION" => Some(record.duration.as_millis().to_string()),
+        "UPSTREAM_HOST" => record.endpoint.map(|endpoint| endpoint.to_string()),
+        "UPSTREAM_CLUSTER" => Some(record.cluster.to_owned()),
+        "DOWNSTREAM_REMOTE_ADDRESS" => Some(record.client.to_string()),
+        "DOWNSTREAM_PEER_URI_SAN" if record.direction == TrafficDirection::Inbound => {
+            record.peer.map(|peer| peer.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    let value = headers.get(&name)?;
+    if matches!(
+        name.as_str(),
+        "authorization" | "proxy-authorization" | "cookie" | "set-cookie" | "x-api-key" | "x-auth-token"
+    ) {
+        return Some("[redacted]".into());
+    }
+    let mut text = String::new();
+    for &byte in value.as_bytes() {
+        match byte {
+            b'"' => text.push_str("\\\""),
+            0x20..0x7f => text.push(char::from(byte)),
+            _ => write!(text, "\\x{byte:02x}").expect("writing to a string does not fail"),
+        }
+    }
+    Some(text)
+}
+
+fn direction(direction: TrafficDirection) -> &'static str {
+    match direction {
+        TrafficDirection::Inbound => "inbound",
+        TrafficDirection::Outbound => "outbound",
+    }
+}
+
+/// RFC 3339, in UTC, with milliseconds.
+fn timestamp(time: SystemTime) -> String {
+    match jiff::Timestamp::try_from(time) {
+        Ok(time) => format!("{time:.3}"),
+        Err(_) => "-".into(),
+    }
+}
