@@ -1,0 +1,95 @@
+//! What routing and authorization see of a request: its head, borrowed.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, Method};
+use percent_encoding::percent_decode_str;
+
+/// The head of a request. It is made by [`RequestView::new`], so that its parts agree with each other.
+///
+/// It has no `Debug`: heads hold credentials.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct RequestView<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// `http` or `https`, as the client sees it.
+    pub scheme: &'a str,
+    /// `host` or `host:port`, as it was given.
+    pub authority: &'a str,
+    /// The path without its query, as it was given.
+    pub path: &'a str,
+    /// What stands behind the `?`, or `None` where there is none.
+    pub query: Option<&'a str>,
+    /// The header fields.
+    pub headers: &'a HeaderMap,
+    /// Path and query together, for conditions on `:path`.
+    path_and_query: &'a str,
+}
+
+impl<'a> RequestView<'a> {
+    /// Views a request of scheme `http`. `path_and_query` is the request's target without scheme and authority; what
+    /// stands behind a `#` is dropped, as it is no part of a request (RFC 9112, 3.2).
+    pub fn new(
+        method: &'a Method,
+        authority: &'a str,
+        path_and_query: &'a str,
+        headers: &'a HeaderMap,
+    ) -> Self {
+        let path_and_query = path_and_query.split_once('#').map_or(path_and_query, |(target, _)| target);
+        let (path, query) = match path_and_query.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path_and_query, None),
+        };
+        Self { method, scheme: "http", authority, path, query, headers, path_and_query }
+    }
+
+    /// The same request with another scheme.
+    #[must_use]
+    pub fn with_scheme(self, scheme: &'a str) -> Self {
+        Self { scheme, ..self }
+    }
+
+    /// The value of a header or pseudo-header, or `None` where it is missing. Several values are joined by `,`; bytes
+    /// that are not UTF-8 become U+FFFD. `host` is the authority, whichever version of HTTP carried it.
+    pub fn header(&self, name: &str) -> Option<Cow<'a, str>> {
+        match name {
+            ":method" => return Some(self.method.as_str().into()),
+            ":authority" | "host" => return Some(self.authority.into()),
+            ":path" => return Some(self.path_and_query.into()),
+            ":scheme" => return Some(self.scheme.into()),
+            _ => {}
+        }
+        let mut values =
+            self.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let mut joined = values.next()?;
+        for value in values {
+            let joined = joined.to_mut();
+            joined.push(',');
+            joined.push_str(&value);
+        }
+        Some(joined)
+    }
+
+    /// The percent-decoded value of the first query parameter of that name, or `None` where there is none. A parameter
+    /// without `=` is empty.
+    pub fn query_value(&self, name: &str) -> Option<Cow<'a, str>> {
+        self.query?.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // An empty pair, as in `?a&&b`, is no parameter.
+            (!pair.is_empty() && decoded(key) == name).then(|| decoded(value))
+        })
+    }
+
+    /// Whether it is a gRPC request by its content type: `application/grpc`, bare or with a suffix.
+    pub fn is_grpc(&self) -> bool {
+        let content_type = self.headers.get(http::header::CONTENT_TYPE);
+        content_type
+            .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
+    }
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    percent_decode_str(text).decode_utf8_lossy()
+}
