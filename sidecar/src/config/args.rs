@@ -1,0 +1,132 @@
+//! The command line, and the environment in its place: each flag `--some-name` is also `TULLE_SOME_NAME`.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tulle_mesh::identity::TrustDomain;
+
+use super::value::{ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, Span};
+use super::{LogFormat, OutboundPolicy};
+
+/// The proxy of the Tulle service mesh that runs beside each workload.
+#[derive(Debug, Parser)]
+#[command(name = "tulle-sidecar", version, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Carry the workload's traffic until told to stop.
+    Run(Box<Settings>),
+    /// Say what is wrong with the configuration, or print nothing.
+    CheckConfig(Box<Settings>),
+}
+
+/// Settings from flags and the environment; each overrides the file's.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Settings {
+    /// The YAML file with the settings that are not given here.
+    #[arg(long, env = "TULLE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The workload's namespace.
+    #[arg(long, env = "TULLE_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// The service account that the workload runs as.
+    #[arg(long, env = "TULLE_SERVICE_ACCOUNT")]
+    pub service_account: Option<String>,
+    /// The workload's own name, such as the pod's.
+    #[arg(long, env = "TULLE_NAME")]
+    pub name: Option<String>,
+    /// The root of trust of the workload's identity [default: cluster.local].
+    #[arg(long, env = "TULLE_TRUST_DOMAIN")]
+    pub trust_domain: Option<TrustDomain>,
+
+    /// The control plane's host and port.
+    #[arg(long, env = "TULLE_CONTROL_PLANE", value_name = "HOST:PORT")]
+    pub control_plane: Option<ControlAddress>,
+    /// The name in the control plane's certificate [default: its host].
+    #[arg(long, env = "TULLE_CONTROL_PLANE_NAME", value_name = "HOST")]
+    pub control_plane_name: Option<String>,
+    /// The PEM file with the root that signs the control plane's certificate.
+    #[arg(long, env = "TULLE_ROOT_FILE", value_name = "FILE")]
+    pub root_file: Option<PathBuf>,
+    /// The file with the token by which the workload proves itself.
+    #[arg(long, env = "TULLE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// The forward proxy for the workload's own requests [default: 127.0.0.1:15001].
+    #[arg(long, env = "TULLE_PROXY", value_name = "ADDRESS")]
+    pub proxy: Option<LoopbackAddr>,
+    /// A local port that stands for a service, as 127.0.0.1:9001=cart.shop:80; may be given several times.
+    #[arg(long = "port", env = "TULLE_PORT", value_name = "ADDRESS=SERVICE", value_delimiter = ',')]
+    pub ports: Vec<LocalPort>,
+    /// What happens to destinations that the mesh does not know [default: AllowAny].
+    #[arg(long, env = "TULLE_OUTBOUND_POLICY", value_name = "POLICY")]
+    pub outbound_policy: Option<OutboundPolicy>,
+    /// How long traffic waits for configuration that it needs [default: 2s].
+    #[arg(long, env = "TULLE_DEMAND_TIMEOUT", value_name = "TIME")]
+    pub demand_timeout: Option<Span>,
+    /// A port for peers and the application behind it, as 10.0.0.7:8080=127.0.0.1:8080; may be given several times.
+    #[arg(long, env = "TULLE_INBOUND", value_name = "ADDRESS=APP", value_delimiter = ',')]
+    pub inbound: Vec<MeshPort>,
+
+    /// The admin interface, on loopback [default: 127.0.0.1:15000].
+    #[arg(long, env = "TULLE_ADMIN", value_name = "ADDRESS")]
+    pub admin: Option<LoopbackAddr>,
+    /// Health and metrics [default: 0.0.0.0:15020].
+    #[arg(long, env = "TULLE_HEALTH", value_name = "ADDRESS")]
+    pub health: Option<SocketAddr>,
+    /// The folder in which configuration and certificate outlive a restart.
+    #[arg(long, env = "TULLE_STATE_DIR", value_name = "FOLDER")]
+    pub state_dir: Option<PathBuf>,
+    /// The number of threads that carry traffic [default: the CPU limit, at most 2].
+    #[arg(long, env = "TULLE_WORKERS")]
+    pub workers: Option<NonZeroU16>,
+    /// The OTLP gRPC endpoint that gets the spans.
+    #[arg(long, env = "TULLE_OTLP", value_name = "URL")]
+    pub otlp: Option<Endpoint>,
+    /// The longest that requests in flight may take after a signal to stop [default: 30s].
+    #[arg(long, env = "TULLE_GRACE_PERIOD", value_name = "TIME")]
+    pub grace_period: Option<Span>,
+    /// How long new connections are still served after a signal to stop [default: 5s].
+    #[arg(long, env = "TULLE_LAME_DUCK", value_name = "TIME")]
+    pub lame_duck: Option<Span>,
+    /// What is logged, as info or info,tulle_sidecar::xds=debug [default: info].
+    #[arg(long, env = "TULLE_LOG_LEVEL", value_name = "FILTER")]
+    pub log_level: Option<LogLevel>,
+    /// How the log is written [default: text].
+    #[arg(long, env = "TULLE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The flag's variable in the environment.
+pub(super) fn variable(flag: &str) -> String {
+    format!("TULLE_{}", flag.trim_start_matches('-').replace('-', "_").to_ascii_uppercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let mut command = Arguments::command();
+        command.build();
+        let run = command.find_subcommand("run").expect("it is there");
+        for argument in run.get_arguments().filter(|argument| argument.get_id() != "help") {
+            let flag = argument.get_long().expect("a flag");
+            let set = argument.get_env().and_then(|name| name.to_str());
+            assert_eq!(set, Some(variable(flag).as_str()));
+        }
+        command.debug_assert();
+    }
+}

@@ -1,0 +1,152 @@
+use std::path::Path;
+
+use clap::Parser;
+
+use super::*;
+
+const WHOLE: &str = r#"
+workload: {namespace: shop, serviceAccount: cart, name: cart-7d4}
+trustDomain: example.org
+controlPlane:
+  address: "[::1]:15012"
+  serverName: control.tulle
+  rootFile: /run/root.pem
+  tokenFile: /run/token
+identity: {certificateFile: a, keyFile: b, bundleFile: c}
+outbound:
+  proxy: 127.0.0.1:0
+  ports:
+    - {listen: "127.0.0.1:9001", service: "Cart.shop:80"}
+  policy: RegistryOnly
+  demandTimeout: 250ms
+inbound:
+  - {listen: "10.0.0.7:8080", app: "127.0.0.1:18080"}
+admin: "[::1]:0"
+health: 0.0.0.0:0
+stateDir: /var/lib/tulle
+workers: 3
+otlp: {endpoint: "http://127.0.0.1:4317"}
+drain: {gracePeriod: 1m, lameDuck: 0s}
+log: {level: "warn,tulle_sidecar=debug", format: json}
+"#;
+
+const LEAST: &str = r#"
+workload: {namespace: shop, serviceAccount: cart, name: cart-7d4}
+controlPlane: {address: "control:15012", rootFile: root.pem}
+"#;
+
+#[test]
+fn a_whole_file_sets_everything() {
+    let config = load(WHOLE, &[]).expect("valid");
+    assert_eq!(config.control_plane.address.to_string(), "[::1]:15012");
+    assert_eq!(config.control_plane.server_name, "control.tulle");
+    assert_eq!(config.outbound.ports[0].service.to_string(), "cart.shop:80");
+    assert_eq!(config.outbound.policy, OutboundPolicy::RegistryOnly);
+    assert_eq!(config.outbound.demand_timeout, Duration::from_millis(250));
+    assert_eq!(config.inbound[0].app.to_string(), "127.0.0.1:18080");
+    assert_eq!(config.workers, 3);
+    assert_eq!(config.drain, Drain { grace_period: Duration::from_secs(60), lame_duck: Duration::ZERO });
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.identity.expect("set").key_file, Path::new("b"));
+}
+
+#[test]
+fn defaults_fill_what_is_not_set() {
+    let config = load(LEAST, &[]).expect("valid");
+    assert_eq!(config.trust_domain.as_str(), "cluster.local");
+    assert_eq!(config.control_plane.server_name, "control");
+    assert_eq!(config.outbound.proxy, DEFAULT_PROXY);
+    assert_eq!((config.admin, config.health), (DEFAULT_ADMIN, DEFAULT_HEALTH));
+    assert!((1..=2).contains(&config.workers));
+    assert_eq!(config.identity, None);
+}
+
+#[test]
+fn a_flag_beats_the_file_and_replaces_its_lists() {
+    let config = load(
+        WHOLE,
+        &[
+            "--namespace",
+            "other",
+            "--port",
+            "127.0.0.1:0=a.b:1",
+            "--port",
+            "127.0.0.1:0=a.b:2",
+            "--workers",
+            "1",
+        ],
+    )
+    .expect("valid");
+    assert_eq!(config.workload.namespace, "other");
+    assert_eq!(config.workload.service_account, "cart");
+    assert_eq!(config.outbound.ports.len(), 2);
+    assert_eq!(config.workers, 1);
+}
+
+#[test]
+fn a_fault_in_the_file_is_told_with_line_field_and_fix() {
+    for (from, to, expected) in [
+        ("namespace: shop", "namepsace: shop", &["f.yaml:2:", "workload", "namepsace", "serviceAccount"][..]),
+        ("admin: \"[::1]:0\"", "admin: 0.0.0.0:1", &["f.yaml:18:", "admin", "loopback", "127.0.0.1:0"]),
+        (
+            "demandTimeout: 250ms",
+            "demandTimeout: 250",
+            &["f.yaml:15:", "outbound.demandTimeout", "250ms, 30s"],
+        ),
+        ("app: \"127.0.0.1:18080\"", "app: here", &["f.yaml:17:", "inbound[0].app", "IP address and a port"]),
+        (
+            "listen: \"10.0.0.7:8080\"",
+            "listen: 0.0.0.0:80",
+            &["inbound[0].listen", "one address of this workload"],
+        ),
+        ("policy: RegistryOnly", "policy: Any", &["outbound.policy", "Any", "AllowAny"]),
+        ("http://127.0.0.1:4317", "127.0.0.1:4317", &["otlp.endpoint", "http://127.0.0.1:4317"]),
+        ("trustDomain: example.org", "trustDomain: Example", &["trustDomain", "a-z"]),
+        ("workers: 3", "workers: 0", &["f.yaml:21:", "workers"]),
+        ("level: \"warn,tulle_sidecar=debug\"", "level: loud", &["log.level", "info"]),
+        (", keyFile: b", "", &["identity", "keyFile"]),
+        ("log: {", "log: {{", &["f.yaml:"]),
+    ] {
+        let text = WHOLE.replacen(from, to, 1);
+        assert_ne!(text, WHOLE, "{from} stands in the file");
+        let message = load(&text, &[]).expect_err(to).to_string();
+        for part in expected {
+            assert!(message.contains(part), "{part:?} in {message:?}");
+        }
+        assert!(!message.contains('\n'), "{message:?}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_told_with_each_way_to_set_it() {
+    let message = load("", &[]).expect_err("nothing is set").to_string();
+    for part in ["controlPlane.address", "--control-plane", "TULLE_CONTROL_PLANE", "15012"] {
+        assert!(message.contains(part), "{part:?} in {message:?}");
+    }
+    let error = Config::load(&Settings { config: Some("/does/not/exist".into()), ..Settings::default() });
+    assert!(error.expect_err("no file").to_string().starts_with("/does/not/exist: "));
+}
+
+#[test]
+fn two_listeners_may_not_share_an_address() {
+    let message = load(LEAST, &["--admin", "127.0.0.1:15001"]).expect_err("a conflict").to_string();
+    assert!(message.contains("admin") && message.contains("outbound.proxy"), "{message}");
+    let twice = ["--port", "127.0.0.1:0=a.b:1", "--port", "127.0.0.1:0=a.b:1"];
+    assert!(load(LEAST, &twice).expect_err("a conflict").to_string().contains("a.b:1"));
+    load(LEAST, &["--admin", "127.0.0.1:0", "--proxy", "127.0.0.1:0"])
+        .expect("port 0 is a new one each time");
+}
+
+#[test]
+fn the_lame_duck_fits_into_the_grace_period() {
+    let config = load(LEAST, &["--grace-period", "1s"]).expect("the default shrinks");
+    assert_eq!(config.drain.lame_duck, Duration::from_secs(1));
+    assert!(load(LEAST, &["--grace-period", "1s", "--lame-duck", "2s"]).is_err());
+}
+
+fn load(text: &str, flags: &[&str]) -> Result<Config, ConfigError> {
+    let arguments =
+        Arguments::try_parse_from(["tulle-sidecar", "run"].iter().chain(flags)).expect("valid flags");
+    let Command::Run(settings) = arguments.command else { unreachable!("`run` was given") };
+    Config::combine(file::parse(Path::new("f.yaml"), text)?, &settings)
+}

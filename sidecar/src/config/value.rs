@@ -1,0 +1,329 @@
+//! The values of settings that are more than a word: each is parsed once, from a flag, the environment or the file
+//! alike, and says what would be right when it is not.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use tulle_mesh::address::ServicePort;
+
+/// A length of time: a whole number and `ms`, `s`, `m` or `h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::new(text, "a length of time", "250ms, 30s, 5m or 1h");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = text[..digits].parse().map_err(|_| error())?;
+        let milliseconds = match &text[digits..] {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(error()),
+        };
+        number.checked_mul(milliseconds).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(error)
+    }
+}
+
+/// An address that only this host (or pod) reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopbackAddr(SocketAddr);
+
+impl LoopbackAddr {
+    /// The address.
+    pub fn get(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl FromStr for LoopbackAddr {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let AnyAddr(address) = text.parse()?;
+        if address.ip().is_loopback() {
+            Ok(Self(address))
+        } else {
+            Err(ValueError::new(
+                text,
+                "a loopback address (others could act as this workload there)",
+                "127.0.0.1:0",
+            ))
+        }
+    }
+}
+
+/// An IP address and a port; port 0 stands for any free one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AnyAddr(pub(super) SocketAddr);
+
+impl FromStr for AnyAddr {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let parsed = text.parse();
+        parsed
+            .map(Self)
+            .map_err(|_| ValueError::new(text, "an IP address and a port", "127.0.0.1:0 or [::1]:0"))
+    }
+}
+
+/// A local port that stands for a service: `<loopback address>=<service>:<port>` as a flag.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalPort {
+    /// Where the application connects to.
+    #[serde(deserialize_with = "loopback")]
+    pub listen: SocketAddr,
+    /// Which service that is.
+    #[serde(deserialize_with = "service")]
+    pub service: ServicePort,
+}
+
+impl FromStr for LocalPort {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (listen, service) = text.split_once('=').ok_or_else(|| {
+            ValueError::new(text, "a local address and a service", "127.0.0.1:9001=cart.shop:80")
+        })?;
+        Ok(Self { listen: listen.parse::<LoopbackAddr>()?.0, service: parse_service(service)? })
+    }
+}
+
+/// A port on which peers reach the workload, and the application behind it: `<address>=<address>` as a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshPort {
+    /// What peers dial: an address of the workload, never a wildcard, because the listener's name holds it.
+    #[serde(deserialize_with = "mesh_address")]
+    pub listen: SocketAddr,
+    /// Where the application listens.
+    #[serde(deserialize_with = "app_address")]
+    pub app: SocketAddr,
+}
+
+impl FromStr for MeshPort {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (listen, app) = text.split_once('=').ok_or_else(|| {
+            ValueError::new(text, "a mesh address and the application's", "10.0.0.7:8080=127.0.0.1:8080")
+        })?;
+        Ok(Self { listen: listen.parse::<MeshAddr>()?.0, app: app.parse::<AppAddr>()?.0 })
+    }
+}
+
+struct MeshAddr(SocketAddr);
+
+impl FromStr for MeshAddr {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let AnyAddr(address) = text.parse()?;
+        if address.ip().is_unspecified() {
+            return Err(ValueError::new(text, "one address of this workload", "10.0.0.7:8080"));
+        }
+        Ok(Self(address))
+    }
+}
+
+struct AppAddr(SocketAddr);
+
+impl FromStr for AppAddr {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let AnyAddr(address) = text.parse()?;
+        if address.port() == 0 || address.ip().is_unspecified() {
+            return Err(ValueError::new(text, "an address to connect to", "127.0.0.1:8080"));
+        }
+        Ok(Self(address))
+    }
+}
+
+/// The control plane's `<host>:<port>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlAddress {
+    host: String,
+    port: u16,
+}
+
+impl ControlAddress {
+    /// The host: a name or an IP address, the latter without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for ControlAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl FromStr for ControlAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::new(text, "a host and a port", "tulle-control-plane.tulle-system:15012");
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { host: address.ip().to_string(), port: address.port() });
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
+        let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+        match port.parse() {
+            Ok(port) if port != 0 && !host.is_empty() && host.bytes().all(valid) => {
+                Ok(Self { host: host.into(), port })
+            }
+            _ => Err(error()),
+        }
+    }
+}
+
+/// An `http://` or `https://` URL without a path: a gRPC endpoint.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint(http::Uri);
+
+impl Endpoint {
+    /// The URL.
+    pub fn uri(&self) -> &http::Uri {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::new(text, "a URL of a gRPC endpoint", "http://127.0.0.1:4317");
+        let uri: http::Uri = text.parse().map_err(|_| error())?;
+        let authority = uri.authority().ok_or_else(error)?;
+        let known = matches!(uri.scheme_str(), Some("http" | "https"));
+        if known
+            && matches!(uri.path(), "" | "/")
+            && uri.query().is_none()
+            && !authority.as_str().contains('@')
+        {
+            Ok(Self(uri))
+        } else {
+            Err(error())
+        }
+    }
+}
+
+/// What is logged: a level, or levels by module, as `info,tulle_sidecar::xds=debug`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(String);
+
+impl LogLevel {
+    /// The directives, which `tracing`'s `EnvFilter` takes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogLevel {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::new(text, "what to log", "info or info,tulle_sidecar::xds=debug");
+        // A lone word that is no level would be read as the name of a module, and silence all the others.
+        let level = |word: &str| word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+        if text.trim().is_empty() || (!text.contains(['=', '[']) && !text.split(',').all(level)) {
+            return Err(error());
+        }
+        match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) => Ok(Self(text.into())),
+            Err(_) => Err(error()),
+        }
+    }
+}
+
+/// A value that is not of its form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueError {
+    text: String,
+    expected: &'static str,
+    example: &'static str,
+}
+
+impl ValueError {
+    fn new(text: &str, expected: &'static str, example: &'static str) -> Self {
+        Self { text: text.into(), expected, example }
+    }
+}
+
+impl fmt::Display for ValueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not {}; write, for example, {}", self.text, self.expected, self.example)
+    }
+}
+
+impl std::error::Error for ValueError {}
+
+fn parse_service(text: &str) -> Result<ServicePort, ValueError> {
+    let error = || ValueError::new(text, "a service and its port", "cart.shop:80");
+    let service: ServicePort = text.to_ascii_lowercase().parse().map_err(|_| error())?;
+    if service.port == 0 { Err(error()) } else { Ok(service) }
+}
+
+/// Parses a text of the file; the error then carries the text's line.
+pub(super) fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
+}
+
+/// As [`parsed`], for a field that may be missing.
+pub(super) fn maybe_parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+}
+
+fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    parsed::<D, LoopbackAddr>(deserializer).map(LoopbackAddr::get)
+}
+
+fn mesh_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    parsed::<D, MeshAddr>(deserializer).map(|address| address.0)
+}
+
+fn app_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    parsed::<D, AppAddr>(deserializer).map(|address| address.0)
+}
+
+fn service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ServicePort, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_service(&text).map_err(serde::de::Error::custom)
+}
