@@ -1,4 +1,28 @@
 //! Mesh TLS: the two ends of a connection between sidecars.
+//!
+//! In: this workload's leaf and key, the trust bundle, and a connection's bytes. Out: an encrypted stream whose other
+//! end has proved a SPIFFE ID. Rules (SPIFFE X509-SVID, sections 2 to 5): the peer's leaf chains to the bundle, is valid
+//! now, is no CA, and has exactly one URI in its subject alternative name, which is a SPIFFE ID of our trust domain.
+//! Host names in certificates mean nothing here. TLS 1.3 only; a session is resumed only under the very [`Material`]
+//! that it began with, and its identity is checked like a new one's.
+//!
+//! This module never gives a stream to its caller before the peer is known, and never logs a key.
 
-/// A workload's certificate, key and trust bundle, as ready configurations for both ends.
-pub(crate) struct Material {}
+mod accept;
+mod certificate;
+mod connect;
+mod error;
+mod material;
+mod verify;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use accept::{Accepted, accept};
+pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle};
+pub(crate) use connect::{Connected, connect};
+pub(crate) use error::{HandshakeError, Reason};
+pub(crate) use material::{Alpn, Material, MaterialError};
+pub(crate) use verify::{ControlPlaneVerifier, provider};
