@@ -19,6 +19,7 @@ mod record;
 mod request;
 mod table;
 
+pub(crate) use record::shown_header;
 pub use record::{Condition, ConditionKind, HostRecord, Miss, Outcome, RouteMiss, RouteName, RouteRecord};
 pub use request::RequestView;
 pub use table::{Lookup, RouteError, RouteId, RouteTable};

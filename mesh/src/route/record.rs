@@ -3,6 +3,7 @@
 //! A record is made to be read by people and may end up in logs and tickets: values of headers that hold credentials
 //! never stand in it, neither the request's nor those that a rule asks for.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
@@ -16,7 +17,7 @@ use super::matcher::{Failing, drawn, failing};
 const MAX_KNOWN_DOMAINS: usize = 20;
 
 /// Stands in place of a credential.
-pub(crate) const REDACTED: &str = "[redacted]";
+const REDACTED: &str = "[redacted]";
 
 /// How a request was routed, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -127,13 +128,6 @@ pub enum ConditionKind {
     Fraction,
 }
 
-/// Whether values of a header are credentials.
-pub(crate) fn is_secret_header(name: &str) -> bool {
-    ["authorization", "cookie", "proxy-authorization", "x-api-key"]
-        .iter()
-        .any(|secret| name.eq_ignore_ascii_case(secret))
-}
-
 /// Tries the routes of `found`, the virtual host and the domain that matched, one after the other.
 pub(super) fn explain(
     configuration: &RouteConfiguration,
@@ -203,7 +197,7 @@ fn condition(failing: Failing<'_>, rule: &RouteMatch, request: &RequestView<'_>)
             actual: request.header("content-type").map(Into::into),
         },
         Failing::Header(header) => {
-            let (expected, actual) = shown_header(header, request);
+            let (expected, actual) = shown_header(header, request.header(&header.name));
             let on = match header.name.as_str() {
                 ":method" => ConditionKind::Method,
                 name => ConditionKind::Header(name.into()),
@@ -218,13 +212,19 @@ fn condition(failing: Failing<'_>, rule: &RouteMatch, request: &RequestView<'_>)
     }
 }
 
-/// What a condition on a header asks for and what the request has, without credentials.
-pub(crate) fn shown_header(header: &HeaderMatch, request: &RequestView<'_>) -> (String, Option<String>) {
-    let actual = request.header(&header.name);
+/// What a condition on a header asks for and what the header is, without credentials.
+pub(crate) fn shown_header(header: &HeaderMatch, value: Option<Cow<'_, str>>) -> (String, Option<String>) {
     match is_secret_header(&header.name) {
-        true => (REDACTED.into(), actual.map(|_| REDACTED.into())),
-        false => (header.to_string(), actual.map(Into::into)),
+        true => (REDACTED.into(), value.map(|_| REDACTED.into())),
+        false => (header.to_string(), value.map(Into::into)),
     }
+}
+
+/// Whether values of a header are credentials.
+fn is_secret_header(name: &str) -> bool {
+    ["authorization", "cookie", "proxy-authorization", "x-api-key"]
+        .iter()
+        .any(|secret| name.eq_ignore_ascii_case(secret))
 }
 
 fn is_zero(number: &usize) -> bool {
