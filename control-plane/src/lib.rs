@@ -4,3 +4,4 @@
 //! ([`world`]).
 
 pub mod kinds;
+pub mod source;
