@@ -87,7 +87,7 @@ impl fmt::Display for StringMatch {
             Self::Prefix { value, ignore_case } => ("starts with", value, *ignore_case),
             Self::Suffix { value, ignore_case } => ("ends with", value, *ignore_case),
             Self::Contains { value, ignore_case } => ("contains", value, *ignore_case),
-            Self::Regex(regex) => return write!(f, "matches /{}/", regex.as_str()),
+            Self::Regex(regex) => return write!(f, "matches `{}`", regex.as_str()),
         };
         write!(f, "{verb} {value:?}{}", if ignore_case { ", in any case" } else { "" })
     }
@@ -280,7 +280,7 @@ impl fmt::Display for PathMatch {
             Self::Exact(path) => write!(f, "= {path:?}"),
             Self::Segments(path) => write!(f, "{path:?} or below"),
             Self::Prefix(path) => write!(f, "starts with {path:?}"),
-            Self::Regex(regex) => write!(f, "matches /{}/", regex.as_str()),
+            Self::Regex(regex) => write!(f, "matches `{}`", regex.as_str()),
         }
     }
 }

@@ -12,6 +12,8 @@ pub mod filter;
 pub mod precedence;
 pub mod split;
 
+#[cfg(test)]
+mod fixtures;
 mod hosts;
 mod matcher;
 mod paths;

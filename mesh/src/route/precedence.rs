@@ -101,3 +101,6 @@ fn grpc_parts(path: &PathMatch) -> (&str, &str) {
     let (service, method) = text.split_once('/').unwrap_or((text, ""));
     (service, if method == ANY_SEGMENT { "" } else { method })
 }
+
+#[cfg(test)]
+mod tests;

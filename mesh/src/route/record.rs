@@ -8,7 +8,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::model::{Domain, HeaderMatch, Origin, Route, RouteConfiguration, RouteMatch, VirtualHost};
+use crate::model::{
+    Domain, HeaderMatch, Origin, PathMatch, Route, RouteConfiguration, RouteMatch, VirtualHost,
+};
 
 use super::RequestView;
 use super::matcher::{Failing, drawn, failing};
@@ -176,8 +178,8 @@ fn drawn_or_miss(route: &Route, draw: &mut impl FnMut() -> u32) -> Option<Condit
     let fraction = route.matches.fraction.filter(|_| !taken)?;
     Some(Condition {
         on: ConditionKind::Fraction,
-        expected: format!("{} of 1000000", fraction.0),
-        actual: number.map(|draw| format!("drew {}", (u64::from(draw) * 1_000_000) >> 32)),
+        expected: format!("a draw below {} of 1000000", fraction.0),
+        actual: number.map(|draw| ((u64::from(draw) * 1_000_000) >> 32).to_string()),
     })
 }
 
@@ -185,9 +187,10 @@ fn condition(failing: Failing<'_>, rule: &RouteMatch, request: &RequestView<'_>)
     match failing {
         Failing::Path => Condition {
             on: ConditionKind::Path,
-            expected: match rule.case_sensitive {
-                true => rule.path.to_string(),
-                false => format!("{}, in any case", rule.path),
+            expected: match rule.path {
+                PathMatch::Regex(_) => rule.path.to_string(),
+                _ if rule.case_sensitive => rule.path.to_string(),
+                _ => format!("{}, in any case", rule.path),
             },
             actual: Some(request.path.into()),
         },
@@ -298,3 +301,6 @@ impl fmt::Display for ConditionKind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

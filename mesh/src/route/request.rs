@@ -93,3 +93,83 @@ impl<'a> RequestView<'a> {
 fn decoded(text: &str) -> Cow<'_, str> {
     percent_decode_str(text).decode_utf8_lossy()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view<'a>(target: &'a str, headers: &'a HeaderMap) -> RequestView<'a> {
+        RequestView::new(&Method::PUT, "Cart:80", target, headers)
+    }
+
+    #[test]
+    fn a_target_is_split_at_its_first_question_mark() {
+        let none = HeaderMap::new();
+        for (target, path, query) in [
+            ("/a?b?c", "/a", Some("b?c")),
+            ("/a?", "/a", Some("")),
+            ("/a", "/a", None),
+            ("", "", None),
+            ("*", "*", None),
+            ("/a#b?c", "/a", None),
+            ("/a?b#c", "/a", Some("b")),
+        ] {
+            let view = view(target, &none);
+            assert_eq!((view.path, view.query), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn pseudo_headers_are_the_requests_own() {
+        let mut headers = HeaderMap::new();
+        headers.insert("host", "other".parse().unwrap());
+        let view = view("/a?b", &headers).with_scheme("https");
+        let values =
+            [":method", ":authority", "host", ":path", ":scheme"].map(|name| view.header(name).unwrap());
+        assert_eq!(values, ["PUT", "Cart:80", "Cart:80", "/a?b", "https"]);
+        assert_eq!(view.header(":other"), None);
+        assert_eq!(view.header("not a name"), None);
+    }
+
+    #[test]
+    fn several_values_of_a_header_are_joined() {
+        let mut headers = HeaderMap::new();
+        headers.append("x", "a".parse().unwrap());
+        assert!(matches!(view("/", &headers).header("x"), Some(Cow::Borrowed("a"))));
+        headers.append("x", "b, c".parse().unwrap());
+        headers.append("x", http::HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(view("/", &headers).header("x").unwrap(), "a,b, c,\u{fffd}");
+    }
+
+    #[test]
+    fn the_first_query_parameter_of_a_name_counts() {
+        let none = HeaderMap::new();
+        let view = view("/?&b&%61=1%202&a=3&c=%zz&%2&=x&p=a+b", &none);
+        for (name, value) in [
+            ("a", Some("1 2")),
+            ("b", Some("")),
+            ("c", Some("%zz")),
+            ("%2", Some("")),
+            ("", Some("x")),
+            ("p", Some("a+b")),
+            ("A", None),
+        ] {
+            assert_eq!(view.query_value(name).as_deref(), value, "{name}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_known_by_its_content_type() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let headers =
+                [(http::header::CONTENT_TYPE, value.parse().unwrap())].into_iter().collect::<HeaderMap>();
+            assert_eq!(view("/", &headers).is_grpc(), expected, "{value}");
+        }
+        assert!(!view("/", &HeaderMap::new()).is_grpc());
+    }
+}

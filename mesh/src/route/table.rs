@@ -182,3 +182,6 @@ impl fmt::Display for RouteError {
 }
 
 impl std::error::Error for RouteError {}
+
+#[cfg(test)]
+mod tests;
