@@ -2,13 +2,31 @@
 //!
 //! In: a cluster of the snapshot, the request's hash, the endpoints that were tried, the time and a random number. Out:
 //! an endpoint. What is shared between workers are relaxed atomics on the endpoint and the cluster; nothing here
-//! locks, allocates or reads a clock.
+//! locks, allocates or reads a clock on the way of a request.
+
+mod breaker;
+mod build;
+mod ewma;
+mod pick;
+mod ring;
+mod set;
+mod state;
+mod stats;
+mod stride;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::{Duration, Instant};
 
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model;
+
+pub(crate) use pick::{NoEndpoint, Pick};
+pub(crate) use ring::hash;
+pub(crate) use set::EndpointSet;
+pub(crate) use state::{ClusterState, Limit, LimitReached, Permit};
+pub(crate) use stats::EndpointStats;
 
 /// A cluster of a snapshot. A change of its configuration or endpoints makes a new one that shares `state` and the
 /// endpoints that stayed.
@@ -23,9 +41,9 @@ pub(crate) struct Cluster {
     pub(crate) state: Arc<ClusterState>,
 }
 
-/// One address that serves. Shared by all versions of the cluster in which it stands, and by all workers.
+/// One address that serves. Shared by all versions of the cluster in which it stands unchanged, and by all workers.
 pub(crate) struct Endpoint {
-    /// Unique for the life of the process: a key for pools.
+    /// Unique for the life of the process: a key for pools. It stays while address, TLS and identity stay.
     pub(crate) id: u64,
     /// Where to connect.
     pub(crate) address: SocketAddr,
@@ -33,11 +51,12 @@ pub(crate) struct Endpoint {
     pub(crate) tls: Option<EndpointTls>,
     /// As it was received.
     pub(crate) model: model::Endpoint,
-    /// Load and health, as atomics.
-    pub(crate) stats: EndpointStats,
+    /// Load and health, as atomics; they stay while address and identity stay.
+    pub(crate) stats: Arc<EndpointStats>,
 }
 
 /// How a peer's sidecar is addressed and known.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EndpointTls {
     /// The SNI.
     pub(crate) server_name: Arc<str>,
@@ -47,11 +66,98 @@ pub(crate) struct EndpointTls {
     pub(crate) subject_alt_names: Arc<[model::StringMatch]>,
 }
 
-/// The endpoints of a cluster, prepared for its balancer.
-pub(crate) struct EndpointSet {}
+/// How an endpoint did on one request or connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It answered; also with what is the client's fault (4xx, gRPC PERMISSION_DENIED).
+    Success,
+    /// It failed: no connection, no (whole) answer, 5xx, gRPC UNAVAILABLE.
+    Failure,
+    /// It said that it did not process the request: it is full or about to end. Not a failure, but others are better.
+    Refused,
+}
 
-/// What outlives a cluster's versions.
-pub(crate) struct ClusterState {}
+/// One request or connection on an endpoint; counts as its load until it is dropped.
+#[must_use]
+pub(crate) struct InFlight {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+}
 
-/// Load and health of an endpoint.
-pub(crate) struct EndpointStats {}
+impl Cluster {
+    /// Counts a request or connection as load of `endpoint`.
+    pub(crate) fn begin(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> InFlight {
+        endpoint.stats.begin();
+        InFlight { cluster: self.clone(), endpoint: endpoint.clone() }
+    }
+
+    fn outlier_detection(&self) -> &model::OutlierDetection {
+        self.model.outlier_detection.as_ref().unwrap_or(&breaker::DEFAULT)
+    }
+
+    /// Takes `endpoint` out of the choice, unless too many are out already.
+    fn eject(&self, endpoint: &Endpoint, now: Instant, random: u64) {
+        let state = &self.state;
+        // One worker at a time, so that two can't both see room for one more. Who comes second lets it be: the next
+        // failure asks again.
+        if state.ejecting.swap(true, Acquire) {
+            return;
+        }
+        let rule = self.outlier_detection();
+        let healthy = |e: &&Arc<Endpoint>| e.model.health == model::Health::Healthy;
+        let suspended = self.endpoints.iter().filter(healthy).filter(|e| e.stats.is_suspended()).count();
+        let room = suspended < breaker::most_ejected(self.endpoints.healthy, rule.max_ejection_percent);
+        if room || endpoint.stats.is_suspended() {
+            endpoint.stats.eject(rule, now, random);
+            state.series.ejections.increment();
+        }
+        state.ejecting.store(false, Release);
+    }
+}
+
+impl InFlight {
+    /// The endpoint.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The cluster.
+    pub(crate) fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// Notes how long the endpoint took to answer (to the head of a response, to the end of a handshake). Call it for
+    /// answers only; [`InFlight::report`] prices what is none.
+    pub(crate) fn observe(&self, latency: Duration, now: Instant) {
+        self.endpoint.stats.observe(latency, now);
+    }
+
+    /// Notes how the endpoint did, once it is known, and ejects it where that is due. `random` is uniform over `u64`.
+    pub(crate) fn report(&self, outcome: Outcome, now: Instant, random: u64) {
+        let stats = &self.endpoint.stats;
+        let rule = self.cluster.outlier_detection();
+        match outcome {
+            Outcome::Success => stats.succeed(rule, now),
+            Outcome::Refused => stats.observe(PENALTY, now),
+            Outcome::Failure => {
+                stats.observe(PENALTY, now);
+                if stats.fail(rule, now) {
+                    self.cluster.eject(&self.endpoint, now, random);
+                }
+            }
+        }
+    }
+}
+
+/// The latency that a failure counts as. Failing fast must not look like being fast, or the one broken endpoint would
+/// draw all requests.
+const PENALTY: Duration = Duration::from_secs(1);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.stats.end();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,3 @@
-//! Retry.
+//! Whether and when a request is tried again.
+
+pub(crate) mod budget;

@@ -127,13 +127,14 @@ impl Page {
 
     fn clusters(&mut self, families: &Families) {
         type Pick = fn(&ClusterSeries) -> &Counter;
-        let all: [(&str, &'static str, Pick); 9] = [
+        let all: [(&str, &'static str, Pick); 10] = [
             ("attempts", "Requests sent to endpoints, retries included.", |c| &c.attempts),
             ("attempt_failures", "Attempts that failed.", |c| &c.attempt_failures),
             ("retries", "Attempts after the first.", |c| &c.retries),
             ("retries_refused", "Retries that the budget forbade.", |c| &c.retries_refused),
             ("overflows", "Requests refused by a limit of the cluster.", |c| &c.overflows),
             ("ejections", "Endpoints taken out for a while.", |c| &c.ejections),
+            ("panics", "Choices among ejected or unhealthy endpoints, for want of others.", |c| &c.panics),
             ("connections", "Connections made to endpoints.", |c| &c.connections),
             ("connect_failures", "Connections that could not be made.", |c| &c.connect_failures),
             ("tls_failures", "TLS handshakes with endpoints that failed.", |c| &c.tls_failures),

@@ -158,6 +158,8 @@ pub(crate) struct ClusterSeries {
     pub(crate) overflows: Counter,
     /// Endpoints taken out.
     pub(crate) ejections: Counter,
+    /// Choices among ejected or unhealthy endpoints, because there were no others.
+    pub(crate) panics: Counter,
     /// Connections made.
     pub(crate) connections: Counter,
     /// Connections that could not be made.

@@ -1,0 +1,123 @@
+//! Builds a cluster from what was received, and carries over what is known about endpoints that stay.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tulle_mesh::model::{self, EndpointAddress, Health};
+
+use super::set::EndpointSet;
+use super::{Cluster, ClusterState, Endpoint, EndpointStats, EndpointTls};
+use crate::telemetry::metrics::ClusterSeries;
+
+impl Cluster {
+    /// Builds `model` over `endpoints` (from EDS, from the model itself or resolved; `None`: none yet). Statistics,
+    /// limits and the endpoints that did not change are those of `previous`, the version before.
+    pub(crate) fn build(
+        model: Arc<model::Cluster>,
+        endpoints: Option<&model::LoadAssignment>,
+        previous: Option<&Arc<Self>>,
+        series: Arc<ClusterSeries>,
+    ) -> Arc<Self> {
+        Self::build_at(model, endpoints, previous, series, Instant::now(), fastrand::u64(..))
+    }
+
+    /// The same with the time and a random seed.
+    pub(super) fn build_at(
+        model: Arc<model::Cluster>,
+        endpoints: Option<&model::LoadAssignment>,
+        previous: Option<&Arc<Self>>,
+        series: Arc<ClusterSeries>,
+        now: Instant,
+        seed: u64,
+    ) -> Arc<Self> {
+        let builder = Builder::new(&model, previous, now);
+        let localities = endpoints.map(|assignment| assignment.localities.as_slice()).unwrap_or_default();
+        let placed = localities
+            .iter()
+            .map(|place| {
+                (place, place.endpoints.iter().filter_map(|model| builder.endpoint(model)).collect())
+            })
+            .collect();
+        let state = match previous {
+            Some(previous) => previous.state.clone(),
+            None => Arc::new(ClusterState::new(series, now)),
+        };
+        Arc::new(Self {
+            name: model.name.as_str().into(),
+            endpoints: EndpointSet::new(placed, model.load_balancer, seed),
+            model,
+            state,
+        })
+    }
+}
+
+struct Builder<'a> {
+    tls: Option<(&'a model::UpstreamTls, EndpointTls)>,
+    previous: HashMap<SocketAddr, Vec<&'a Arc<Endpoint>>>,
+    /// Others carry the load while a new endpoint warms up.
+    ramp: bool,
+    /// What to expect of a new endpoint: as much as of the others.
+    latency: Duration,
+    now: Instant,
+}
+
+impl<'a> Builder<'a> {
+    fn new(model: &'a model::Cluster, previous: Option<&'a Arc<Cluster>>, now: Instant) -> Self {
+        let known: Vec<_> = previous.iter().flat_map(|cluster| cluster.endpoints.iter()).collect();
+        let mut by_address: HashMap<_, Vec<_>> = HashMap::new();
+        for endpoint in &known {
+            by_address.entry(endpoint.address).or_default().push(*endpoint);
+        }
+        let sum: Duration = known.iter().map(|endpoint| endpoint.stats.latency(now)).sum();
+        let tls = model.tls.as_ref().map(|tls| {
+            let shared = EndpointTls {
+                server_name: tls.sni.as_str().into(),
+                identity: None,
+                subject_alt_names: tls.subject_alt_names.clone().into(),
+            };
+            (tls, shared)
+        });
+        Self {
+            tls,
+            ramp: previous.is_some_and(|cluster| cluster.endpoints.healthy > 0),
+            latency: sum / u32::try_from(known.len().max(1)).unwrap_or(u32::MAX),
+            previous: by_address,
+            now,
+        }
+    }
+
+    /// The endpoint of `model`: the one from before where nothing changed, else a new one that keeps what still
+    /// holds. `None` for a Unix socket, which this sidecar does not dial.
+    fn endpoint(&self, model: &model::Endpoint) -> Option<Arc<Endpoint>> {
+        let EndpointAddress::Socket(address) = model.address else { return None };
+        let tls = self.tls.as_ref().filter(|(rule, _)| model.meshed || !rule.only_meshed_endpoints);
+        let tls = tls.map(|(_, shared)| EndpointTls { identity: model.identity.clone(), ..shared.clone() });
+        let candidates = self.previous.get(&address).map(Vec::as_slice).unwrap_or_default();
+        let same = candidates.iter().find(|known| known.model.identity == model.identity);
+        if let Some(same) = same
+            && same.tls == tls
+            && same.model == *model
+        {
+            return Some(Arc::clone(same));
+        }
+        let stats = match same {
+            Some(same) if !comes_back(same, model) => same.stats.clone(),
+            _ => Arc::new(EndpointStats::new(self.now, self.ramp, self.latency)),
+        };
+        let id = same.filter(|same| same.tls == tls).map_or_else(next_id, |same| same.id);
+        Some(Arc::new(Endpoint { id, address, tls, model: model.clone(), stats }))
+    }
+}
+
+/// Whether the control plane lets the endpoint serve again: it starts anew then, and warms up.
+fn comes_back(before: &Endpoint, now: &model::Endpoint) -> bool {
+    before.model.health == Health::Unhealthy && now.health == Health::Healthy
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}

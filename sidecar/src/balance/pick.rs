@@ -1,0 +1,203 @@
+//! The choice itself.
+//!
+//! Endpoints that are ejected, and those that the request has tried, are passed over while there are others. When
+//! nothing else is left, the choice goes down by steps: healthy but tried, then ejected ("panic", which is counted),
+//! then those that the control plane calls draining or unhealthy. So a cluster with endpoints always answers with one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+use tulle_mesh::model::LoadBalancer;
+
+use super::breaker::Standing;
+use super::set::{Draws, Group, Order};
+use super::{Cluster, Endpoint};
+
+/// What a choice depends on besides the cluster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pick<'a> {
+    /// The time.
+    pub(crate) now: Instant,
+    /// Uniform over `u64`.
+    pub(crate) random: u64,
+    /// What a ring goes by; `None`: any endpoint will do.
+    pub(crate) hash: Option<u64>,
+    /// The IDs of the endpoints that the request has tried.
+    pub(crate) tried: &'a [u64],
+}
+
+/// The cluster has no endpoint at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoEndpoint;
+
+impl Cluster {
+    /// The endpoint for a request.
+    ///
+    /// # Errors
+    /// When the cluster has no endpoints.
+    pub(crate) fn pick(&self, pick: &Pick<'_>) -> Result<&Arc<Endpoint>, NoEndpoint> {
+        let mut draws = Draws(pick.random);
+        self.among(Tier::Fresh, pick, &mut draws)
+            .or_else(|| self.among(Tier::Standing, pick, &mut draws))
+            .or_else(|| self.in_panic(pick, &mut draws))
+            .ok_or(NoEndpoint)
+    }
+
+    /// An endpoint of `tier`: of the priority and locality that the shares give, else of the first that has one.
+    fn among(&self, tier: Tier, pick: &Pick<'_>, draws: &mut Draws) -> Option<&Arc<Endpoint>> {
+        if tier == Tier::Standing && pick.tried.is_empty() {
+            return None;
+        }
+        let set = &self.endpoints;
+        let priority = &set.priorities[set.shares.draw(draws)?];
+        let group = &priority.groups[priority.shares.draw(draws)?];
+        self.in_group(group, tier, pick, draws).or_else(|| {
+            let groups = set.priorities.iter().flat_map(|priority| &priority.groups);
+            groups
+                .filter(|other| !std::ptr::eq(*other, group))
+                .find_map(|g| self.in_group(g, tier, pick, draws))
+        })
+    }
+
+    /// When all healthy endpoints are ejected: any of them, untried if possible; else the first draining or unhealthy.
+    fn in_panic(&self, pick: &Pick<'_>, draws: &mut Draws) -> Option<&Arc<Endpoint>> {
+        let set = &self.endpoints;
+        let healthy = set.priorities.iter().flat_map(|priority| &priority.groups).flat_map(|g| &g.endpoints);
+        let healthy: SmallVec<[&Arc<Endpoint>; 16]> = healthy.collect();
+        let from = if healthy.is_empty() { SmallVec::from_iter(&set.spare) } else { healthy };
+        if from.is_empty() {
+            return None;
+        }
+        self.state.series.panics.increment();
+        let start = if set.healthy > 0 { draws.below(from.len() as u64) as usize } else { 0 };
+        let turned = (0..from.len()).map(|i| from[(start + i) % from.len()]);
+        turned.clone().find(|e| !pick.tried.contains(&e.id)).or_else(|| turned.clone().next())
+    }
+
+    fn in_group<'a>(
+        &self,
+        group: &'a Group,
+        tier: Tier,
+        pick: &Pick<'_>,
+        draws: &mut Draws,
+    ) -> Option<&'a Arc<Endpoint>> {
+        let endpoints = &group.endpoints;
+        let chosen = match (&group.order, self.model.load_balancer) {
+            (Order::Stride(stride), _) => {
+                let turns = (0..endpoints.len()).map(|_| &endpoints[stride.next()]);
+                turns.into_iter().find(|e| tier.admits(e, pick))
+            }
+            (Order::Ring(ring), _) => {
+                let hash = pick.hash.unwrap_or_else(|| draws.next());
+                // The walk meets an endpoint many times; a few steps find one that is in, else the scan does.
+                let mut walk = ring.walk(hash).take(WALK).map(|index| &endpoints[index]);
+                walk.find(|e| tier.admits(e, pick))
+            }
+            (Order::Drawn, LoadBalancer::LeastRequest { choices }) => {
+                let cost = |e: &Endpoint| f64::from(e.stats.in_flight());
+                best(group, choices.clamp(2, 16), tier, pick, draws, cost)
+            }
+            (Order::Drawn, LoadBalancer::Random) => draw(group, None, tier, pick, draws),
+            (Order::Drawn, _) => best(group, 2, tier, pick, draws, |e| e.stats.cost(pick.now)),
+        };
+        // An endpoint whose ejection is over takes one request; whoever loses it to another worker looks again.
+        chosen
+            .filter(|e| self.enter(e, pick.now))
+            .or_else(|| scan(group, tier, pick, draws).find(|e| self.enter(e, pick.now)))
+    }
+
+    /// Whether a chosen endpoint may have the request: it is in, or this is its probe.
+    fn enter(&self, endpoint: &Endpoint, now: Instant) -> bool {
+        match endpoint.stats.standing(now) {
+            Standing::In => true,
+            Standing::Out => false,
+            Standing::Due => endpoint.stats.claim_probe(now, PROBE_LEASE),
+        }
+    }
+}
+
+/// Another probe may go when one has not answered for so long.
+const PROBE_LEASE: Duration = Duration::from_secs(5);
+
+/// How far a ring is walked for an endpoint that is in, before all are looked at.
+const WALK: usize = 256;
+
+/// Which endpoints a choice is among.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    /// Not ejected, and not tried by the request.
+    Fresh,
+    /// Not ejected.
+    Standing,
+}
+
+impl Tier {
+    fn admits(self, endpoint: &Endpoint, pick: &Pick<'_>) -> bool {
+        endpoint.stats.standing(pick.now) != Standing::Out
+            && (self == Self::Standing || !pick.tried.contains(&endpoint.id))
+    }
+}
+
+/// The cheapest of `choices` that are drawn. One that waits for its probe is taken at once: its past would never let
+/// it win.
+fn best<'a>(
+    group: &'a Group,
+    choices: u32,
+    tier: Tier,
+    pick: &Pick<'_>,
+    draws: &mut Draws,
+    cost: impl Fn(&Endpoint) -> f64,
+) -> Option<&'a Arc<Endpoint>> {
+    let mut best = draw(group, None, tier, pick, draws)?;
+    if group.endpoints.len() == 1 || best.stats.standing(pick.now) == Standing::Due {
+        return Some(best);
+    }
+    let mut least = cost(best);
+    for _ in 1..choices {
+        let Some(other) = draw(group, Some(best.id), tier, pick, draws) else { continue };
+        if other.stats.standing(pick.now) == Standing::Due {
+            return Some(other);
+        }
+        let price = cost(other);
+        if price < least {
+            (best, least) = (other, price);
+        }
+    }
+    Some(best)
+}
+
+/// An endpoint by weight. One that warms up is passed over as often as its share is still missing.
+fn draw<'a>(
+    group: &'a Group,
+    not: Option<u64>,
+    tier: Tier,
+    pick: &Pick<'_>,
+    draws: &mut Draws,
+) -> Option<&'a Arc<Endpoint>> {
+    const TRIES: usize = 8;
+    for _ in 0..TRIES {
+        let endpoint = &group.endpoints[group.shares.draw(draws)?];
+        if Some(endpoint.id) == not || !tier.admits(endpoint, pick) {
+            continue;
+        }
+        let ramp = endpoint.stats.ramp(pick.now);
+        if ramp >= 1.0 || draws.unit() < ramp {
+            return Some(endpoint);
+        }
+    }
+    // The second choice of two needs no search: the first will do.
+    if not.is_some() { None } else { scan(group, tier, pick, draws).next() }
+}
+
+/// All that `tier` admits, from a random place on.
+fn scan<'a>(
+    group: &'a Group,
+    tier: Tier,
+    pick: &Pick<'_>,
+    draws: &mut Draws,
+) -> impl Iterator<Item = &'a Arc<Endpoint>> {
+    let start = draws.below(group.endpoints.len() as u64) as usize;
+    let (before, after) = group.endpoints.split_at(start);
+    after.iter().chain(before).filter(move |endpoint| tier.admits(endpoint, pick))
+}

@@ -1,0 +1,263 @@
+//! An endpoint's load and health: one cache line of relaxed atomics, written by all workers.
+//!
+//! Each operation reads the line, lets a pure rule decide, and writes the result. A lost update between two workers
+//! costs one sample; only the steps that must happen once (a probe, an ejection) are compare-and-exchange.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tulle_mesh::model::OutlierDetection;
+
+use super::breaker::{self, Standing, State, Window};
+use super::ewma::Ewma;
+
+/// A new endpoint of a cluster that has others reaches its full share after this long.
+pub(super) const RAMP: Duration = Duration::from_secs(30);
+
+/// Load and health of an endpoint.
+#[repr(align(64))]
+pub(crate) struct EndpointStats {
+    /// Where the clock of the other fields starts; for an endpoint without a ramp, [`RAMP`] before it was added.
+    epoch: Instant,
+    /// Requests and connections under way.
+    in_flight: AtomicU32,
+    /// Failures since the last success.
+    consecutive: AtomicU32,
+    /// The latency's average, as the bits of an `f64`.
+    ewma: AtomicU64,
+    /// When that was true.
+    ewma_at: AtomicU64,
+    /// A packed [`State`].
+    breaker: AtomicU64,
+    /// How often it was ejected and is not yet forgiven.
+    ejections: AtomicU32,
+    /// A packed [`Window`].
+    window: AtomicU64,
+}
+
+impl EndpointStats {
+    /// Of a new endpoint. `ramp`: others carry the load while it warms up; `latency`: what to expect of it until it
+    /// was measured.
+    pub(super) fn new(now: Instant, ramp: bool, latency: Duration) -> Self {
+        let epoch = if ramp { now } else { now.checked_sub(RAMP).unwrap_or(now) };
+        let since_epoch = now.duration_since(epoch).as_nanos() as u64;
+        Self {
+            epoch,
+            in_flight: AtomicU32::new(0),
+            consecutive: AtomicU32::new(0),
+            ewma: AtomicU64::new((latency.as_nanos() as f64).to_bits()),
+            ewma_at: AtomicU64::new(since_epoch),
+            breaker: AtomicU64::new(State::Closed { since: 0 }.pack()),
+            ejections: AtomicU32::new(0),
+            window: AtomicU64::new(Window::default().pack()),
+        }
+    }
+
+    /// Requests and connections under way.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// The average latency at `now`, for dumps and for new neighbours.
+    pub(crate) fn latency(&self, now: Instant) -> Duration {
+        Duration::from_nanos(self.ewma().at(self.clock(now)) as u64)
+    }
+
+    /// Whether the breaker keeps requests away at `now`.
+    pub(crate) fn is_ejected(&self, now: Instant) -> bool {
+        self.standing(now) == Standing::Out
+    }
+
+    pub(super) fn begin(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    /// What one more request would cost: the expected latency times those that would share it.
+    pub(super) fn cost(&self, now: Instant) -> f64 {
+        // Without the floor, idle endpoints would all cost nothing, however many requests wait for them.
+        const FLOOR: f64 = 100_000.0;
+        self.ewma().at(self.clock(now)).max(FLOOR) * (f64::from(self.in_flight()) + 1.0)
+    }
+
+    /// The share of its traffic that the endpoint is ready for: from a tenth to all of it over [`RAMP`].
+    pub(super) fn ramp(&self, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.epoch);
+        if age >= RAMP { 1.0 } else { (age.as_secs_f64() / RAMP.as_secs_f64()).max(0.1) }
+    }
+
+    /// Adds a latency to the average.
+    pub(super) fn observe(&self, latency: Duration, now: Instant) {
+        let next = self.ewma().observe(latency, self.clock(now));
+        self.ewma.store(next.value.to_bits(), Relaxed);
+        self.ewma_at.store(next.at, Relaxed);
+    }
+
+    pub(super) fn standing(&self, now: Instant) -> Standing {
+        State::unpack(self.breaker.load(Relaxed)).standing(self.clock(now))
+    }
+
+    /// Whether the endpoint counts against the limit on ejections: out, or not yet proved well.
+    pub(super) fn is_suspended(&self) -> bool {
+        !matches!(State::unpack(self.breaker.load(Relaxed)), State::Closed { .. })
+    }
+
+    /// Takes the one probe of an endpoint whose ejection is over. Of all that ask during `lease`, one gets `true`.
+    pub(super) fn claim_probe(&self, now: Instant, lease: Duration) -> bool {
+        let now = self.clock(now);
+        let word = self.breaker.load(Relaxed);
+        if State::unpack(word).standing(now) != Standing::Due {
+            return false;
+        }
+        let probing = State::Probing { until: now + (lease.as_nanos() as u64).max(1) };
+        self.breaker.compare_exchange(word, probing.pack(), Relaxed, Relaxed).is_ok()
+    }
+
+    /// Notes a success: ends a run of failures and, if it was the probe, the ejection.
+    pub(super) fn succeed(&self, rule: &OutlierDetection, now: Instant) {
+        // Reading first keeps the line shared between workers in the usual case.
+        if self.consecutive.load(Relaxed) != 0 {
+            self.consecutive.store(0, Relaxed);
+        }
+        self.count(false, rule, now);
+        let word = self.breaker.load(Relaxed);
+        if let State::Probing { .. } = State::unpack(word) {
+            let closed = State::Closed { since: self.clock(now) };
+            if self.breaker.compare_exchange(word, closed.pack(), Relaxed, Relaxed).is_ok() {
+                self.window.store(Window::default().pack(), Relaxed);
+            }
+        }
+    }
+
+    /// Notes a failure, and says whether the endpoint should be ejected for it.
+    #[must_use]
+    pub(super) fn fail(&self, rule: &OutlierDetection, now: Instant) -> bool {
+        let run = self.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+        let window = self.count(true, rule, now);
+        match State::unpack(self.breaker.load(Relaxed)) {
+            State::Probing { .. } => true,
+            // It failed requests from before; it is out already.
+            State::Open { .. } => false,
+            State::Closed { .. } => {
+                (rule.consecutive_failures > 0 && run >= rule.consecutive_failures)
+                    || rule.success_rate.as_ref().is_some_and(|rule| window.is_too_low(rule))
+            }
+        }
+    }
+
+    /// Ejects the endpoint. The caller has made sure that the limit on ejections allows it.
+    pub(super) fn eject(&self, rule: &OutlierDetection, now: Instant, random: u64) {
+        let now = self.clock(now);
+        let state = State::unpack(self.breaker.load(Relaxed));
+        let earlier = match state {
+            State::Closed { since } => breaker::remembered(self.ejections.load(Relaxed), since, now),
+            State::Open { .. } | State::Probing { .. } => self.ejections.load(Relaxed),
+        };
+        let time = breaker::ejection_time(rule, earlier, random);
+        self.ejections.store(earlier.saturating_add(1), Relaxed);
+        self.consecutive.store(0, Relaxed);
+        self.window.store(Window::default().pack(), Relaxed);
+        self.breaker.store(State::Open { until: now + time.as_nanos() as u64 }.pack(), Relaxed);
+    }
+
+    fn count(&self, failure: bool, rule: &OutlierDetection, now: Instant) -> Window {
+        let Some(rate) = &rule.success_rate else { return Window::default() };
+        let next = Window::unpack(self.window.load(Relaxed)).record(failure, self.clock(now), rate.interval);
+        self.window.store(next.pack(), Relaxed);
+        next
+    }
+
+    fn ewma(&self) -> Ewma {
+        Ewma { value: f64::from_bits(self.ewma.load(Relaxed)), at: self.ewma_at.load(Relaxed) }
+    }
+
+    fn clock(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_line_is_one_line() {
+        assert_eq!(size_of::<EndpointStats>(), 64);
+    }
+
+    #[test]
+    fn of_many_that_ask_one_gets_the_probe_and_only_its_success_ends_the_ejection() {
+        let start = Instant::now();
+        let stats = EndpointStats::new(start, false, Duration::ZERO);
+        let rule = &breaker::DEFAULT;
+        stats.eject(rule, start, 0);
+        assert!(stats.is_ejected(start) && !stats.claim_probe(start, MS));
+        stats.succeed(rule, start);
+        assert!(stats.is_ejected(start), "a success of a request from before the ejection");
+        assert!(!stats.fail(rule, start), "a failure of a request from before the ejection");
+
+        let due = start + rule.base_ejection_time;
+        let lease = Duration::from_secs(1);
+        let claimed = (0..10).filter(|_| stats.claim_probe(due, lease)).count();
+        assert_eq!(claimed, 1);
+        assert!(stats.claim_probe(due + lease, lease), "a lost probe gives way when its lease ends");
+        stats.succeed(rule, due + lease);
+        assert_eq!(stats.standing(due + lease), Standing::In);
+    }
+
+    #[test]
+    fn a_failed_probe_asks_for_a_longer_ejection() {
+        let start = Instant::now();
+        let stats = EndpointStats::new(start, false, Duration::ZERO);
+        let rule = &breaker::DEFAULT;
+        stats.eject(rule, start, 0);
+        let due = start + Duration::from_secs(1);
+        assert!(stats.claim_probe(due, MS));
+        assert!(stats.fail(rule, due));
+        stats.eject(rule, due, 0);
+        assert!(stats.is_ejected(due + Duration::from_millis(1999)));
+        assert!(!stats.is_ejected(due + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_run_of_failures_asks_for_an_ejection_and_a_success_ends_the_run() {
+        let now = Instant::now();
+        let stats = EndpointStats::new(now, false, Duration::ZERO);
+        let rule = &breaker::DEFAULT;
+        for _ in 0..4 {
+            assert!(!stats.fail(rule, now));
+        }
+        stats.succeed(rule, now);
+        for _ in 0..4 {
+            assert!(!stats.fail(rule, now));
+        }
+        assert!(stats.fail(rule, now));
+    }
+
+    #[test]
+    fn a_new_endpoint_beside_others_warms_up() {
+        let now = Instant::now();
+        let new = EndpointStats::new(now, true, Duration::ZERO);
+        assert_eq!(new.ramp(now), 0.1);
+        assert!((new.ramp(now + RAMP / 2) - 0.5).abs() < 0.01);
+        assert_eq!(new.ramp(now + RAMP), 1.0);
+        assert_eq!(EndpointStats::new(now, false, Duration::ZERO).ramp(now), 1.0);
+    }
+
+    #[test]
+    fn load_costs_latency_times_requests_in_flight() {
+        let now = Instant::now();
+        let stats = EndpointStats::new(now, false, 10 * MS);
+        let idle = stats.cost(now);
+        stats.begin();
+        assert!((stats.cost(now) / idle - 2.0).abs() < 1e-9);
+        stats.end();
+        stats.observe(100 * MS, now);
+        assert!((stats.cost(now) / idle - 10.0).abs() < 1e-9);
+    }
+}
