@@ -15,7 +15,9 @@ mod listener;
 mod tcp;
 mod tls;
 
+mod backoff;
 mod balance;
+mod dns;
 mod http;
 mod limit;
 mod retry;

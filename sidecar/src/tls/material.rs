@@ -13,7 +13,7 @@ use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::DownstreamTls;
 
 use super::certificate::{CertificateFacts, Leaf, TrustBundle};
-use super::verify::{PeerVerifier, provider};
+use super::verify::{ControlPlaneVerifier, PeerVerifier, provider};
 
 /// How many sessions are kept for resumption, at each end.
 const SESSIONS: usize = 256;
@@ -55,6 +55,7 @@ pub(crate) struct Material {
     pub(crate) generation: u64,
     /// Whose workloads may talk to this one.
     pub(super) trust_domain: TrustDomain,
+    key: Arc<SingleCertAndKey>,
     required: ServerConfigs,
     optional: ServerConfigs,
     http2: Arc<ClientConfig>,
@@ -111,6 +112,7 @@ impl Material {
                 .map(CertificateFacts::read)
                 .collect::<Result<_, _>>()
                 .map_err(|e| MaterialError::Root(e.to_string()))?,
+            key,
             leaf: facts,
             identity,
             trust_domain,
@@ -156,6 +158,28 @@ impl fmt::Debug for Material {
             .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
+}
+
+/// The client end of a connection to the control plane: with the workload's certificate, where one is shown.
+///
+/// # Errors
+/// When the TLS library refuses the configuration.
+pub(super) fn control_plane_config(
+    verifier: ControlPlaneVerifier,
+    material: Option<&Material>,
+) -> Result<ClientConfig, MaterialError> {
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(MaterialError::Tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match material {
+        Some(material) => builder.with_client_cert_resolver(Arc::clone(&material.key) as _),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![Alpn::Http2.as_str().into()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// The trust bundle in the TLS library's form.

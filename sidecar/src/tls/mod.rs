@@ -11,8 +11,11 @@
 mod accept;
 mod certificate;
 mod connect;
+mod control_plane;
 mod error;
+mod issue;
 mod material;
+mod rotate;
 mod verify;
 
 #[cfg(test)]
@@ -21,8 +24,11 @@ pub(crate) mod testing;
 mod tests;
 
 pub(crate) use accept::{Accepted, accept};
-pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle};
+pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
 pub(crate) use connect::{Connected, connect};
+pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof, Session};
 pub(crate) use error::{HandshakeError, Reason};
+#[cfg(test)]
+pub(crate) use issue::{CertificateRequest, CertificateResponse};
 pub(crate) use material::{Alpn, Material, MaterialError};
-pub(crate) use verify::{ControlPlaneVerifier, provider};
+pub(crate) use rotate::{FILE_CHECK, Rotation, keep_issued, keep_read};

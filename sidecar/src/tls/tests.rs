@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tulle_mesh::model::{DownstreamTls, StringMatch};
 
 use super::testing::{Authority, Request};
+use super::verify::provider;
 use super::*;
 use crate::balance::EndpointTls;
 
