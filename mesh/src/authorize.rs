@@ -191,3 +191,6 @@ impl Set {
         self.action == Action::Deny
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,3 +170,6 @@ fn is_unreserved(byte: u8) -> bool {
 fn may_stand(byte: u8) -> bool {
     is_unreserved(byte) || matches!(byte, b'/' | b'!' | b'$' | b'&'..=b',' | b':' | b';' | b'=' | b'@')
 }
+
+#[cfg(test)]
+mod tests;
