@@ -9,6 +9,7 @@ mod endpoint;
 mod listener;
 mod matching;
 mod route;
+mod secret;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
@@ -29,3 +30,4 @@ pub use route::{
     HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, RetryOn, RetryPolicy,
     Route, RouteAction, RouteConfiguration, RouteMatch, Timeouts, VirtualHost,
 };
+pub use secret::{PrivateKey, Secret, SecretValue};

@@ -1,0 +1,192 @@
+//! How an endpoint is chosen.
+//!
+//! A client takes the first policy of the list that it knows. So a list holds Tulle's own policy first, then Envoy's, then the
+//! one that gRPC has: round robin under weighted localities, without which gRPC would pass over the localities' weights.
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
+use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::LocalityLbConfig;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::locality_lb_config::{
+    LocalityConfigSpecifier, LocalityWeightedLbConfig,
+};
+use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::random::v3::Random;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::{
+    RingHash, ring_hash::HashFunction,
+};
+use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
+use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
+
+use crate::model::LoadBalancer;
+use crate::xds::error::{At, Decoded, FieldError, required, unsupported};
+use crate::xds::proto::{self, Fields};
+
+/// Tulle's own policy, which needs no settings.
+const PEAK_EWMA: &str = "type.googleapis.com/tulle.PeakEwma";
+
+/// How many endpoints least request draws where nothing else is set.
+const DEFAULT_CHOICES: u32 = 2;
+/// The sizes of a ring where nothing else is set, and the greatest that may be set.
+const MIN_RING: u64 = 1024;
+const MAX_RING: u64 = 8 << 20;
+
+pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
+    let least_request = |choices| {
+        let config = LeastRequest {
+            choice_count: proto::u32_value(choices),
+            locality_lb_config: by_weight(),
+            ..Default::default()
+        };
+        policy("envoy.load_balancing_policies.least_request", proto::any(&config))
+    };
+    let policies = match balancer {
+        LoadBalancer::PeakEwma => vec![
+            policy("tulle.peak_ewma", proto::own_extension(PEAK_EWMA, Fields::new())),
+            least_request(DEFAULT_CHOICES),
+            round_robin_by_locality(),
+        ],
+        LoadBalancer::LeastRequest { choices } => vec![least_request(choices), round_robin_by_locality()],
+        LoadBalancer::RoundRobin => vec![round_robin_by_locality()],
+        LoadBalancer::Random => {
+            let config = Random { locality_lb_config: by_weight() };
+            let random = policy("envoy.load_balancing_policies.random", proto::any(&config));
+            vec![random, round_robin_by_locality()]
+        }
+        LoadBalancer::RingHash { min_size, max_size } => {
+            let config = RingHash {
+                hash_function: HashFunction::XxHash as i32,
+                minimum_ring_size: Some(UInt64Value { value: min_size }),
+                maximum_ring_size: Some(UInt64Value { value: max_size }),
+                locality_weighted_lb_config: Some(LocalityWeightedLbConfig::default()),
+                ..Default::default()
+            };
+            vec![policy("envoy.load_balancing_policies.ring_hash", proto::any(&config))]
+        }
+    };
+    pb::LoadBalancingPolicy { policies }
+}
+
+pub(super) fn decode(message: &pb::Cluster) -> Decoded<LoadBalancer> {
+    match &message.load_balancing_policy {
+        Some(list) => decode_list(list, true).at("load_balancing_policy"),
+        None => decode_policy(message.lb_policy, message.lb_config.as_ref()),
+    }
+}
+
+/// The first policy of the list that is known. Weighted localities hold one more list, and within that they may not stand
+/// again: a list that nests without end must not use up the stack.
+fn decode_list(list: &pb::LoadBalancingPolicy, may_nest: bool) -> Decoded<LoadBalancer> {
+    for (index, policy) in list.policies.iter().enumerate() {
+        let config = policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref());
+        let Some(config) = config else { continue };
+        if let Some(balancer) = decode_config(config, may_nest).at_item("policies", index)? {
+            return Ok(balancer);
+        }
+    }
+    Err(FieldError::new(
+        "holds no policy that is known: add round_robin, least_request, random, ring_hash or wrr_locality",
+    ))
+    .at("policies")
+}
+
+fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> {
+    if proto::decode_own_extension(config, PEAK_EWMA)?.is_some() {
+        return Ok(Some(LoadBalancer::PeakEwma));
+    }
+    if proto::is::<LeastRequest>(config) {
+        let least: LeastRequest = proto::unpack(config)?;
+        return decode_choices(least.choice_count).map(Some);
+    }
+    if proto::is::<RoundRobin>(config) {
+        return Ok(Some(LoadBalancer::RoundRobin));
+    }
+    if proto::is::<Random>(config) {
+        return Ok(Some(LoadBalancer::Random));
+    }
+    if proto::is::<RingHash>(config) {
+        let ring: RingHash = proto::unpack(config)?;
+        let murmur = ring.hash_function == HashFunction::MurmurHash2 as i32;
+        return decode_ring(ring.minimum_ring_size, ring.maximum_ring_size, murmur).map(Some);
+    }
+    if may_nest && proto::is::<WrrLocality>(config) {
+        let weighted: WrrLocality = proto::unpack(config)?;
+        let inner = required(weighted.endpoint_picking_policy, "endpoint_picking_policy")?;
+        return decode_list(&inner, false).at("endpoint_picking_policy").map(Some);
+    }
+    Ok(None)
+}
+
+fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer> {
+    let problem = match LbPolicy::try_from(number) {
+        Ok(LbPolicy::RoundRobin) => return Ok(LoadBalancer::RoundRobin),
+        Ok(LbPolicy::Random) => return Ok(LoadBalancer::Random),
+        Ok(LbPolicy::LeastRequest) => {
+            let choices = match config {
+                Some(LbConfig::LeastRequestLbConfig(least)) => least.choice_count,
+                _ => None,
+            };
+            return decode_choices(choices).at("least_request_lb_config");
+        }
+        Ok(LbPolicy::RingHash) => {
+            let (min, max, function) = match config {
+                Some(LbConfig::RingHashLbConfig(ring)) => {
+                    (ring.minimum_ring_size, ring.maximum_ring_size, ring.hash_function)
+                }
+                _ => (None, None, 0),
+            };
+            use pb::cluster::ring_hash_lb_config::HashFunction;
+            let murmur = function == HashFunction::MurmurHash2 as i32;
+            return decode_ring(min, max, murmur).at("ring_hash_lb_config");
+        }
+        Ok(LbPolicy::Maglev) => "MAGLEV is not supported: use RING_HASH",
+        Ok(LbPolicy::ClusterProvided) => "CLUSTER_PROVIDED is only for ORIGINAL_DST: use ROUND_ROBIN",
+        Ok(LbPolicy::LoadBalancingPolicyConfig) => "asks for load_balancing_policy: set that",
+        Err(_) => "is not a policy: use ROUND_ROBIN, LEAST_REQUEST, RANDOM or RING_HASH",
+    };
+    Err(FieldError::new(problem)).at("lb_policy")
+}
+
+fn decode_choices(choices: Option<UInt32Value>) -> Decoded<LoadBalancer> {
+    match choices.map_or(DEFAULT_CHOICES, |choices| choices.value) {
+        choices @ 0..=1 => Err(FieldError::new(format!("is {choices}: draw at least 2"))).at("choice_count"),
+        choices => Ok(LoadBalancer::LeastRequest { choices }),
+    }
+}
+
+fn decode_ring(min: Option<UInt64Value>, max: Option<UInt64Value>, murmur: bool) -> Decoded<LoadBalancer> {
+    unsupported(murmur, "hash_function", "use XX_HASH")?;
+    let max_size = max.map_or(MAX_RING, |max| max.value);
+    let min_size = min.map_or(MIN_RING.min(max_size), |min| min.value);
+    if max_size == 0 || max_size > MAX_RING {
+        let problem = format!("{max_size} is not a size: use 1 to {MAX_RING}");
+        return Err(FieldError::new(problem)).at("maximum_ring_size");
+    }
+    if min_size > max_size {
+        let problem = format!("{min_size} is above the maximum of {max_size}");
+        return Err(FieldError::new(problem)).at("minimum_ring_size");
+    }
+    Ok(LoadBalancer::RingHash { min_size, max_size })
+}
+
+fn round_robin_by_locality() -> Policy {
+    let config = RoundRobin::default();
+    let inner = policy("envoy.load_balancing_policies.round_robin", proto::any(&config));
+    let weighted =
+        WrrLocality { endpoint_picking_policy: Some(pb::LoadBalancingPolicy { policies: vec![inner] }) };
+    policy("envoy.load_balancing_policies.wrr_locality", proto::any(&weighted))
+}
+
+/// Envoy passes over the localities' weights unless it is told to heed them.
+fn by_weight() -> Option<LocalityLbConfig> {
+    Some(LocalityLbConfig {
+        locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
+            LocalityWeightedLbConfig::default(),
+        )),
+    })
+}
+
+fn policy(name: &str, config: Any) -> Policy {
+    Policy { typed_extension_config: Some(proto::extension(name, config)) }
+}

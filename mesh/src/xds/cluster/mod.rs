@@ -1,0 +1,336 @@
+//! Clusters.
+//!
+//! One message serves Tulle's sidecar, Envoy and gRPC. Where Envoy has no field, a value goes into the nearest one: the
+//! retries per second of a budget are its `min_retry_concurrency`, and a minimal success rate is what is left of the
+//! `failure_percentage_threshold`.
+
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
+};
+use envoy_types::pb::envoy::config::core::v3::{self as core, address};
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http_pb;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+};
+use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
+use envoy_types::pb::google::protobuf::{Any, Struct};
+
+use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
+use super::error::{At, Decoded, FieldError, non_empty, required, unsupported};
+use super::{Kind, XdsError, proto, tls};
+use crate::model::{Cluster, Discovery, HostPort, LoadBalancer, UpstreamProtocol, UpstreamTls};
+
+mod balance;
+mod limits;
+
+/// The key of a cluster's HTTP settings.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// Writes a cluster. The same model always gives the same bytes.
+pub fn encode(cluster: &Cluster) -> pb::Cluster {
+    let mut message = pb::Cluster {
+        name: cluster.name.clone(),
+        connect_timeout: cluster.connect_timeout.map(proto::duration),
+        circuit_breakers: limits::encode(&cluster.limits),
+        outlier_detection: cluster.outlier_detection.as_ref().map(limits::encode_outliers),
+        typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_http(cluster))].into(),
+        ..Default::default()
+    };
+    encode_discovery(&mut message, cluster);
+    if let Some(tls) = &cluster.tls {
+        encode_tls(&mut message, tls);
+    }
+    message
+}
+
+/// Reads a cluster.
+///
+/// # Errors
+/// When a field is not valid, or something that Tulle does not do would change where a request goes.
+pub fn decode(message: pb::Cluster) -> Result<Cluster, XdsError> {
+    let name = message.name.clone();
+    decode_cluster(message).map_err(|error| error.of(Kind::Cluster, &name))
+}
+
+fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
+    let name = non_empty(std::mem::take(&mut message.name), "name")?;
+    let subsets = message.lb_subset_config.as_ref().is_some_and(|config| !config.subset_selectors.is_empty());
+    unsupported(subsets, "lb_subset_config", "make a cluster of its own for each subset")?;
+    unsupported(!message.filters.is_empty(), "filters", "leave them out")?;
+    let (protocol, idle_timeout) = decode_http(&message)?;
+    let discovery = decode_discovery(&message, &name)?;
+    let load_balancer = match discovery {
+        // There is nothing to choose from.
+        Discovery::OriginalDestination => LoadBalancer::PeakEwma,
+        _ => balance::decode(&message)?,
+    };
+    Ok(Cluster {
+        discovery,
+        load_balancer,
+        connect_timeout: proto::decode_positive(message.connect_timeout, "connect_timeout")?,
+        idle_timeout,
+        limits: limits::decode(message.circuit_breakers).at("circuit_breakers")?,
+        outlier_detection: message
+            .outlier_detection
+            .map(|detection| limits::decode_outliers(detection).at("outlier_detection"))
+            .transpose()?,
+        tls: decode_tls(
+            message.transport_socket,
+            message.transport_socket_matches,
+            message.transport_socket_matcher.is_some(),
+        )?,
+        protocol,
+        name,
+    })
+}
+
+fn encode_discovery(message: &mut pb::Cluster, cluster: &Cluster) {
+    let hosts = |hosts: &[HostPort]| encode_hosts(&cluster.name, hosts);
+    let discovery = match &cluster.discovery {
+        Discovery::Eds(service_name) => {
+            message.eds_cluster_config =
+                Some(EdsClusterConfig { eds_config: proto::ads(), service_name: service_name.clone() });
+            DiscoveryType::Eds
+        }
+        Discovery::Static(assignment) => {
+            message.load_assignment = Some(endpoint::encode(assignment));
+            DiscoveryType::Static
+        }
+        Discovery::StrictDns(names) => {
+            message.load_assignment = Some(hosts(names));
+            DiscoveryType::StrictDns
+        }
+        Discovery::LogicalDns(name) => {
+            message.load_assignment = Some(hosts(std::slice::from_ref(name)));
+            DiscoveryType::LogicalDns
+        }
+        Discovery::OriginalDestination => DiscoveryType::OriginalDst,
+    };
+    message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery as i32));
+    if discovery == DiscoveryType::OriginalDst {
+        message.lb_policy = pb::cluster::LbPolicy::ClusterProvided as i32;
+    } else {
+        message.load_balancing_policy = Some(balance::encode(cluster.load_balancer));
+    }
+}
+
+fn decode_discovery(message: &pb::Cluster, name: &str) -> Decoded<Discovery> {
+    let number = match &message.cluster_discovery_type {
+        None => DiscoveryType::Static as i32,
+        Some(ClusterDiscoveryType::Type(number)) => *number,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return Err(FieldError::new(format!("{:?} is not supported: use type", custom.name)))
+                .at("cluster_type");
+        }
+    };
+    let field = "load_assignment";
+    match DiscoveryType::try_from(number) {
+        Ok(DiscoveryType::Eds) => {
+            let config = required(message.eds_cluster_config.clone(), "eds_cluster_config")?;
+            proto::decode_source(config.eds_config, "eds_cluster_config.eds_config")?;
+            let service_name = config.service_name;
+            Ok(Discovery::Eds(if service_name.is_empty() { name.into() } else { service_name }))
+        }
+        Ok(DiscoveryType::Static) => {
+            let mut assignment = required(message.load_assignment.clone(), field)?;
+            if assignment.cluster_name.is_empty() {
+                assignment.cluster_name = name.into();
+            }
+            Ok(Discovery::Static(endpoint::decode_assignment(assignment).at(field)?))
+        }
+        Ok(DiscoveryType::StrictDns) => Ok(Discovery::StrictDns(
+            decode_hosts(required(message.load_assignment.clone(), field)?).at(field)?,
+        )),
+        Ok(DiscoveryType::LogicalDns) => {
+            let hosts = decode_hosts(required(message.load_assignment.clone(), field)?).at(field)?;
+            let count = hosts.len();
+            let [host] = <[HostPort; 1]>::try_from(hosts)
+                .map_err(|_| FieldError::new(format!("holds {count} endpoints: LOGICAL_DNS takes one")))
+                .at(field)?;
+            Ok(Discovery::LogicalDns(host))
+        }
+        Ok(DiscoveryType::OriginalDst) => Ok(Discovery::OriginalDestination),
+        Err(_) => Err(FieldError::new(format!("{number} is not a type of discovery"))).at("type"),
+    }
+}
+
+fn encode_hosts(cluster: &str, hosts: &[HostPort]) -> endpoint_pb::ClusterLoadAssignment {
+    let endpoints = hosts.iter().map(|host| endpoint_pb::LbEndpoint {
+        host_identifier: Some(endpoint_pb::lb_endpoint::HostIdentifier::Endpoint(endpoint_pb::Endpoint {
+            address: Some(proto::socket_address(host.host.clone(), host.port)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    });
+    endpoint_pb::ClusterLoadAssignment {
+        cluster_name: cluster.into(),
+        endpoints: vec![endpoint_pb::LocalityLbEndpoints {
+            locality: Some(core::Locality::default()),
+            lb_endpoints: endpoints.collect(),
+            load_balancing_weight: proto::u32_value(1),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn decode_hosts(assignment: endpoint_pb::ClusterLoadAssignment) -> Decoded<Vec<HostPort>> {
+    let mut hosts = Vec::new();
+    for (group, endpoints) in assignment.endpoints.into_iter().enumerate() {
+        for (index, endpoint) in endpoints.lb_endpoints.into_iter().enumerate() {
+            hosts.push(decode_host(endpoint).at_item("lb_endpoints", index).at_item("endpoints", group)?);
+        }
+    }
+    Ok(hosts)
+}
+
+fn decode_host(endpoint: endpoint_pb::LbEndpoint) -> Decoded<HostPort> {
+    let address = match endpoint.host_identifier {
+        Some(endpoint_pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint.address,
+        _ => None,
+    };
+    match address.and_then(|address| address.address) {
+        Some(address::Address::SocketAddress(socket)) => {
+            let (host, port) = proto::decode_host_port(socket).at("endpoint.address.socket_address")?;
+            Ok(HostPort { host, port })
+        }
+        _ => required(None, "endpoint.address.socket_address"),
+    }
+}
+
+fn encode_http(cluster: &Cluster) -> Any {
+    let explicit = |protocol| {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(protocol) })
+    };
+    let protocol = match cluster.protocol {
+        UpstreamProtocol::Http1 => {
+            explicit(ProtocolConfig::HttpProtocolOptions(core::Http1ProtocolOptions::default()))
+        }
+        UpstreamProtocol::Http2 => {
+            explicit(ProtocolConfig::Http2ProtocolOptions(core::Http2ProtocolOptions::default()))
+        }
+        UpstreamProtocol::Downstream => {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(core::Http1ProtocolOptions::default()),
+                http2_protocol_options: Some(core::Http2ProtocolOptions::default()),
+                http3_protocol_options: None,
+            })
+        }
+    };
+    proto::any(&http_pb::HttpProtocolOptions {
+        common_http_protocol_options: cluster.idle_timeout.map(|timeout| core::HttpProtocolOptions {
+            idle_timeout: Some(proto::duration(timeout)),
+            ..Default::default()
+        }),
+        upstream_protocol_options: Some(protocol),
+        ..Default::default()
+    })
+}
+
+/// As in Envoy, a cluster speaks HTTP/1.1 unless something else is set.
+#[expect(deprecated, reason = "HTTP/2 is still asked for by the old field")]
+fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::time::Duration>)> {
+    let field = "typed_extension_protocol_options";
+    let options: &HashMap<String, Any> = &message.typed_extension_protocol_options;
+    let Some(config) = options.get(HTTP_OPTIONS) else {
+        let http2 = message.http2_protocol_options.is_some();
+        return Ok((if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 }, None));
+    };
+    let options: http_pb::HttpProtocolOptions = proto::unpack(config).at_key(field, HTTP_OPTIONS)?;
+    let protocol = match options.upstream_protocol_options {
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
+            Some(ProtocolConfig::Http2ProtocolOptions(_)) => UpstreamProtocol::Http2,
+            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                return Err(FieldError::new("HTTP/3 is not supported: use http2_protocol_options"))
+                    .at("explicit_http_config")
+                    .at_key(field, HTTP_OPTIONS);
+            }
+            Some(ProtocolConfig::HttpProtocolOptions(_)) | None => UpstreamProtocol::Http1,
+        },
+        // Both pick per connection: by what the client spoke, or by ALPN.
+        Some(
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(_) | UpstreamProtocolOptions::AutoConfig(_),
+        ) => UpstreamProtocol::Downstream,
+        None => UpstreamProtocol::Http1,
+    };
+    let idle = options.common_http_protocol_options.and_then(|common| common.idle_timeout);
+    let idle = proto::decode_duration(idle, "common_http_protocol_options.idle_timeout");
+    Ok((protocol, idle.at_key(field, HTTP_OPTIONS)?))
+}
+
+/// gRPC knows no `transport_socket_matches`, so they are written only where plaintext endpoints are among the others.
+fn encode_tls(message: &mut pb::Cluster, tls: &UpstreamTls) {
+    if !tls.only_meshed_endpoints {
+        message.transport_socket = Some(tls::upstream(tls));
+        return;
+    }
+    let mode = (TLS_MODE.to_owned(), proto::text(MESH_TLS_MODE));
+    message.transport_socket_matches = vec![
+        TransportSocketMatch {
+            name: "mesh".into(),
+            r#match: Some(Struct { fields: [mode].into() }),
+            transport_socket: Some(tls::upstream(tls)),
+        },
+        TransportSocketMatch {
+            name: "plaintext".into(),
+            r#match: Some(Struct::default()),
+            transport_socket: Some(tls::raw_buffer()),
+        },
+    ];
+}
+
+fn decode_tls(
+    socket: Option<core::TransportSocket>,
+    matches: Vec<TransportSocketMatch>,
+    has_matcher: bool,
+) -> Decoded<Option<UpstreamTls>> {
+    unsupported(has_matcher, "transport_socket_matcher", "use transport_socket_matches")?;
+    let all = tls::decode_upstream(socket).at("transport_socket")?;
+    let mut meshed = None;
+    for (index, socket) in matches.into_iter().enumerate() {
+        let field = "transport_socket_matches";
+        let mesh = is_mesh_condition(socket.r#match.as_ref()).at("match").at_item(field, index)?;
+        let tls =
+            tls::decode_upstream(socket.transport_socket).at("transport_socket").at_item(field, index)?;
+        match (mesh, tls) {
+            (true, Some(tls)) => meshed = Some(UpstreamTls { only_meshed_endpoints: true, ..tls }),
+            (false, None) => {}
+            (true, None) => {
+                return Err(FieldError::new("endpoints of the mesh must have a TLS context"))
+                    .at_item(field, index);
+            }
+            (false, Some(_)) => {
+                let fix =
+                    "must take plaintext where others speak TLS: use raw_buffer, or transport_socket for all";
+                return Err(FieldError::new(format!("endpoints outside the mesh {fix}")))
+                    .at_item(field, index);
+            }
+        }
+    }
+    if meshed.is_some() && all.is_some() {
+        return Err(FieldError::new("stands beside transport_socket_matches: set one of them"))
+            .at("transport_socket");
+    }
+    Ok(meshed.or(all))
+}
+
+/// Whether the condition is for endpoints of the mesh; else it must be for all that are left.
+fn is_mesh_condition(condition: Option<&Struct>) -> Decoded<bool> {
+    let Some(condition) = condition.filter(|condition| !condition.fields.is_empty()) else {
+        return Ok(false);
+    };
+    let mode = condition.fields.get(TLS_MODE).and_then(|mode| mode.kind.as_ref());
+    match mode {
+        Some(ValueKind::StringValue(mode))
+            if condition.fields.len() == 1 && (mode == MESH_TLS_MODE || mode == ISTIO_TLS_MODE) =>
+        {
+            Ok(true)
+        }
+        _ => Err(FieldError::new("only {tlsMode: tulle}, {tlsMode: istio} and {} are supported")),
+    }
+}

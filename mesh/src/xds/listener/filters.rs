@@ -1,0 +1,192 @@
+//! HTTP filters.
+//!
+//! Authorization is never optional: a client that does not know it must refuse the listener. Limits are, since gRPC servers have
+//! none and would refuse the whole listener. An outbound listener always holds the fault filter, because a fault on a
+//! route has no effect in Envoy and gRPC without it.
+
+use envoy_types::pb::envoy::config::core::v3::RuntimeFeatureFlag;
+use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 as concurrency;
+use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::adaptive_concurrency::ConcurrencyControllerConfig;
+use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::gradient_controller_config::{
+    ConcurrencyLimitCalculationParams, MinimumRttCalculationParams,
+};
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::google::protobuf::Any;
+use std::time::Duration;
+
+use super::{rate_limit, rbac};
+use crate::model::{AdaptiveConcurrency, Fault, HttpFilter, TrafficDirection};
+use crate::xds::error::{At, Decoded, FieldError, required};
+use crate::xds::{fault, proto};
+
+const ROUTER: &str = "envoy.filters.http.router";
+const ADAPTIVE_CONCURRENCY: &str = "envoy.filters.http.adaptive_concurrency";
+
+/// Envoy's defaults, by its documentation of the fields.
+const MIN_CONCURRENCY: u32 = 3;
+const MAX_CONCURRENCY: u32 = 1000;
+/// How often Envoy measures the latency without load.
+const MIN_RTT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Writes all filters and the router behind them.
+pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec<pb::HttpFilter> {
+    let mut encoded: Vec<pb::HttpFilter> = Vec::with_capacity(filters.len() + 2);
+    let has_fault = filters.iter().any(|filter| matches!(filter, HttpFilter::Fault(_)));
+    if direction == TrafficDirection::Outbound && !has_fault {
+        encoded.push(http_filter(fault::FILTER, proto::any(&HttpFault::default()), true));
+    }
+    for filter in filters {
+        let mut filter = encode_filter(filter);
+        // gRPC asks for different names; several filters of one kind are numbered.
+        let base = filter.name.clone();
+        for number in 2.. {
+            if encoded.iter().all(|other| other.name != filter.name) {
+                break;
+            }
+            filter.name = format!("{base}#{number}");
+        }
+        encoded.push(filter);
+    }
+    encoded.push(http_filter(ROUTER, proto::any(&Router::default()), false));
+    encoded
+}
+
+pub(super) fn decode(filters: Vec<pb::HttpFilter>) -> Decoded<Vec<HttpFilter>> {
+    let field = "http_filters";
+    let last = filters.len().saturating_sub(1);
+    let mut decoded = Vec::with_capacity(last);
+    let mut routed = false;
+    for (index, filter) in filters.into_iter().enumerate() {
+        match decode_filter(filter).at_item(field, index)? {
+            Step::Router if index == last => routed = true,
+            Step::Router => {
+                return Err(FieldError::new("the router must be the last filter")).at_item(field, index);
+            }
+            Step::Filters(filters) => decoded.extend(filters),
+        }
+    }
+    if routed {
+        Ok(decoded)
+    } else {
+        Err(FieldError::new(format!("must end with {ROUTER}: add it"))).at(field)
+    }
+}
+
+enum Step {
+    Filters(Vec<HttpFilter>),
+    Router,
+}
+
+fn encode_filter(filter: &HttpFilter) -> pb::HttpFilter {
+    match filter {
+        HttpFilter::Authorization(set) => {
+            http_filter(&rbac::filter_name(&set.name), rbac::encode_http(set), false)
+        }
+        HttpFilter::LocalRateLimit(limit) => {
+            http_filter(&rate_limit::filter_name(&limit.name), rate_limit::encode(limit), true)
+        }
+        HttpFilter::AdaptiveConcurrency(limit) => {
+            http_filter(ADAPTIVE_CONCURRENCY, proto::any(&encode_concurrency(limit)), true)
+        }
+        HttpFilter::Fault(fault) => http_filter(fault::FILTER, proto::any(&fault::encode(fault)), true),
+    }
+}
+
+fn http_filter(name: &str, config: Any, is_optional: bool) -> pb::HttpFilter {
+    pb::HttpFilter {
+        name: name.into(),
+        is_optional,
+        disabled: false,
+        config_type: Some(ConfigType::TypedConfig(config)),
+    }
+}
+
+fn decode_filter(filter: pb::HttpFilter) -> Decoded<Step> {
+    if filter.disabled {
+        // Only a route could switch it on, which is refused there.
+        return Ok(Step::Filters(Vec::new()));
+    }
+    let config = match filter.config_type {
+        Some(ConfigType::TypedConfig(config)) => config,
+        _ if filter.is_optional => return Ok(Step::Filters(Vec::new())),
+        _ => return required(None, "typed_config"),
+    };
+    decode_config(&filter.name, &config, filter.is_optional).at("typed_config")
+}
+
+fn decode_config(name: &str, config: &Any, is_optional: bool) -> Decoded<Step> {
+    if proto::is::<Router>(config) {
+        return Ok(Step::Router);
+    }
+    let filters: Vec<HttpFilter> = if proto::is::<Rbac>(config) {
+        let sets = rbac::decode_http(name, proto::unpack(config)?)?;
+        sets.into_iter().map(HttpFilter::Authorization).collect()
+    } else if proto::is::<HttpFault>(config) {
+        let fault = fault::decode(proto::unpack(config)?)?;
+        // Without delay and abort it only stands there for the sake of the routes.
+        (fault != Fault::default()).then_some(HttpFilter::Fault(fault)).into_iter().collect()
+    } else if proto::is::<concurrency::AdaptiveConcurrency>(config) {
+        let limit = decode_concurrency(proto::unpack(config)?)?;
+        limit.map(HttpFilter::AdaptiveConcurrency).into_iter().collect()
+    } else if let Some(limit) = rate_limit::decode(config)? {
+        limit.map(HttpFilter::LocalRateLimit).into_iter().collect()
+    } else if is_optional {
+        Vec::new()
+    } else {
+        return Err(FieldError::new(format!(
+            "{:?} is not a known filter: remove it, or mark it is_optional where it may be left out",
+            proto::inner_type(config)
+        )));
+    };
+    Ok(Step::Filters(filters))
+}
+
+fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcurrency {
+    let gradient = concurrency::GradientControllerConfig {
+        sample_aggregate_percentile: None,
+        concurrency_limit_params: Some(ConcurrencyLimitCalculationParams {
+            max_concurrency_limit: proto::u32_value(limit.max_concurrency),
+            concurrency_update_interval: Some(proto::duration(limit.update_interval)),
+            min_concurrency_limit: proto::u32_value(limit.min_concurrency),
+        }),
+        min_rtt_calc_params: Some(MinimumRttCalculationParams {
+            interval: Some(proto::duration(MIN_RTT_INTERVAL)),
+            min_concurrency: proto::u32_value(limit.min_concurrency),
+            ..Default::default()
+        }),
+    };
+    concurrency::AdaptiveConcurrency {
+        enabled: Some(RuntimeFeatureFlag {
+            default_value: proto::bool_value(true),
+            runtime_key: "tulle.adaptive_concurrency".into(),
+        }),
+        concurrency_controller_config: Some(ConcurrencyControllerConfig::GradientControllerConfig(gradient)),
+        ..Default::default()
+    }
+}
+
+/// `None` where it is switched off.
+fn decode_concurrency(limit: concurrency::AdaptiveConcurrency) -> Decoded<Option<AdaptiveConcurrency>> {
+    let enabled = limit.enabled.and_then(|flag| flag.default_value).is_none_or(|value| value.value);
+    let ConcurrencyControllerConfig::GradientControllerConfig(gradient) =
+        required(limit.concurrency_controller_config, "gradient_controller_config")?;
+    let field = "gradient_controller_config.concurrency_limit_params";
+    let params = required(gradient.concurrency_limit_params, field)?;
+    let update_interval =
+        proto::decode_positive(params.concurrency_update_interval, "concurrency_update_interval")
+            .at(field)?;
+    let update_interval = required(update_interval, "concurrency_update_interval").at(field)?;
+    let measured_at = gradient.min_rtt_calc_params.and_then(|params| params.min_concurrency);
+    let least = params.min_concurrency_limit.or(measured_at).map_or(MIN_CONCURRENCY, |value| value.value);
+    let most = params.max_concurrency_limit.map_or(MAX_CONCURRENCY, |value| value.value);
+    if least == 0 || least > most {
+        let problem = format!("the limit would go from {least} to {most}: start from 1, and end no lower");
+        return Err(FieldError::new(problem)).at(field);
+    }
+    let limit = AdaptiveConcurrency { min_concurrency: least, max_concurrency: most, update_interval };
+    Ok(enabled.then_some(limit))
+}

@@ -1,0 +1,166 @@
+//! HTTP connections: Envoy's connection manager.
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::trace::v3 as trace;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, RouteSpecifier, Tracing as TracingPb, UpgradeConfig,
+};
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::google::protobuf::UInt32Value;
+
+use super::{access_log, filters};
+use crate::model::{HttpConnection, PerMillion, RouteSource, Tracing, TrafficDirection};
+use crate::xds::error::{At, Decoded, FieldError, non_empty, required};
+use crate::xds::{proto, route};
+
+/// The most that Envoy lets a request's head have.
+const MAX_HEADERS_KB: u32 = 8192;
+
+/// Writes a connection manager. `stat_prefix` is the chain's name. A limit on the bytes of a head is rounded up to whole
+/// KiB, which is Envoy's unit.
+pub(super) fn encode(
+    connection: &HttpConnection,
+    stat_prefix: &str,
+    direction: TrafficDirection,
+) -> pb::HttpConnectionManager {
+    let common = core::HttpProtocolOptions {
+        idle_timeout: connection.idle_timeout.map(proto::duration),
+        max_headers_count: proto::u32_value(connection.max_headers),
+        ..Default::default()
+    };
+    let head_kb = connection.max_request_headers_bytes.map(|bytes| bytes.div_ceil(1024).min(MAX_HEADERS_KB));
+    let http2 = connection.max_concurrent_streams.map(|streams| core::Http2ProtocolOptions {
+        max_concurrent_streams: proto::u32_value(streams),
+        ..Default::default()
+    });
+    pb::HttpConnectionManager {
+        codec_type: CodecType::Auto as i32,
+        stat_prefix: stat_prefix.into(),
+        http_filters: filters::encode(&connection.filters, direction),
+        tracing: connection.tracing.as_ref().map(|tracing| encode_tracing(tracing, stat_prefix)),
+        common_http_protocol_options: (common != core::HttpProtocolOptions::default()).then_some(common),
+        http2_protocol_options: http2,
+        max_request_headers_kb: proto::u32_value(head_kb),
+        stream_idle_timeout: connection.stream_idle_timeout.map(proto::duration),
+        request_headers_timeout: connection.request_headers_timeout.map(proto::duration),
+        access_log: connection.access_log.iter().map(access_log::encode).collect(),
+        // A path that can be written in several ways must not get past authorization.
+        normalize_path: proto::bool_value(true),
+        merge_slashes: true,
+        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
+        route_specifier: Some(match &connection.routes {
+            RouteSource::Named(name) => {
+                RouteSpecifier::Rds(pb::Rds { config_source: proto::ads(), route_config_name: name.clone() })
+            }
+            RouteSource::Inline(routes) => RouteSpecifier::RouteConfig(route::encode(routes)),
+        }),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnection> {
+    if manager.codec_type == CodecType::Http3 as i32 {
+        return Err(FieldError::new("HTTP3 is not supported: use AUTO")).at("codec_type");
+    }
+    let common = manager.common_http_protocol_options.unwrap_or_default();
+    let idle_timeout =
+        proto::decode_duration(common.idle_timeout, "common_http_protocol_options.idle_timeout")?;
+    let head_kb = decode_limit(manager.max_request_headers_kb, MAX_HEADERS_KB, "max_request_headers_kb")?;
+    let streams = manager.http2_protocol_options.and_then(|options| options.max_concurrent_streams);
+    Ok(HttpConnection {
+        routes: decode_routes(required(manager.route_specifier, "rds")?)?,
+        filters: filters::decode(manager.http_filters)?,
+        idle_timeout,
+        stream_idle_timeout: proto::decode_duration(manager.stream_idle_timeout, "stream_idle_timeout")?,
+        request_headers_timeout: proto::decode_duration(
+            manager.request_headers_timeout,
+            "request_headers_timeout",
+        )?,
+        max_request_headers_bytes: head_kb.map(|kb| kb * 1024),
+        max_headers: decode_limit(
+            common.max_headers_count,
+            u32::MAX,
+            "common_http_protocol_options.max_headers_count",
+        )?,
+        max_concurrent_streams: decode_limit(
+            streams,
+            i32::MAX.unsigned_abs(),
+            "http2_protocol_options.max_concurrent_streams",
+        )?,
+        tracing: manager.tracing.map(|tracing| decode_tracing(tracing).at("tracing")).transpose()?,
+        access_log: access_log::decode(manager.access_log)?,
+    })
+}
+
+fn decode_routes(specifier: RouteSpecifier) -> Decoded<RouteSource> {
+    match specifier {
+        RouteSpecifier::Rds(rds) => {
+            proto::decode_source(rds.config_source, "rds.config_source")?;
+            Ok(RouteSource::Named(non_empty(rds.route_config_name, "rds.route_config_name")?))
+        }
+        RouteSpecifier::RouteConfig(mut routes) => {
+            if routes.name.is_empty() {
+                routes.name = "inline".into();
+            }
+            Ok(RouteSource::Inline(route::decode_configuration(routes).at("route_config")?))
+        }
+        RouteSpecifier::ScopedRoutes(_) => {
+            Err(FieldError::new("is not supported: use rds or route_config")).at("scoped_routes")
+        }
+    }
+}
+
+fn decode_limit(limit: Option<UInt32Value>, most: u32, field: &str) -> Decoded<Option<u32>> {
+    match limit.map(|limit| limit.value) {
+        None => Ok(None),
+        Some(limit) if (1..=most).contains(&limit) => Ok(Some(limit)),
+        Some(limit) => Err(FieldError::new(format!("{limit} is not a limit: use 1 to {most}"))).at(field),
+    }
+}
+
+fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
+    let provider = tracing.collector.as_ref().map(|cluster| trace::OpenTelemetryConfig {
+        grpc_service: Some(core::GrpcService {
+            target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
+                core::grpc_service::EnvoyGrpc { cluster_name: cluster.clone(), ..Default::default() },
+            )),
+            ..Default::default()
+        }),
+        service_name: service.into(),
+        ..Default::default()
+    });
+    TracingPb {
+        random_sampling: Some(Percent { value: f64::from(tracing.random_sampling.0) / 10_000.0 }),
+        provider: provider.map(|config| trace::tracing::Http {
+            name: "envoy.tracers.opentelemetry".into(),
+            config_type: Some(trace::tracing::http::ConfigType::TypedConfig(proto::any(&config))),
+        }),
+        spawn_upstream_span: proto::bool_value(true),
+        ..Default::default()
+    }
+}
+
+/// A provider other than OpenTelemetry is passed over: spans then go to the sidecar's own collector.
+fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
+    let percent = tracing.random_sampling.map_or(100.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&percent) {
+        return Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100")))
+            .at("random_sampling");
+    }
+    let config = match tracing.provider.and_then(|provider| provider.config_type) {
+        Some(trace::tracing::http::ConfigType::TypedConfig(config))
+            if proto::is::<trace::OpenTelemetryConfig>(&config) =>
+        {
+            proto::unpack::<trace::OpenTelemetryConfig>(&config).at("provider.typed_config")?
+        }
+        _ => trace::OpenTelemetryConfig::default(),
+    };
+    let collector = match config.grpc_service.and_then(|service| service.target_specifier) {
+        Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(service)) => Some(service.cluster_name),
+        _ => None,
+    };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked above")]
+    let random_sampling = PerMillion((percent * 10_000.0).round() as u32);
+    Ok(Tracing { random_sampling, collector: collector.filter(|cluster| !cluster.is_empty()) })
+}

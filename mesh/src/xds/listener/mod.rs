@@ -1,0 +1,189 @@
+//! Listeners.
+//!
+//! An outbound listener whose only chain takes every connection as HTTP is written as an `api_listener`, the one form that
+//! gRPC clients take; all others are written as filter chains. Envoy needs listener filters to see what the chains'
+//! conditions ask for, so those are named where they are needed, and only there, since gRPC servers take none.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use super::{Kind, XdsError, proto};
+use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection, Transport};
+
+mod access_log;
+mod chain;
+mod filters;
+mod http;
+mod rate_limit;
+mod rbac;
+mod tcp;
+
+/// How long Envoy looks at a connection before it goes on with what it knows, so that protocols in which the server
+/// speaks first are not held up for long.
+const INSPECTION_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Writes a listener. The same model always gives the same bytes.
+pub fn encode(listener: &Listener) -> pb::Listener {
+    let direction = match listener.direction {
+        TrafficDirection::Inbound => core::TrafficDirection::Inbound,
+        TrafficDirection::Outbound => core::TrafficDirection::Outbound,
+    };
+    let mut message = pb::Listener {
+        name: listener.name.clone(),
+        address: listener.address.map(|at| proto::socket_address(at.ip().to_string(), at.port())),
+        traffic_direction: direction as i32,
+        ..Default::default()
+    };
+    if let Some(manager) = encode_api_listener(listener) {
+        message.api_listener = Some(pb::ApiListener { api_listener: Some(proto::any(&manager)) });
+    } else {
+        message.filter_chains =
+            listener.chains.iter().map(|chain| chain::encode(chain, listener.direction)).collect();
+        message.listener_filters = inspectors(&listener.chains);
+        if !message.listener_filters.is_empty() {
+            message.listener_filters_timeout = Some(proto::duration(INSPECTION_TIMEOUT));
+            message.continue_on_listener_filters_timeout = true;
+        }
+    }
+    message
+}
+
+/// Reads a listener.
+///
+/// # Errors
+/// When a field is not valid, a filter is not known, or something that Tulle does not do would change what happens to
+/// a connection.
+pub fn decode(message: pb::Listener) -> Result<Listener, XdsError> {
+    let name = message.name.clone();
+    decode_listener(message).map_err(|error| error.of(Kind::Listener, &name))
+}
+
+fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
+    let name = non_empty(message.name, "name")?;
+    unsupported(message.filter_chain_matcher.is_some(), "filter_chain_matcher", "use filter_chain_match")?;
+    unsupported(message.fcds_config.is_some(), "fcds_config", "list all filter_chains")?;
+    unsupported(message.udp_listener_config.is_some(), "udp_listener_config", "only TCP is served")?;
+    unsupported(message.listener_specifier.is_some(), "internal_listener", "use an address")?;
+    each("listener_filters", message.listener_filters, decode_listener_filter)?;
+    // What names no direction and is no gRPC client's listener takes connections in.
+    let direction = match core::TrafficDirection::try_from(message.traffic_direction) {
+        Ok(core::TrafficDirection::Outbound) => TrafficDirection::Outbound,
+        Ok(core::TrafficDirection::Unspecified) if message.api_listener.is_some() => {
+            TrafficDirection::Outbound
+        }
+        _ => TrafficDirection::Inbound,
+    };
+    let address = decode_address(message.address).at("address")?;
+    let chains = match message.api_listener {
+        Some(api) => {
+            let manager = required(api.api_listener, "api_listener").at("api_listener")?;
+            vec![decode_api_listener(&manager).at("api_listener.api_listener")?]
+        }
+        None => decode_chains(message.filter_chains, message.default_filter_chain)?,
+    };
+    Ok(Listener { name, direction, address, chains })
+}
+
+/// The name of the chain is the connection manager's prefix for statistics.
+fn encode_api_listener(listener: &Listener) -> Option<HttpConnectionManager> {
+    match listener.chains.as_slice() {
+        [FilterChain { name, matches, tls: None, authorization, protocol: Protocol::Http(http) }]
+            if listener.direction == TrafficDirection::Outbound
+                && *matches == ChainMatch::default()
+                && authorization.is_empty() =>
+        {
+            Some(http::encode(http, name, listener.direction))
+        }
+        _ => None,
+    }
+}
+
+fn decode_api_listener(manager: &Any) -> Decoded<FilterChain> {
+    if !proto::is::<HttpConnectionManager>(manager) {
+        let problem = format!("{:?} is not an HttpConnectionManager", proto::inner_type(manager));
+        return Err(FieldError::new(problem));
+    }
+    let manager: HttpConnectionManager = proto::unpack(manager)?;
+    Ok(FilterChain {
+        name: manager.stat_prefix.clone(),
+        matches: ChainMatch::default(),
+        tls: None,
+        authorization: Vec::new(),
+        protocol: Protocol::Http(http::decode(manager)?),
+    })
+}
+
+fn decode_chains(
+    chains: Vec<pb::FilterChain>,
+    default: Option<pb::FilterChain>,
+) -> Decoded<Vec<FilterChain>> {
+    let mut chains = each("filter_chains", chains, chain::decode)?;
+    for (index, chain) in chains.iter().enumerate() {
+        if chains[..index].iter().any(|other| other.matches == chain.matches) {
+            return Err(FieldError::new("has the condition of another chain: no two may be the same"))
+                .at("filter_chain_match")
+                .at_item("filter_chains", index);
+        }
+    }
+    if let Some(default) = default {
+        let default = FilterChain {
+            matches: ChainMatch::default(),
+            ..chain::decode(default).at("default_filter_chain")?
+        };
+        // Behind a chain that takes every connection, the default is never reached.
+        if chains.iter().all(|chain| chain.matches != default.matches) {
+            chains.push(default);
+        }
+    }
+    if chains.is_empty() {
+        return Err(FieldError::new("is empty: add a chain, or an api_listener")).at("filter_chains");
+    }
+    Ok(chains)
+}
+
+fn decode_address(address: Option<core::Address>) -> Decoded<Option<SocketAddr>> {
+    match address.map(|address| address.address) {
+        None => Ok(None),
+        Some(Some(core::address::Address::SocketAddress(socket))) => {
+            proto::decode_socket_address(socket).at("socket_address").map(Some)
+        }
+        Some(_) => required(None, "socket_address"),
+    }
+}
+
+/// A connection that starts with another proxy's header would be taken for something else.
+fn decode_listener_filter(filter: pb::ListenerFilter) -> Decoded<()> {
+    let is_proxy_protocol = filter.name == "envoy.filters.listener.proxy_protocol";
+    unsupported(is_proxy_protocol, "name", "connections come without a PROXY header: leave the filter out")
+}
+
+fn inspectors(chains: &[FilterChain]) -> Vec<pb::ListenerFilter> {
+    let asks_tls = |chain: &FilterChain| {
+        chain.matches.transport.is_some() || !chain.matches.server_names.is_empty() || chain.tls.is_some()
+    };
+    let asks_http = |chain: &FilterChain| {
+        chain.matches.transport != Some(Transport::Tls) && !chain.matches.application_protocols.is_empty()
+    };
+    let filter = |name: &str, config: Any| pb::ListenerFilter {
+        name: name.into(),
+        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    };
+    let mut filters = Vec::new();
+    // A single chain has nothing to be told from.
+    if chains.len() > 1 && chains.iter().any(asks_tls) {
+        filters.push(filter("envoy.filters.listener.tls_inspector", proto::any(&TlsInspector::default())));
+    }
+    if chains.len() > 1 && chains.iter().any(asks_http) {
+        filters.push(filter("envoy.filters.listener.http_inspector", proto::any(&HttpInspector::default())));
+    }
+    filters
+}

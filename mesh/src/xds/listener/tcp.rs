@@ -1,0 +1,75 @@
+//! Forwarding of bytes.
+
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
+    ClusterSpecifier, WeightedCluster,
+};
+
+use super::access_log;
+use crate::model::TcpProxy;
+use crate::xds::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use crate::xds::proto;
+
+/// A backend of weight 0 is left out: Envoy refuses it here.
+pub(super) fn encode(proxy: &TcpProxy, stat_prefix: &str) -> pb::TcpProxy {
+    let weighted: Vec<_> = proxy.backends.iter().filter(|(_, weight)| *weight > 0).collect();
+    let specifier = match weighted.as_slice() {
+        [(cluster, 1)] => ClusterSpecifier::Cluster(cluster.clone()),
+        backends => ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: backends
+                .iter()
+                .map(|(name, weight)| ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    metadata_match: None,
+                })
+                .collect(),
+        }),
+    };
+    pb::TcpProxy {
+        stat_prefix: stat_prefix.into(),
+        idle_timeout: proxy.idle_timeout.map(proto::duration),
+        access_log: proxy.access_log.iter().map(access_log::encode).collect(),
+        cluster_specifier: Some(specifier),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode(proxy: pb::TcpProxy) -> Decoded<TcpProxy> {
+    unsupported(
+        proxy.metadata_match.is_some(),
+        "metadata_match",
+        "make a cluster of its own for the subset",
+    )?;
+    unsupported(proxy.tunneling_config.is_some(), "tunneling_config", "leave it out")?;
+    let backends = match required(proxy.cluster_specifier, "cluster")? {
+        ClusterSpecifier::Cluster(cluster) => vec![(non_empty(cluster, "cluster")?, 1)],
+        ClusterSpecifier::WeightedClusters(weighted) => {
+            let backends = each("clusters", weighted.clusters, decode_backend).at("weighted_clusters")?;
+            let sum: u64 = backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
+            if backends.is_empty() || sum > u32::MAX.into() {
+                let problem = format!("the sum of all weights is {sum}: it must be from 1 to 4294967295");
+                return Err(FieldError::new(problem)).at("weighted_clusters.clusters");
+            }
+            backends
+        }
+    };
+    Ok(TcpProxy {
+        backends,
+        idle_timeout: proto::decode_duration(proxy.idle_timeout, "idle_timeout")?,
+        access_log: access_log::decode(proxy.access_log)?,
+    })
+}
+
+fn decode_backend(cluster: ClusterWeight) -> Decoded<(String, u32)> {
+    unsupported(
+        cluster.metadata_match.is_some(),
+        "metadata_match",
+        "make a cluster of its own for the subset",
+    )?;
+    if cluster.weight == 0 {
+        return Err(FieldError::new("is 0: use at least 1, or leave the cluster out")).at("weight");
+    }
+    Ok((non_empty(cluster.name, "name")?, cluster.weight))
+}

@@ -1,0 +1,163 @@
+//! Conditions on strings, headers, query parameters and fractions.
+
+use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
+use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range};
+use http::HeaderName;
+
+use super::error::{At, Decoded, FieldError, non_empty, required, unsupported};
+use crate::model::{HeaderMatch, HeaderTest, PerMillion, QueryMatch, Regex, StringMatch};
+
+pub(super) fn string(condition: &StringMatch) -> StringMatcher {
+    let (ignore_case, pattern) = match condition {
+        StringMatch::Exact { value, ignore_case } => (*ignore_case, MatchPattern::Exact(value.clone())),
+        StringMatch::Prefix { value, ignore_case } => (*ignore_case, MatchPattern::Prefix(value.clone())),
+        StringMatch::Suffix { value, ignore_case } => (*ignore_case, MatchPattern::Suffix(value.clone())),
+        StringMatch::Contains { value, ignore_case } => (*ignore_case, MatchPattern::Contains(value.clone())),
+        StringMatch::Regex(expression) => (false, MatchPattern::SafeRegex(regex(expression))),
+    };
+    StringMatcher { ignore_case, match_pattern: Some(pattern) }
+}
+
+pub(super) fn decode_string(matcher: StringMatcher) -> Decoded<StringMatch> {
+    let ignore_case = matcher.ignore_case;
+    Ok(match required(matcher.match_pattern, "match_pattern")? {
+        MatchPattern::Exact(value) => StringMatch::Exact { value, ignore_case },
+        MatchPattern::Prefix(value) => StringMatch::Prefix { value, ignore_case },
+        MatchPattern::Suffix(value) => StringMatch::Suffix { value, ignore_case },
+        MatchPattern::Contains(value) => StringMatch::Contains { value, ignore_case },
+        // Envoy documents that `ignore_case` has no effect on an expression.
+        MatchPattern::SafeRegex(matcher) => StringMatch::Regex(decode_regex(matcher).at("safe_regex")?),
+        MatchPattern::Custom(_) => {
+            return Err(FieldError::new(
+                "is not supported: use exact, prefix, suffix, contains or safe_regex",
+            ))
+            .at("custom");
+        }
+    })
+}
+
+pub(super) fn regex(expression: &Regex) -> RegexMatcher {
+    RegexMatcher { regex: expression.as_str().into(), engine_type: None }
+}
+
+pub(super) fn decode_regex(matcher: RegexMatcher) -> Decoded<Regex> {
+    Regex::new(non_empty(matcher.regex, "regex")?).map_err(FieldError::new).at("regex")
+}
+
+pub(super) fn header(condition: &HeaderMatch) -> pb::HeaderMatcher {
+    let specifier = match &condition.test {
+        HeaderTest::Present(present) => HeaderMatchSpecifier::PresentMatch(*present),
+        HeaderTest::Value(value) => HeaderMatchSpecifier::StringMatch(string(value)),
+        HeaderTest::Range { start, end } => {
+            HeaderMatchSpecifier::RangeMatch(Int64Range { start: *start, end: *end })
+        }
+    };
+    pb::HeaderMatcher {
+        name: condition.name.clone(),
+        invert_match: condition.invert,
+        header_match_specifier: Some(specifier),
+        ..Default::default()
+    }
+}
+
+#[expect(deprecated, reason = "other control planes still send the old forms of a condition on a value")]
+pub(super) fn decode_header(matcher: pb::HeaderMatcher) -> Decoded<HeaderMatch> {
+    unsupported(
+        matcher.treat_missing_header_as_empty,
+        "treat_missing_header_as_empty",
+        "add a second route for a missing header",
+    )?;
+    let value = |value: StringMatch| HeaderTest::Value(value);
+    let test = match matcher.header_match_specifier {
+        None => HeaderTest::Present(true),
+        Some(HeaderMatchSpecifier::PresentMatch(present)) => HeaderTest::Present(present),
+        Some(HeaderMatchSpecifier::StringMatch(matcher)) => value(decode_string(matcher).at("string_match")?),
+        Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start, end })) => HeaderTest::Range { start, end },
+        Some(HeaderMatchSpecifier::ExactMatch(text)) => value(StringMatch::exact(text)),
+        Some(HeaderMatchSpecifier::PrefixMatch(text)) => value(StringMatch::prefix(text)),
+        Some(HeaderMatchSpecifier::SuffixMatch(text)) => {
+            value(StringMatch::Suffix { value: text, ignore_case: false })
+        }
+        Some(HeaderMatchSpecifier::ContainsMatch(text)) => {
+            value(StringMatch::Contains { value: text, ignore_case: false })
+        }
+        Some(HeaderMatchSpecifier::SafeRegexMatch(matcher)) => {
+            value(StringMatch::Regex(decode_regex(matcher).at("safe_regex_match")?))
+        }
+    };
+    Ok(HeaderMatch { name: match_name(&matcher.name).at("name")?, test, invert: matcher.invert_match })
+}
+
+/// The name of a header in a condition: lower case, and the authority's under its HTTP/2 name.
+pub(super) fn match_name(name: &str) -> Decoded<String> {
+    let name = name.to_ascii_lowercase();
+    match name.as_str() {
+        ":method" | ":authority" | ":path" | ":scheme" => Ok(name),
+        "host" => Ok(":authority".into()),
+        _ => Ok(header_name(&name)?.as_str().into()),
+    }
+}
+
+/// The name of a header that is not a pseudo-header.
+pub(super) fn header_name(name: &str) -> Decoded<HeaderName> {
+    name.parse().map_err(|_| FieldError::new(format!("{name:?} is not a valid header name")))
+}
+
+pub(super) fn query(condition: &QueryMatch) -> pb::QueryParameterMatcher {
+    pb::QueryParameterMatcher {
+        name: condition.name.clone(),
+        query_parameter_match_specifier: Some(match &condition.value {
+            Some(value) => QueryParameterMatchSpecifier::StringMatch(string(value)),
+            None => QueryParameterMatchSpecifier::PresentMatch(true),
+        }),
+    }
+}
+
+pub(super) fn decode_query(matcher: pb::QueryParameterMatcher) -> Decoded<QueryMatch> {
+    let value = match matcher.query_parameter_match_specifier {
+        None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => None,
+        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
+            return Err(FieldError::new("false is not supported: only ask for a parameter that is there"))
+                .at("present_match");
+        }
+        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
+            Some(decode_string(matcher).at("string_match")?)
+        }
+    };
+    Ok(QueryMatch { name: non_empty(matcher.name, "name")?, value })
+}
+
+pub(super) fn fraction(fraction: PerMillion) -> FractionalPercent {
+    FractionalPercent {
+        numerator: fraction.0.min(PerMillion::ALL.0),
+        denominator: DenominatorType::Million as i32,
+    }
+}
+
+/// More than the whole counts as the whole, as in Envoy.
+pub(super) fn decode_fraction(fraction: FractionalPercent) -> Decoded<PerMillion> {
+    let factor = match DenominatorType::try_from(fraction.denominator) {
+        Ok(DenominatorType::Hundred) => 10_000,
+        Ok(DenominatorType::TenThousand) => 100,
+        Ok(DenominatorType::Million) => 1,
+        Err(_) => {
+            return Err(FieldError::new(format!("{} is not a denominator", fraction.denominator)))
+                .at("denominator");
+        }
+    };
+    Ok(PerMillion(fraction.numerator.saturating_mul(factor).min(PerMillion::ALL.0)))
+}
+
+pub(super) fn runtime_fraction(value: PerMillion) -> RuntimeFractionalPercent {
+    RuntimeFractionalPercent { default_value: Some(fraction(value)), runtime_key: String::new() }
+}
+
+pub(super) fn decode_runtime_fraction(fraction: RuntimeFractionalPercent) -> Decoded<PerMillion> {
+    required(fraction.default_value, "default_value").and_then(|f| decode_fraction(f).at("default_value"))
+}

@@ -1,0 +1,289 @@
+//! Route configurations.
+//!
+//! A route on whole segments of the path (`/v2`) is written as two routes of one name, `{path: /v2}` and
+//! `{prefix: /v2/}`, each marked as a half in Tulle's metadata; reading joins two such halves again, while two routes of
+//! another control plane stay two. Where a route comes from ([`Origin`]) is metadata as well.
+//!
+//! What Envoy lets stand on a virtual host or on the whole configuration (header changes, retries, mirrors, faults) is
+//! handed down to the routes when it is read, by Envoy's order of precedence.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use envoy_types::pb::envoy::config::core::v3::Metadata;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::google::protobuf::Any;
+use http::StatusCode;
+
+use self::inherit::Inherited;
+use super::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use super::proto::{self, Fields, Read};
+use super::{Kind, XdsError, fault, matching};
+use crate::model::{Domain, Fault, Origin, PathMatch, Route, RouteConfiguration, VirtualHost};
+
+mod action;
+mod headers;
+mod inherit;
+mod matches;
+mod policy;
+mod rewrite;
+
+/// Writes a route configuration. The same model always gives the same bytes.
+pub fn encode(routes: &RouteConfiguration) -> pb::RouteConfiguration {
+    pb::RouteConfiguration {
+        name: routes.name.clone(),
+        virtual_hosts: routes.virtual_hosts.iter().map(encode_host).collect(),
+        ..Default::default()
+    }
+}
+
+/// Reads a route configuration.
+///
+/// # Errors
+/// When a field is not valid, a domain stands in two virtual hosts, or something that Tulle does not do would change
+/// where a request goes.
+pub fn decode(message: pb::RouteConfiguration) -> Result<RouteConfiguration, XdsError> {
+    let name = message.name.clone();
+    decode_configuration(message).map_err(|error| error.of(Kind::Route, &name))
+}
+
+/// Reads a route configuration within a listener, where it may lack a name.
+pub(super) fn decode_configuration(message: pb::RouteConfiguration) -> Decoded<RouteConfiguration> {
+    unsupported(message.vhds.is_some(), "vhds", "list all virtual_hosts")?;
+    unsupported(
+        message.ignore_port_in_host_matching,
+        "ignore_port_in_host_matching",
+        "list domains with ports",
+    )?;
+    unsupported(!message.vhost_header.is_empty(), "vhost_header", "match the host")?;
+    unsupported(
+        message.ignore_path_parameters_in_path_matching,
+        "ignore_path_parameters_in_path_matching",
+        "match the whole path",
+    )?;
+    unsupported(!message.route_specifiers.is_empty(), "route_specifiers", "use routes")?;
+    let inherited = Inherited::from_configuration(&message)?;
+    let name = non_empty(message.name, "name")?;
+    let virtual_hosts =
+        each("virtual_hosts", message.virtual_hosts, |host| decode_host(host, inherited.clone()))?;
+    let mut seen = HashSet::new();
+    for (index, host) in virtual_hosts.iter().enumerate() {
+        if let Some(twice) = host.domains.iter().find(|domain| !seen.insert(*domain)) {
+            let problem = format!("{:?} stands in another place already: name each once", twice.to_string());
+            return Err(FieldError::new(problem)).at("domains").at_item("virtual_hosts", index);
+        }
+    }
+    Ok(RouteConfiguration { name, virtual_hosts })
+}
+
+/// A status of HTTP that a final response may have.
+pub(super) fn decode_status(status: u32) -> Decoded<StatusCode> {
+    u16::try_from(status)
+        .ok()
+        .filter(|status| (200..600).contains(status))
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .ok_or_else(|| FieldError::new(format!("{status} is not the status of a response: use 200 to 599")))
+}
+
+/// Reads the settings of filters for a part of the routes: only faults may be set, and what is optional may be passed over.
+fn decode_filters(filters: &HashMap<String, Any>) -> Decoded<Option<Fault>> {
+    let mut fault = None;
+    // In the order of their names, so that of several errors always the same is reported.
+    for (name, config) in filters.iter().collect::<BTreeMap<_, _>>() {
+        fault = decode_filter(name, config).at_key("typed_per_filter_config", name)?.or(fault);
+    }
+    Ok(fault)
+}
+
+fn decode_filter(name: &str, config: &Any) -> Decoded<Option<Fault>> {
+    if proto::is::<HttpFault>(config) {
+        return fault::decode(proto::unpack(config)?).map(Some);
+    }
+    if proto::is::<pb::FilterConfig>(config) {
+        let wrapper: pb::FilterConfig = proto::unpack(config)?;
+        return match wrapper.config {
+            _ if wrapper.disabled && name == fault::FILTER => Ok(Some(Fault::default())),
+            Some(inner) if proto::is::<HttpFault>(&inner) && !wrapper.disabled => {
+                fault::decode(proto::unpack(&inner)?).map(Some)
+            }
+            _ if wrapper.is_optional => Ok(None),
+            inner => Err(unknown_filter(inner.as_ref().unwrap_or(config))),
+        };
+    }
+    Err(unknown_filter(config))
+}
+
+fn unknown_filter(config: &Any) -> FieldError {
+    FieldError::new(format!(
+        "{:?} can't be set for a part of the routes: put it in the listener, or mark it is_optional",
+        proto::inner_type(config)
+    ))
+}
+
+fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
+    pb::VirtualHost {
+        name: host.name.clone(),
+        domains: host.domains.iter().map(Domain::to_string).collect(),
+        routes: host.routes.iter().flat_map(encode_route).collect(),
+        ..Default::default()
+    }
+}
+
+fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHost> {
+    unsupported(host.matcher.is_some(), "matcher", "use routes")?;
+    unsupported(!host.route_specifiers.is_empty(), "route_specifiers", "use routes")?;
+    unsupported(
+        host.require_tls != TlsRequirementType::None as i32,
+        "require_tls",
+        "use a redirect, or an authorization filter",
+    )?;
+    let inherited = inherited.with_host(&host)?;
+    if host.domains.is_empty() {
+        return Err(FieldError::new("is empty: name at least one host, or \"*\"")).at("domains");
+    }
+    let halves = host.routes.into_iter().enumerate().map(|(index, route)| {
+        inherited.apply(route).and_then(|route| decode_route(route, index)).at_item("routes", index)
+    });
+    let routes = join_halves(halves.collect::<Decoded<_>>()?);
+    Ok(VirtualHost { name: host.name, domains: each("domains", host.domains, decode_domain)?, routes })
+}
+
+fn decode_domain(domain: String) -> Decoded<Domain> {
+    let inner = match domain.as_str() {
+        "" => return Err(FieldError::new("is empty: name a host, or \"*\"")),
+        "*" => "",
+        text => text.strip_prefix('*').or_else(|| text.strip_suffix('*')).unwrap_or(text),
+    };
+    if inner.contains('*') {
+        let problem =
+            format!("{domain:?} has a * in the middle: it may only be the first or the last character");
+        return Err(FieldError::new(problem));
+    }
+    Ok(Domain::parse(&domain))
+}
+
+/// Which half of a route on whole segments this is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    /// For the very path.
+    Path,
+    /// For what is below it.
+    Below,
+}
+
+const HALF: &str = "half";
+
+impl Half {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Below => "below",
+        }
+    }
+}
+
+fn encode_route(route: &Route) -> Vec<pb::Route> {
+    match &route.matches.path {
+        PathMatch::Segments(path) => vec![
+            encode_half(route, PathSpecifier::Path(path.clone()), Some(Half::Path)),
+            encode_half(route, PathSpecifier::Prefix(format!("{path}/")), Some(Half::Below)),
+        ],
+        PathMatch::Exact(path) => vec![encode_half(route, PathSpecifier::Path(path.clone()), None)],
+        PathMatch::Prefix(prefix) => vec![encode_half(route, PathSpecifier::Prefix(prefix.clone()), None)],
+        PathMatch::Regex(regex) => {
+            vec![encode_half(route, PathSpecifier::SafeRegex(matching::regex(regex)), None)]
+        }
+    }
+}
+
+fn encode_half(route: &Route, path: PathSpecifier, half: Option<Half>) -> pb::Route {
+    let fault = route.fault.as_ref().map(|fault| (fault::FILTER.into(), proto::any(&fault::encode(fault))));
+    pb::Route {
+        name: route.name.clone(),
+        r#match: Some(matches::encode(&route.matches, path)),
+        metadata: encode_metadata(route.origin.as_ref(), half),
+        typed_per_filter_config: fault.into_iter().collect(),
+        request_headers_to_add: headers::add(&route.request_headers),
+        request_headers_to_remove: headers::remove(&route.request_headers),
+        response_headers_to_add: headers::add(&route.response_headers),
+        response_headers_to_remove: headers::remove(&route.response_headers),
+        action: Some(action::encode(&route.action, half == Some(Half::Below))),
+        ..Default::default()
+    }
+}
+
+fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)> {
+    unsupported(!route.route_specifiers.is_empty(), "route_specifiers", "use match and action")?;
+    let (origin, half) = decode_metadata(route.metadata.as_ref())?;
+    let decoded = Route {
+        name: if route.name.is_empty() { format!("#{index}") } else { route.name },
+        origin,
+        matches: matches::decode(required(route.r#match, "match")?).at("match")?,
+        action: action::decode(required(route.action, "action")?)?,
+        request_headers: headers::decode(
+            "request_headers",
+            route.request_headers_to_add,
+            route.request_headers_to_remove,
+        )?,
+        response_headers: headers::decode(
+            "response_headers",
+            route.response_headers_to_add,
+            route.response_headers_to_remove,
+        )?,
+        fault: decode_filters(&route.typed_per_filter_config)?,
+    };
+    Ok((decoded, half))
+}
+
+/// Joins the halves that [`encode_route`] makes. A marked half without its other is a route of its own.
+fn join_halves(routes: Vec<(Route, Option<Half>)>) -> Vec<Route> {
+    let mut joined: Vec<(Route, Option<Half>)> = Vec::with_capacity(routes.len());
+    for (route, half) in routes {
+        if half == Some(Half::Below)
+            && let Some((before, Some(Half::Path))) = joined.last_mut()
+            && let (PathMatch::Exact(path), PathMatch::Prefix(below)) =
+                (&before.matches.path, &route.matches.path)
+            && before.name == route.name
+            && below.strip_suffix('/') == Some(path)
+        {
+            before.matches.path = PathMatch::Segments(path.clone());
+        } else {
+            joined.push((route, half));
+        }
+    }
+    joined.into_iter().map(|(route, _)| route).collect()
+}
+
+fn encode_metadata(origin: Option<&Origin>, half: Option<Half>) -> Option<Metadata> {
+    let mut fields = Fields::new();
+    if let Some(origin) = origin {
+        fields.insert("kind".into(), proto::text(&origin.kind));
+        fields.insert("namespace".into(), proto::text(&origin.namespace));
+        fields.insert("name".into(), proto::text(&origin.name));
+        fields.insert("rule".into(), proto::number(origin.rule));
+        fields.insert("match".into(), proto::number(origin.matched));
+    }
+    if let Some(half) = half {
+        fields.insert(HALF.into(), proto::text(half.name()));
+    }
+    proto::metadata(fields)
+}
+
+fn decode_metadata(metadata: Option<&Metadata>) -> Decoded<(Option<Origin>, Option<Half>)> {
+    let fields = proto::decode_metadata(metadata)?;
+    let half = fields.text(HALF).at("metadata")?;
+    let half = [Half::Path, Half::Below].into_iter().find(|known| known.name() == half);
+    let read = || -> Decoded<Origin> {
+        Ok(Origin {
+            kind: fields.text("kind")?,
+            namespace: fields.text("namespace")?,
+            name: fields.text("name")?,
+            rule: fields.number("rule")?.unwrap_or_default(),
+            matched: fields.number("match")?.unwrap_or_default(),
+        })
+    };
+    let origin = fields.contains_key("kind").then(read).transpose().at("metadata")?;
+    Ok((origin, half))
+}
