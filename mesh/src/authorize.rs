@@ -6,12 +6,12 @@
 //!
 //! A condition may be undecidable: one on HTTP where the bytes are not HTTP, or one on a path that servers read in several
 //! ways, with different answers. Such a condition always counts against the request, however deep it stands under
-//! negations: a DENY policy takes it to hold, an ALLOW policy takes it not to. It must never be possible to pass by being
-//! unclear.
+//! negations: a DENY policy takes it to hold, an ALLOW policy takes it not to. (An AUDIT policy, which refuses nothing,
+//! takes it not to.) It must never be possible to pass by being unclear.
 //!
-//! Conditions on paths see the path in normal form (module `path`); write them as the path stands on the wire, `/a%20b`,
-//! or in plain text, `/a b`. Regular expressions see the form on the wire. A condition on the header `:path` sees the
-//! path with its query and as it came, and is therefore no safe ground for a DENY.
+//! Conditions on paths see the path in normal form (module `path`). Write them as the path stands on the wire, `/a%20b`,
+//! or in plain text, `/a b`; but a regular expression is taken as it is and must fit the normal form. A condition on the
+//! header `:path` sees the path as it came, with its query, and is therefore no safe ground for a DENY.
 
 use std::net::{IpAddr, SocketAddr};
 

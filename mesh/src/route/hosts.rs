@@ -59,10 +59,13 @@ impl HostIndex {
         Ok(index)
     }
 
-    /// The best domain for `host` or `host:port`. Each kind of domain is tried with the authority as it was given and
-    /// then without its port, before a weaker kind is: `cart.shop` is a better answer to `cart.shop:80` than `cart.*`.
+    /// The best domain for `host` or `host:port`. Each kind of domain is tried with the authority as it was given, then
+    /// without its port, then without the dot that ends an absolute name, before a weaker kind is: `cart.shop` is a
+    /// better answer to `cart.shop:80` than `cart.*`.
     pub(super) fn find(&self, authority: &str) -> Option<DomainAt> {
-        let given = [Some(authority), without_port(authority)];
+        let bare = without_port(authority);
+        let relative = bare.unwrap_or(authority).strip_suffix('.');
+        let given = [Some(authority), bare, relative];
         let hosts = || given.into_iter().flatten();
         hosts()
             .find_map(|host| self.exact(host))

@@ -27,6 +27,8 @@ const REDACTED: &str = "[redacted]";
 pub struct RouteRecord {
     /// The name of the route configuration.
     pub configuration: String,
+    /// The host that the request is for, as it was given.
+    pub authority: String,
     /// What came of it.
     pub outcome: Outcome,
     /// The virtual host whose routes were tried.
@@ -139,6 +141,7 @@ pub(super) fn explain(
 ) -> RouteRecord {
     let mut record = RouteRecord {
         configuration: configuration.name.clone(),
+        authority: request.authority.into(),
         outcome: Outcome::NoVirtualHost,
         virtual_host: None,
         matched: None,
@@ -238,9 +241,12 @@ impl fmt::Display for RouteRecord {
     /// A line for the result, and one for each route that was not taken.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(host) = &self.virtual_host else {
-            write!(f, "no virtual host of {:?} has a domain for this host", self.configuration)?;
-            f.write_str("; there are: ")?;
-            f.write_str(&self.known_domains.join(", "))?;
+            write!(f, "no domain of {:?} matches host {:?}", self.configuration, self.authority)?;
+            let known = match self.known_domains.as_slice() {
+                [] => "none".into(),
+                known => known.join(", "),
+            };
+            write!(f, "; its domains: {known}")?;
             return match self.more_domains {
                 0 => Ok(()),
                 more => write!(f, " and {more} more"),

@@ -54,6 +54,10 @@ fn a_port_counts_where_a_domain_has_one_and_is_left_out_otherwise() {
         ("cart.shop:8080", Some("cart.shop:8080")),
         ("cart.shop:80", Some("cart.shop")),
         ("cart.shop:", Some("cart.shop")),
+        // A dot at the end of an absolute name says nothing else.
+        ("cart.shop.", Some("cart.shop")),
+        ("Cart.Shop.:80", Some("cart.shop")),
+        ("a.shop.", Some("*.shop")),
         ("a.shop:81", Some("*.shop:81")),
         ("a.shop:80", Some("*.shop")),
         ("[::1]:80", Some("[::1]")),
@@ -199,4 +203,11 @@ fn numbers_are_dense_over_all_virtual_hosts() {
     assert!(matches!(lookup("b"), Lookup::Found(id) if id.index() == 2));
     assert_eq!(lookup("empty"), Lookup::NoRoute);
     assert_eq!(lookup("c"), Lookup::NoVirtualHost);
+}
+
+#[test]
+fn a_table_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync + 'static>(_: &T) {}
+    shared(&table_of_domains(&["*"]));
+    shared(&crate::authorize::Authorizer::compile(vec![]));
 }

@@ -14,9 +14,23 @@ use crate::route::{Lookup, Miss, Outcome, RequestView, RouteTable};
 /// Texts that are close to each other, so that conditions overlap and nearly match.
 const DOMAINS: [&str; 12] =
     ["*", "a.b", "a.b:80", "*.b", "*.a.b", "*b", "*.b:80", "a.*", "a.b.*", "c", "a*", "[::1]"];
-const AUTHORITIES: [&str; 14] = [
-    "a.b", "A.B", "a.b:80", "a.b:81", "x.b", "x.a.b", "x.b:80", "X.B:81", "a.b.c", "a.x", "b", "C:1",
-    "[::1]:80", "d",
+const AUTHORITIES: [&str; 16] = [
+    "a.b",
+    "A.B",
+    "a.b:80",
+    "a.b:81",
+    "x.b",
+    "x.a.b",
+    "x.b:80",
+    "X.B:81",
+    "a.b.c",
+    "a.x",
+    "b",
+    "C:1",
+    "[::1]:80",
+    "d",
+    "a.b.",
+    "X.a.b.:80",
 ];
 const PATHS: [&str; 14] =
     ["/", "", "/a", "/A", "/a/", "/a/b", "/A/b", "/ab", "/a/b/c", "/a/bc", "/a//b", "/b", "/b/a", "/a/b/"];
@@ -94,7 +108,8 @@ fn linear<'c>(
 ) -> Option<(&'c VirtualHost, Option<usize>)> {
     let given = request.authority.to_ascii_lowercase();
     let bare = given.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(&given);
-    // Kind of domain, with or without the port, length: the least is the best.
+    let relative = bare.strip_suffix('.').unwrap_or(bare);
+    // Kind of domain, as given or without the port or without a dot, length: the least is the best.
     let rank = |domain: &Domain| {
         let fits = |host: &str| match domain {
             Domain::Exact(text) => (host == text).then_some((0, text.len())),
@@ -106,8 +121,8 @@ fn linear<'c>(
             }
             Domain::Any => Some((3, 0)),
         };
-        let tries = [fits(&given).map(|fit| (0, fit)), fits(bare).map(|fit| (1, fit))];
-        tries.into_iter().flatten().map(|(port, (kind, len))| (kind, port, usize::MAX - len)).min()
+        let tries = [&given, bare, relative].map(fits);
+        (0..).zip(tries).filter_map(|(form, fit)| fit.map(|(kind, len)| (kind, form, usize::MAX - len))).min()
     };
     let hosts = configuration.virtual_hosts.iter();
     let ranked = hosts.filter_map(|host| Some((host.domains.iter().filter_map(rank).min()?, host)));
