@@ -1,1 +1,126 @@
-//! Detect.
+//! What a connection carries, by its first bytes.
+//!
+//! In: a socket. Out: what its client speaks, and every byte that was read, so that none is lost. A detection ends as
+//! soon as the bytes allow; it never waits for more than it needs, never reads more than [`MOST`], and decides nothing
+//! about a client that says nothing: how long to wait for it is the caller's matter.
+
+mod client_hello;
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+pub(crate) use self::client_hello::ClientHello;
+use crate::io::Prefixed;
+
+/// What a client speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Spoken {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2, with prior knowledge.
+    Http2,
+    /// TLS.
+    Tls(ClientHello),
+    /// Something else.
+    Other,
+    /// Nothing: the client has closed its direction without a byte.
+    Nothing,
+}
+
+/// Reads the first bytes of a connection.
+#[derive(Default)]
+pub(crate) struct Detector {
+    read: BytesMut,
+}
+
+impl Detector {
+    /// Reads until it is clear what the client speaks. Cancel-safe: what was read is kept, and calling again goes on.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub(crate) async fn detect(&mut self, socket: &mut TcpStream) -> io::Result<Spoken> {
+        loop {
+            if let Some(spoken) = classify(&self.read) {
+                return Ok(spoken);
+            }
+            self.read.reserve(FIRST_READ);
+            if socket.read_buf(&mut self.read).await? == 0 {
+                // Whatever began here was never finished: the other end may make sense of it.
+                return Ok(if self.read.is_empty() { Spoken::Nothing } else { Spoken::Other });
+            }
+        }
+    }
+
+    /// Whether the client has said anything yet.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.read.is_empty()
+    }
+
+    /// Puts what was read back in front of the socket.
+    pub(crate) fn into_stream(self, socket: TcpStream) -> Prefixed {
+        // An exact copy, because the buffer was made for far more than most clients say at first.
+        let prefix = if self.read.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(&self.read) };
+        Prefixed::new(prefix, socket)
+    }
+}
+
+/// The most bytes that are looked at, about the greatest ClientHello that any client sends.
+const MOST: usize = 32 * 1024;
+const FIRST_READ: usize = 2048;
+
+/// What `bytes` begin; `None` when more are needed.
+fn classify(bytes: &[u8]) -> Option<Spoken> {
+    let first = *bytes.first()?;
+    let spoken = if first == client_hello::HANDSHAKE {
+        match client_hello::parse(bytes) {
+            client_hello::Parsed::Hello(hello) => Some(Spoken::Tls(hello)),
+            client_hello::Parsed::NotTls => Some(Spoken::Other),
+            client_hello::Parsed::More => None,
+        }
+    } else if PREFACE.starts_with(&bytes[..bytes.len().min(PREFACE.len())]) {
+        (bytes.len() >= PREFACE.len()).then_some(Spoken::Http2)
+    } else {
+        classify_text(bytes)
+    };
+    if spoken.is_none() && bytes.len() >= MOST { Some(Spoken::Other) } else { spoken }
+}
+
+/// A request line is known by its end, ` HTTP/1.x`: other protocols have commands that look like methods (Redis has
+/// `GET key`). Only a line longer than any sane URI is taken for HTTP by its method alone, so that it gets its 414.
+fn classify_text(bytes: &[u8]) -> Option<Spoken> {
+    let method = bytes.iter().take(LONGEST_METHOD + 1).position(|b| !b.is_ascii_uppercase() && *b != b'-');
+    let Some(method) = method else {
+        return (bytes.len() > LONGEST_METHOD).then_some(Spoken::Other);
+    };
+    if method == 0 || bytes[method] != b' ' {
+        return Some(Spoken::Other);
+    }
+    match bytes.iter().position(|b| *b == b'\n') {
+        Some(end) => {
+            let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+            let version = line.len().checked_sub(VERSION_LEN).map(|at| &line[at..]);
+            let http =
+                version.is_some_and(|v| v.starts_with(b" HTTP/1.") && v[VERSION_LEN - 1].is_ascii_digit());
+            Some(if http { Spoken::Http1 } else { Spoken::Other })
+        }
+        None if bytes.len() >= LONGEST_LINE => {
+            let known = METHODS.contains(&&bytes[..method]);
+            Some(if known { Spoken::Http1 } else { Spoken::Other })
+        }
+        None => None,
+    }
+}
+
+/// What an HTTP/2 client begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const VERSION_LEN: usize = " HTTP/1.1".len();
+const LONGEST_METHOD: usize = 32;
+const LONGEST_LINE: usize = 16 * 1024;
+const METHODS: [&[u8]; 9] =
+    [b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"];
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use self::pending::{Authorizer, RouteTable};
 use tulle_mesh::model;
@@ -20,7 +22,8 @@ use crate::limit::RequestLimits;
 use crate::telemetry::metrics::{HttpSeries, TcpSeries};
 use crate::tls::Material;
 
-/// All that a worker needs to serve.
+/// All that a worker needs to serve. The default is what a sidecar without any configuration has.
+#[derive(Default)]
 pub(crate) struct Snapshot {
     /// Grows by one with each snapshot.
     pub(crate) generation: u64,
@@ -64,6 +67,34 @@ pub(crate) struct Listener {
     pub(crate) model: Arc<model::Listener>,
     /// In the order of the model's chains.
     pub(crate) chains: Vec<Chain>,
+    /// When it was last used, shared by all versions of the listener and by all workers; what nobody uses any more need
+    /// not be subscribed to.
+    pub(crate) last_use: Arc<LastUse>,
+}
+
+/// When something was last used, to the second.
+#[derive(Debug, Default)]
+pub(crate) struct LastUse(AtomicU64);
+
+impl LastUse {
+    /// Notes a use at `now`. A second's second use writes nothing.
+    pub(crate) fn touch(&self, now: Instant) {
+        let second = since_start(now).as_secs();
+        if self.0.load(Relaxed) != second {
+            self.0.store(second, Relaxed);
+        }
+    }
+
+    /// How long ago the last use was, seen from `now`; from the start of the process where there was none.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        since_start(now).saturating_sub(Duration::from_secs(self.0.load(Relaxed)))
+    }
+}
+
+/// The time since this was first asked.
+fn since_start(now: Instant) -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    now.saturating_duration_since(*START.get_or_init(|| now))
 }
 
 /// One way of treating a connection.

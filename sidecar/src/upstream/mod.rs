@@ -2,6 +2,8 @@
 //!
 //! In: an endpoint and a request. Out: its response, on a pooled connection. Everything here belongs to one worker.
 
+mod connect;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,9 +12,13 @@ use http::{Request, Response};
 use crate::balance::{Cluster, Endpoint};
 use crate::http::body::Body;
 use crate::http::upgrade::Tunnel;
+use crate::snapshot::Snapshot;
 use crate::tls::Material;
 
+pub(crate) use connect::{Connection, KEEPALIVE, connect, prepare};
+
 /// One worker's connections to endpoints.
+#[derive(Default)]
 pub(crate) struct Pools {}
 
 /// Which HTTP to speak to an endpoint.
@@ -83,6 +89,10 @@ pub(crate) enum ConnectError {
 }
 
 impl Pools {
+    /// Lets go of idle connections to endpoints that `snapshot` does not hold any more; those in use end when their last
+    /// request does.
+    pub(crate) fn retain(&self, _snapshot: &Snapshot) {}
+
     /// Sends `request` to `endpoint` and waits for the response's head. Cancel-safe: dropping the future gives the
     /// connection up (HTTP/1) or resets the stream (HTTP/2).
     pub(crate) async fn send(

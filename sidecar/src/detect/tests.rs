@@ -1,0 +1,157 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use super::*;
+
+#[test]
+fn http_is_known_by_its_whole_request_line() {
+    for (bytes, expected) in [
+        (&b"GET / HTTP/1.1\r\n"[..], Some(Spoken::Http1)),
+        (b"GET / HTTP/1.0\n", Some(Spoken::Http1)),
+        (b"PROPFIND /a HTTP/1.1\r\nHost: x", Some(Spoken::Http1)),
+        (b"GET key\r\n", Some(Spoken::Other)),
+        (b"SET a b\r\n", Some(Spoken::Other)),
+        (b"get / HTTP/1.1\r\n", Some(Spoken::Other)),
+        (b"GET", None),
+        (b"GET / HTTP/1.1", None),
+        (b" GET / HTTP/1.1\r\n", Some(Spoken::Other)),
+        (b"HTTP/1.1\r\n", Some(Spoken::Other)),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0", Some(Spoken::Http2)),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", None),
+        (b"P", None),
+        (b"PRINT it\n", Some(Spoken::Other)),
+        (b"\0\0\0\x08", Some(Spoken::Other)),
+        (b"\x16\x03", None),
+        (b"\x16\x02", Some(Spoken::Other)),
+        (b"\x16\x03\x01\0\0", Some(Spoken::Other)),
+        (b"\x16\x03\x01\0\x05\x02", Some(Spoken::Other)),
+    ] {
+        assert_eq!(classify(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+    }
+}
+
+#[test]
+fn an_endless_line_is_decided_at_a_limit() {
+    let mut line = b"GET /".to_vec();
+    line.resize(LONGEST_LINE, b'a');
+    assert_eq!(classify(&line), Some(Spoken::Http1), "to be answered with 414");
+    line[..5].copy_from_slice(b"FOO /");
+    assert_eq!(classify(&line), Some(Spoken::Other));
+    assert_eq!(classify(&[b'A'; LONGEST_METHOD + 1]), Some(Spoken::Other));
+    // Half of a ClientHello that announces more than is ever read.
+    let mut hello = vec![0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff];
+    while hello.len() < MOST {
+        hello.resize((hello.len() / (5 + 0x4000) + 1) * (5 + 0x4000), 0);
+        hello.extend_from_slice(&[0x16, 3, 1, 0x40, 0]);
+    }
+    assert_eq!(classify(&hello), Some(Spoken::Other));
+}
+
+#[test]
+fn a_real_client_hello_gives_name_and_protocols_however_it_is_cut() {
+    let bytes = client_hello("outbound_.80_._.cart.shop", &["h2", "http/1.1"]);
+    let expected = ClientHello {
+        server_name: Some("outbound_.80_._.cart.shop".into()),
+        alpn: vec!["h2".into(), "http/1.1".into()],
+    };
+    for end in 0..bytes.len() {
+        assert_eq!(classify(&bytes[..end]), None, "{end} of {} bytes", bytes.len());
+    }
+    assert_eq!(classify(&bytes), Some(Spoken::Tls(expected.clone())));
+
+    for size in [1, 3, 100] {
+        let cut: Vec<u8> = bytes[5..]
+            .chunks(size)
+            .flat_map(|part| {
+                let len = u16::try_from(part.len()).expect("short").to_be_bytes();
+                [&[0x16, 3, 1][..], &len, part].concat()
+            })
+            .collect();
+        assert_eq!(classify(&cut), Some(Spoken::Tls(expected.clone())), "records of {size} bytes");
+    }
+}
+
+#[test]
+fn a_server_name_that_is_no_host_name_is_left_out() {
+    let mut bytes = client_hello("cart.shop", &[]);
+    let at = bytes.windows(9).position(|part| part == b"cart.shop").expect("it is in the hello");
+    bytes[at + 4] = b'/';
+    assert_eq!(classify(&bytes), Some(Spoken::Tls(ClientHello::default())));
+}
+
+#[tokio::test]
+async fn detection_goes_on_after_a_pause_and_loses_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+    let (mut socket, _) = listener.accept().await.expect("a client");
+    let mut detector = Detector::default();
+    client.set_nodelay(true).expect("a socket");
+    let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for byte in &text[..10] {
+        client.write_all(&[*byte]).await.expect("open");
+        let before = detector.read.len();
+        while detector.read.len() == before {
+            // Given up again and again, as by a deadline.
+            tokio::select! { biased;
+                _ = detector.detect(&mut socket) => panic!("it is not clear yet"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    client.write_all(&text[10..]).await.expect("open");
+    client.shutdown().await.expect("open");
+    assert_eq!(detector.detect(&mut socket).await.expect("open"), Spoken::Http1);
+    let mut all = Vec::new();
+    detector.into_stream(socket).read_to_end(&mut all).await.expect("open");
+    assert_eq!(all, text);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_early_is_told_apart_from_one_that_says_nothing() {
+    for (said, expected) in
+        [(&b""[..], Spoken::Nothing), (b"GE", Spoken::Other), (b"\x16\x03", Spoken::Other)]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+        let (mut socket, _) = listener.accept().await.expect("a client");
+        client.write_all(said).await.expect("open");
+        client.shutdown().await.expect("open");
+        assert_eq!(Detector::default().detect(&mut socket).await.expect("open"), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_cause_a_panic(start in prop::sample::select(vec![0x16u8, b'G', b'P', 0]), rest: Vec<u8>) {
+        let mut bytes = vec![start];
+        bytes.extend(&rest);
+        classify(&bytes);
+        let mut hello = client_hello("a.b", &["h2"]);
+        for (at, byte) in rest.iter().enumerate() {
+            let place = 5 + (at * 131 + usize::from(*byte)) % (hello.len() - 5);
+            hello[place] ^= byte;
+        }
+        classify(&hello);
+    }
+}
+
+fn client_hello(name: &str, alpn: &[&str]) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has them")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(name.to_owned()).expect("a host name");
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), name).expect("valid");
+    let mut bytes = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut bytes).expect("memory");
+    }
+    bytes
+}

@@ -1,0 +1,93 @@
+//! Makes a connection to an endpoint: TCP, and mesh TLS where the endpoint has a sidecar.
+//!
+//! In: an endpoint, and what shall be spoken. Out: a stream whose other end is the one that the endpoint stands for, and
+//! onto which nothing of the application was sent yet; so every failure here is safe to try elsewhere.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tulle_mesh::identity::SpiffeId;
+
+use super::ConnectError;
+use crate::balance::{Cluster, Endpoint};
+use crate::io::Stream;
+use crate::tls::{self, Alpn, Material, Reason};
+
+/// A connection to an endpoint.
+pub(crate) struct Connection {
+    /// Its bytes.
+    pub(crate) stream: Stream,
+    /// Whom the endpoint proved to be; `None` in plaintext.
+    pub(crate) peer: Option<SpiffeId>,
+    /// What was agreed on; `None` in plaintext, and for bytes.
+    pub(crate) alpn: Option<Alpn>,
+}
+
+/// Connects to `endpoint` within the connect timeout of `cluster`, over mesh TLS where the endpoint has it. `alpn` is
+/// what will be spoken; `None`: bytes.
+///
+/// # Errors
+/// When there is no connection, or its other end is not who it has to be.
+pub(crate) async fn connect(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    material: Option<&Arc<Material>>,
+    alpn: Option<Alpn>,
+) -> Result<Connection, ConnectError> {
+    let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+    let connection = tokio::time::timeout(limit, attempt(endpoint, material, alpn)).await;
+    connection.unwrap_or(Err(ConnectError::Timeout(limit)))
+}
+
+/// Envoy's default for a cluster without one.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+async fn attempt(
+    endpoint: &Endpoint,
+    material: Option<&Arc<Material>>,
+    alpn: Option<Alpn>,
+) -> Result<Connection, ConnectError> {
+    // Asked first: without a certificate there is no need to bother the endpoint.
+    let tls = match (&endpoint.tls, material) {
+        (None, _) => None,
+        (Some(tls), Some(material)) => Some((tls, material)),
+        (Some(_), None) => return Err(ConnectError::NoCertificate),
+    };
+    let socket = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Io)?;
+    prepare(&socket).map_err(ConnectError::Io)?;
+    let Some((tls, material)) = tls else {
+        return Ok(Connection { stream: Stream::from(socket), peer: None, alpn: None });
+    };
+    let connected = tls::connect(socket, material, tls, alpn, endpoint.address).await?;
+    Ok(Connection {
+        stream: Stream::TlsClient(Box::new(connected.stream)),
+        peer: Some(connected.peer),
+        alpn: connected.alpn,
+    })
+}
+
+/// Small writes go out at once, and a peer that is gone is noticed even when nothing is sent.
+pub(crate) fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket2::SockRef::from(socket).set_tcp_keepalive(&KEEPALIVE)
+}
+
+/// A peer that does not answer for about a minute and a half is gone.
+pub(crate) const KEEPALIVE: socket2::TcpKeepalive = socket2::TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
+
+impl From<tls::HandshakeError> for ConnectError {
+    fn from(error: tls::HandshakeError) -> Self {
+        match error.reason {
+            Reason::WrongIdentity | Reason::WrongTrustDomain => Self::Identity {
+                expected: error.expected,
+                presented: error.presented.unwrap_or_else(|| "nothing".into()),
+            },
+            _ => Self::Tls(error.to_string()),
+        }
+    }
+}
