@@ -3,5 +3,6 @@
 //! In: Kubernetes objects, from a folder or an API server ([`source`]). Out: xDS resources, made from the model
 //! ([`world`]).
 
+pub mod ca;
 pub mod kinds;
 pub mod source;
