@@ -1,1 +1,274 @@
-//! Dns.
+//! Names to addresses, for clusters that are configured by name and for hosts outside the mesh.
+//!
+//! In: host names, and the system's resolver configuration (`/etc/resolv.conf`, `/etc/hosts`). Out: addresses, looked up
+//! again when their TTL ends. A lookup that fails never takes addresses away: the last good ones stay. All of this runs
+//! on the control thread; a worker asks through [`Lookups`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{LookupIpStrategy, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+/// A TTL is taken for no less than this.
+const MIN_TTL: Duration = Duration::from_secs(1);
+/// A TTL is taken for no more than this.
+const MAX_TTL: Duration = Duration::from_secs(300);
+/// The pause after a failed lookup.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// The most lookups for workers at one time; more wait.
+const MAX_LOOKUPS: usize = 64;
+
+/// Asks DNS as the system is configured to. Cheap to clone; all clones share a cache.
+#[derive(Clone)]
+pub(crate) struct Resolver(TokioResolver);
+
+/// What a name resolves to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// Never empty; in the order of the answer.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// How long it holds.
+    pub(crate) ttl: Duration,
+}
+
+impl Resolver {
+    /// As `/etc/resolv.conf` and `/etc/hosts` say. Where the former is missing or broken, only the latter.
+    ///
+    /// # Errors
+    /// When no resolver can be made at all.
+    pub(crate) fn system() -> Result<Self, DnsError> {
+        let builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
+            tracing::warn!("/etc/resolv.conf is unusable, so only /etc/hosts is asked for names: {error}");
+            let nowhere = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+            TokioResolver::builder_with_config(nowhere, TokioRuntimeProvider::default())
+        });
+        Self::build(builder)
+    }
+
+    fn build(mut builder: hickory_resolver::ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, DnsError> {
+        let options = builder.options_mut();
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.positive_min_ttl = Some(MIN_TTL);
+        options.positive_max_ttl = Some(MAX_TTL);
+        options.negative_max_ttl = Some(AFTER_FAILURE);
+        let failed = |error: hickory_resolver::net::NetError| DnsError {
+            host: String::new(),
+            reason: error.to_string(),
+        };
+        builder.build().map(Self).map_err(failed)
+    }
+
+    /// Looks a name up, or in the cache. An address in text is its own answer.
+    ///
+    /// # Errors
+    /// When there is no such name, or no server answers in time.
+    pub(crate) async fn resolve(&self, host: &str) -> Result<Answer, DnsError> {
+        if let Ok(address) = host.parse() {
+            return Ok(Answer { addresses: vec![address], ttl: MAX_TTL });
+        }
+        let failed = |reason: String| DnsError { host: host.into(), reason };
+        let found = self.0.lookup_ip(host).await.map_err(|e| failed(e.to_string()))?;
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for address in found.iter() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() {
+            return Err(failed("it has no address".into()));
+        }
+        let ttl = found.valid_until().saturating_duration_since(Instant::now()).clamp(MIN_TTL, MAX_TTL);
+        Ok(Answer { addresses, ttl })
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+/// What is known of a name that is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    /// All of its addresses, sorted.
+    pub(crate) all: Vec<IpAddr>,
+    /// One of them, which stays the same for as long as it is one of them.
+    pub(crate) one: IpAddr,
+}
+
+/// The names that clusters are configured by, each looked up again and again.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    resolver: Resolver,
+    hosts: HashMap<Arc<str>, Watch>,
+    answers: mpsc::Sender<(Arc<str>, Option<Vec<IpAddr>>)>,
+    incoming: mpsc::Receiver<(Arc<str>, Option<Vec<IpAddr>>)>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    task: AbortHandle,
+    /// The first lookup has ended, well or not.
+    settled: bool,
+    known: Option<Resolved>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Watched {
+    /// No name yet.
+    pub(crate) fn new(resolver: Resolver) -> Self {
+        let (answers, incoming) = mpsc::channel(64);
+        Self { resolver, hosts: HashMap::new(), answers, incoming }
+    }
+
+    /// Watches these names, and no others any more. Needs a tokio runtime.
+    pub(crate) fn watch(&mut self, names: &BTreeSet<Arc<str>>) {
+        self.hosts.retain(|host, _| names.contains(host));
+        for name in names {
+            if !self.hosts.contains_key(name) {
+                let task =
+                    tokio::spawn(follow(self.resolver.clone(), Arc::clone(name), self.answers.clone()));
+                let watch = Watch { task: task.abort_handle(), settled: false, known: None };
+                self.hosts.insert(Arc::clone(name), watch);
+            }
+        }
+    }
+
+    /// Waits for the next answer that changes what is known.
+    pub(crate) async fn changed(&mut self) {
+        while let Some((host, addresses)) = self.incoming.recv().await {
+            if let Some(watch) = self.hosts.get_mut(&host)
+                && watch.take(addresses)
+            {
+                return;
+            }
+        }
+    }
+
+    /// What is known of a name; `None` while there has been no good answer.
+    pub(crate) fn known(&self, host: &str) -> Option<&Resolved> {
+        self.hosts.get(host)?.known.as_ref()
+    }
+
+    /// Whether a name has been looked up at least once.
+    pub(crate) fn is_settled(&self, host: &str) -> bool {
+        self.hosts.get(host).is_some_and(|watch| watch.settled)
+    }
+}
+
+impl Watch {
+    fn take(&mut self, addresses: Option<Vec<IpAddr>>) -> bool {
+        let news = !std::mem::replace(&mut self.settled, true);
+        let Some(mut all) = addresses else { return news };
+        let Some(first) = all.first().copied() else { return news };
+        let one = self.known.as_ref().map(|known| known.one).filter(|one| all.contains(one)).unwrap_or(first);
+        all.sort_unstable();
+        let resolved = Some(Resolved { all, one });
+        let changed = self.known != resolved;
+        self.known = resolved;
+        news || changed
+    }
+}
+
+async fn follow(resolver: Resolver, host: Arc<str>, answers: mpsc::Sender<(Arc<str>, Option<Vec<IpAddr>>)>) {
+    let mut failing = false;
+    loop {
+        let answer = resolver.resolve(&host).await;
+        let (addresses, pause) = match answer {
+            Ok(answer) => {
+                failing = false;
+                (Some(answer.addresses), answer.ttl)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!("{error}; what was known of it stays in force");
+                }
+                (None, AFTER_FAILURE)
+            }
+        };
+        if answers.send((Arc::clone(&host), addresses)).await.is_err() {
+            return;
+        }
+        // Later than the TTL, never earlier: earlier would only find the cache.
+        sleep(pause.mul_f64(1.0 + 0.1 * fastrand::f64())).await;
+    }
+}
+
+type Question = (String, oneshot::Sender<Result<Vec<IpAddr>, DnsError>>);
+
+/// How workers look names up: on the control thread, through one cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Lookups(mpsc::Sender<Question>);
+
+impl Lookups {
+    /// A pair: what workers hold, and what [`serve`] answers.
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Question>) {
+        let (questions, incoming) = mpsc::channel(256);
+        (Self(questions), incoming)
+    }
+
+    /// The addresses of a host outside the mesh; never empty.
+    ///
+    /// # Errors
+    /// When there is no such name, or no server answers in time.
+    pub(crate) async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
+        if let Ok(address) = host.parse() {
+            return Ok(vec![address]);
+        }
+        let stopped = || DnsError { host: host.into(), reason: "the sidecar is stopping".into() };
+        let (answer, question) = oneshot::channel();
+        self.0.send((host.into(), answer)).await.map_err(|_| stopped())?;
+        question.await.map_err(|_| stopped())?
+    }
+}
+
+/// Answers the workers' questions until there are no workers.
+pub(crate) async fn serve(resolver: Resolver, mut questions: mpsc::Receiver<Question>) {
+    let mut lookups = JoinSet::new();
+    while let Some((host, answer)) = questions.recv().await {
+        while lookups.len() >= MAX_LOOKUPS {
+            lookups.join_next().await;
+        }
+        while lookups.try_join_next().is_some() {}
+        let resolver = resolver.clone();
+        lookups.spawn(async move {
+            let found = resolver.resolve(&host).await.map(|answer| answer.addresses);
+            // Whoever asked may have gone away.
+            let _ = answer.send(found);
+        });
+    }
+}
+
+/// A name that could not be resolved. It may be wrong, or no server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DnsError {
+    /// The name.
+    pub(crate) host: String,
+    /// What the resolver says.
+    pub(crate) reason: String,
+}
+
+impl fmt::Display for DnsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DNS: {:?}: {}", self.host, self.reason)
+    }
+}
+
+impl std::error::Error for DnsError {}
+
+#[cfg(test)]
+mod tests;

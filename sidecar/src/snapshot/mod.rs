@@ -4,7 +4,7 @@
 //! handed to every worker. A request holds the snapshot that it started with. Nothing here is ever changed in place:
 //! what lives longer than a snapshot (statistics, limits, breakers) hangs on it as shared atomics.
 
-mod pending;
+mod build;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -14,13 +14,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use self::pending::{Authorizer, RouteTable};
+use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model;
+use tulle_mesh::route::RouteTable;
 
 use crate::balance::Cluster;
 use crate::limit::RequestLimits;
 use crate::telemetry::metrics::{HttpSeries, TcpSeries};
 use crate::tls::Material;
+
+pub(crate) use build::{Builder, Sources, hosts_of};
 
 /// All that a worker needs to serve. The default is what a sidecar without any configuration has.
 #[derive(Default)]
@@ -115,7 +118,8 @@ pub(crate) enum ChainProtocol {
 
 /// The compiled routes of a listener.
 pub(crate) struct HttpRoutes {
-    /// Limits, timeouts, tracing and access log.
+    /// Timeouts, limits on heads, tracing and access log. What is compiled below stands here no more: the routes only by
+    /// name, and no filters.
     pub(crate) settings: model::HttpConnection,
     /// Who may ask for what; empty outbound.
     pub(crate) authorizer: Authorizer,

@@ -1,0 +1,440 @@
+//! Compiles what was received into a snapshot.
+//!
+//! In: accepted resources, resolved names, the workload's certificate. Out: a [`Snapshot`] in which whatever did not
+//! change is the very object of the snapshot before, and a listener stands only with all that it needs: until then its
+//! last version stays in force. Runs on the control thread.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tulle_mesh::address::{ClusterName, ServicePort, parse_inbound_listener};
+use tulle_mesh::authorize::Authorizer;
+use tulle_mesh::model::{
+    self, Discovery, EndpointAddress, Health, HostPort, HttpFilter, LoadAssignment, LocalityEndpoints,
+    Protocol, RouteAction, RouteConfiguration, RouteSource, TrafficDirection,
+};
+use tulle_mesh::route::RouteTable;
+use tulle_mesh::xds::Kind;
+
+use super::{
+    BackendRuntime, Chain, ChainProtocol, HttpRoutes, LastUse, Listener, RouteRuntime, Snapshot, TcpRoutes,
+};
+use crate::balance::Cluster;
+use crate::config::MeshPort;
+use crate::dns::{Resolved, Watched};
+use crate::limit::RequestLimits;
+use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::HttpLabels;
+use crate::tls::Material;
+use crate::xds::{Cache, ListenerValue, is_local, is_settled};
+
+/// How long a connection to the application may take: it is on this machine.
+const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a snapshot is made of.
+pub(crate) struct Sources<'a> {
+    /// What was accepted.
+    pub(crate) cache: &'a Cache,
+    /// The names that clusters are configured by.
+    pub(crate) names: &'a Watched,
+    /// The listeners that are needed, by the names under which they were asked for.
+    pub(crate) listeners: Vec<Arc<str>>,
+    /// The certificate in force.
+    pub(crate) tls: Option<Arc<Material>>,
+}
+
+/// Makes snapshots, and remembers what the last one was made of.
+pub(crate) struct Builder {
+    telemetry: Arc<Telemetry>,
+    generation: u64,
+    /// The application's ports, by the address that peers dial.
+    apps: HashMap<SocketAddr, Arc<Cluster>>,
+    clusters: HashMap<Arc<str>, BuiltCluster>,
+    listeners: HashMap<Arc<str>, BuiltListener>,
+}
+
+struct BuiltCluster {
+    endpoints: Endpoints,
+    cluster: Arc<Cluster>,
+}
+
+/// Where a cluster's endpoints came from.
+enum Endpoints {
+    None,
+    /// Over EDS.
+    Assigned(Arc<LoadAssignment>),
+    /// In the cluster itself.
+    Inline,
+    /// From DNS.
+    Resolved(Vec<Option<Resolved>>),
+}
+
+struct BuiltListener {
+    value: Arc<ListenerValue>,
+    tables: Vec<Option<Arc<RouteTable>>>,
+    clusters: BTreeMap<Arc<str>, Option<Arc<Cluster>>>,
+    listener: Arc<Listener>,
+}
+
+impl Builder {
+    /// Starts without any resource. `ports` are the application's.
+    pub(crate) fn new(telemetry: Arc<Telemetry>, ports: &[MeshPort]) -> Self {
+        let apps = ports.iter().map(|port| (port.listen, app_cluster(&telemetry, port))).collect();
+        Self { telemetry, generation: 0, apps, clusters: HashMap::new(), listeners: HashMap::new() }
+    }
+
+    /// The next snapshot.
+    pub(crate) fn build(&mut self, sources: Sources<'_>) -> Arc<Snapshot> {
+        let Sources { cache, names, listeners, tls } = sources;
+        self.build_clusters(cache, names);
+        self.generation += 1;
+        let mut snapshot = Snapshot { generation: self.generation, tls, ..Snapshot::default() };
+        let mut in_force = HashSet::new();
+        for asked in listeners {
+            let Some((name, value)) = cache.listener(&asked) else { continue };
+            if in_force.insert(Arc::clone(name))
+                && is_settled(cache, name, |discovery| is_resolved(names, discovery))
+            {
+                self.build_listener(name, value, cache);
+            }
+            let Some(built) = self.listeners.get(name) else { continue };
+            match parse_inbound_listener(name) {
+                Some(address) => {
+                    snapshot.inbound.insert(address, Arc::clone(&built.listener));
+                }
+                None => {
+                    snapshot.outbound.insert(Arc::clone(name), Arc::clone(&built.listener));
+                    snapshot.outbound.insert(asked, Arc::clone(&built.listener));
+                }
+            }
+        }
+        self.listeners.retain(|name, _| in_force.contains(name));
+        snapshot.absent = cache.absent(Kind::Listener).cloned().collect();
+        let known = self.clusters.iter().map(|(name, built)| (Arc::clone(name), Arc::clone(&built.cluster)));
+        let apps = self.apps.values().map(|cluster| (Arc::clone(&cluster.name), Arc::clone(cluster)));
+        snapshot.clusters = known.chain(apps).collect();
+        Arc::new(snapshot)
+    }
+
+    /// The clusters that listeners in force use; they may be of versions that wait for their successors.
+    pub(crate) fn clusters_in_force(&self) -> impl Iterator<Item = Arc<str>> {
+        self.listeners.values().flat_map(|built| built.clusters.keys().cloned())
+    }
+
+    /// When a listener was last used.
+    pub(crate) fn last_use(&self, canonical: &str) -> Option<Arc<LastUse>> {
+        self.listeners.get(canonical).map(|built| Arc::clone(&built.listener.last_use))
+    }
+
+    fn build_clusters(&mut self, cache: &Cache, names: &Watched) {
+        for (name, model) in cache.clusters() {
+            let endpoints = find_endpoints(&model.discovery, cache, names);
+            let before = self.clusters.get(name);
+            if before.is_some_and(|before| {
+                Arc::ptr_eq(&before.cluster.model, model) && before.endpoints.same(&endpoints)
+            }) {
+                continue;
+            }
+            let assignment = endpoints.assignment(&model.discovery);
+            let cluster = Cluster::build(
+                Arc::clone(model),
+                assignment.as_deref(),
+                before.map(|before| &before.cluster),
+                self.telemetry.metrics.cluster(name),
+            );
+            self.clusters.insert(Arc::clone(name), BuiltCluster { endpoints, cluster });
+        }
+        self.clusters.retain(|name, _| cache.cluster(name).is_some());
+    }
+
+    fn build_listener(&mut self, name: &Arc<str>, value: &Arc<ListenerValue>, cache: &Cache) {
+        let address = parse_inbound_listener(name);
+        let resolve = |cluster: &str| match address {
+            Some(address) if is_local(cluster) => self.apps.get(&address).cloned(),
+            _ => self.clusters.get(cluster).map(|built| Arc::clone(&built.cluster)),
+        };
+        let needed = value.needs(cache).clusters.into_iter();
+        let clusters: BTreeMap<_, _> =
+            needed.map(|cluster| (Arc::clone(&cluster), resolve(&cluster))).collect();
+        let tables: Vec<_> = value
+            .model
+            .chains
+            .iter()
+            .zip(&value.inline)
+            .map(|(chain, inline)| match &chain.protocol {
+                Protocol::Http(model::HttpConnection { routes: RouteSource::Named(routes), .. }) => {
+                    cache.routes(routes).cloned()
+                }
+                Protocol::Http(_) | Protocol::Tcp(_) => inline.clone(),
+            })
+            .collect();
+        let before = self.listeners.get(name);
+        if before.is_some_and(|before| before.is_made_of(value, &tables, &clusters)) {
+            return;
+        }
+        let compiler = Compiler {
+            telemetry: &self.telemetry,
+            direction: value.model.direction,
+            service: service_label(name).into(),
+            clusters: &clusters,
+        };
+        let previous = before.map(|before| &before.listener);
+        let chains = value.model.chains.iter().zip(&tables).enumerate();
+        let chains = chains.map(|(index, (chain, table))| {
+            compiler.chain(chain, table.as_ref(), previous.and_then(|listener| listener.chains.get(index)))
+        });
+        let listener = Arc::new(Listener {
+            name: Arc::clone(name),
+            model: Arc::clone(&value.model),
+            chains: chains.collect(),
+            last_use: previous.map_or_else(Arc::default, |listener| Arc::clone(&listener.last_use)),
+        });
+        let built = BuiltListener { value: Arc::clone(value), tables, clusters, listener };
+        self.listeners.insert(Arc::clone(name), built);
+    }
+}
+
+impl BuiltListener {
+    fn is_made_of(
+        &self,
+        value: &Arc<ListenerValue>,
+        tables: &[Option<Arc<RouteTable>>],
+        clusters: &BTreeMap<Arc<str>, Option<Arc<Cluster>>>,
+    ) -> bool {
+        Arc::ptr_eq(&self.value, value)
+            && self.tables.iter().zip(tables).all(|(a, b)| same_object(a.as_ref(), b.as_ref()))
+            && self.clusters.len() == clusters.len()
+            && self
+                .clusters
+                .iter()
+                .zip(clusters)
+                .all(|((a, x), (b, y))| a == b && same_object(x.as_ref(), y.as_ref()))
+    }
+}
+
+fn same_object<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Compiles the chains of one listener.
+struct Compiler<'a> {
+    telemetry: &'a Telemetry,
+    direction: TrafficDirection,
+    service: Arc<str>,
+    clusters: &'a BTreeMap<Arc<str>, Option<Arc<Cluster>>>,
+}
+
+impl Compiler<'_> {
+    fn chain(
+        &self,
+        chain: &model::FilterChain,
+        table: Option<&Arc<RouteTable>>,
+        previous: Option<&Chain>,
+    ) -> Chain {
+        let protocol = match &chain.protocol {
+            Protocol::Tcp(proxy) => ChainProtocol::Tcp(self.tcp(proxy)),
+            Protocol::Http(http) => {
+                let previous = previous.and_then(|chain| match &chain.protocol {
+                    ChainProtocol::Http(routes) => Some(&routes.limits),
+                    ChainProtocol::Tcp(_) => None,
+                });
+                ChainProtocol::Http(Arc::new(self.http(http, table, previous)))
+            }
+        };
+        Chain { authorizer: Authorizer::compile(chain.authorization.clone()), protocol }
+    }
+
+    fn http(
+        &self,
+        http: &model::HttpConnection,
+        table: Option<&Arc<RouteTable>>,
+        previous: Option<&RequestLimits>,
+    ) -> HttpRoutes {
+        let name = match &http.routes {
+            RouteSource::Named(name) => name,
+            RouteSource::Inline(routes) => &routes.name,
+        };
+        // The control plane says that there are no routes: every request gets a 404.
+        let table = table.cloned().unwrap_or_else(|| Arc::new(empty_table(name)));
+        let authorizations = http.filters.iter().filter_map(|filter| match filter {
+            HttpFilter::Authorization(set) => Some(set.clone()),
+            _ => None,
+        });
+        let fault = http.filters.iter().find_map(|filter| match filter {
+            HttpFilter::Fault(fault) => Some(fault.clone()),
+            _ => None,
+        });
+        HttpRoutes {
+            authorizer: Authorizer::compile(authorizations.collect()),
+            limits: RequestLimits::build(&http.filters, previous),
+            fault,
+            runtime: table.routes().map(|(_, route)| self.route(route)).collect(),
+            table,
+            unrouted: self.telemetry.metrics.http(self.labels("", "")),
+            settings: model::HttpConnection {
+                routes: RouteSource::Named(name.clone()),
+                filters: Vec::new(),
+                ..http.clone()
+            },
+        }
+    }
+
+    fn route(&self, route: &model::Route) -> RouteRuntime {
+        let (backends, mirrors) = match &route.action {
+            RouteAction::Forward(forward) => (forward.backends.as_slice(), forward.mirrors.as_slice()),
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
+                Default::default()
+            }
+        };
+        let backends = backends.iter().map(|backend| BackendRuntime {
+            cluster: self.cluster(&backend.cluster),
+            series: self.telemetry.metrics.http(self.labels(&route.name, &backend.cluster)),
+        });
+        RouteRuntime {
+            backends: backends.collect(),
+            mirrors: mirrors.iter().map(|mirror| self.cluster(&mirror.cluster)).collect(),
+            local: self.telemetry.metrics.http(self.labels(&route.name, "")),
+        }
+    }
+
+    fn tcp(&self, proxy: &model::TcpProxy) -> TcpRoutes {
+        let backends = proxy.backends.iter().map(|(name, weight)| {
+            (self.cluster(name), *weight, self.telemetry.metrics.tcp(self.labels("", name)))
+        });
+        TcpRoutes { settings: proxy.clone(), backends: backends.collect() }
+    }
+
+    fn cluster(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.clusters.get(name).cloned().flatten()
+    }
+
+    fn labels(&self, route: &str, backend: &str) -> HttpLabels {
+        HttpLabels {
+            direction: self.direction,
+            service: Arc::clone(&self.service),
+            route: route.into(),
+            backend: backend.into(),
+        }
+    }
+}
+
+/// The service's name, or the application's port.
+fn service_label(listener: &str) -> String {
+    if let Some(address) = parse_inbound_listener(listener) {
+        return address.port().to_string();
+    }
+    listener.parse().map_or_else(|_| listener.to_owned(), |service: ServicePort| service.fqdn.to_string())
+}
+
+fn empty_table(name: &str) -> RouteTable {
+    let configuration = RouteConfiguration { name: name.into(), virtual_hosts: Vec::new() };
+    RouteTable::compile(&configuration).expect("without virtual hosts there is nothing to refuse")
+}
+
+impl Endpoints {
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, Self::None) | (Self::Inline, Self::Inline) => true,
+            (Self::Assigned(a), Self::Assigned(b)) => Arc::ptr_eq(a, b),
+            (Self::Resolved(a), Self::Resolved(b)) => a == b,
+            _ => false,
+        }
+    }
+
+    fn assignment<'a>(&'a self, discovery: &'a Discovery) -> Option<std::borrow::Cow<'a, LoadAssignment>> {
+        use std::borrow::Cow::{Borrowed, Owned};
+        match (self, discovery) {
+            (Self::Assigned(assignment), _) => Some(Borrowed(assignment)),
+            (Self::Inline, Discovery::Static(assignment)) => Some(Borrowed(assignment)),
+            (Self::Resolved(resolved), Discovery::StrictDns(hosts)) => {
+                let found = hosts
+                    .iter()
+                    .zip(resolved)
+                    .filter_map(|(host, resolved)| Some((host, resolved.as_ref()?)));
+                let endpoints =
+                    found.flat_map(|(host, resolved)| resolved.all.iter().map(|ip| endpoint(host, *ip)));
+                Some(Owned(assignment(endpoints.collect())))
+            }
+            (Self::Resolved(resolved), Discovery::LogicalDns(host)) => {
+                let found = resolved.iter().flatten().map(|resolved| endpoint(host, resolved.one));
+                Some(Owned(assignment(found.collect())))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn find_endpoints(discovery: &Discovery, cache: &Cache, names: &Watched) -> Endpoints {
+    match discovery {
+        Discovery::Eds(name) => cache.endpoints(name).cloned().map_or(Endpoints::None, Endpoints::Assigned),
+        Discovery::Static(_) => Endpoints::Inline,
+        Discovery::StrictDns(hosts) => {
+            Endpoints::Resolved(hosts.iter().map(|host| names.known(&host.host).cloned()).collect())
+        }
+        Discovery::LogicalDns(host) => Endpoints::Resolved(vec![names.known(&host.host).cloned()]),
+        Discovery::OriginalDestination => Endpoints::None,
+    }
+}
+
+/// Whether the names that a cluster is configured by have been looked up.
+fn is_resolved(names: &Watched, discovery: &Discovery) -> bool {
+    hosts_of(discovery).iter().all(|host| names.is_settled(&host.host))
+}
+
+/// The names that a cluster is configured by.
+pub(crate) fn hosts_of(discovery: &Discovery) -> &[HostPort] {
+    match discovery {
+        Discovery::StrictDns(hosts) => hosts,
+        Discovery::LogicalDns(host) => std::slice::from_ref(host),
+        Discovery::Eds(_) | Discovery::Static(_) | Discovery::OriginalDestination => &[],
+    }
+}
+
+fn endpoint(host: &HostPort, ip: std::net::IpAddr) -> model::Endpoint {
+    model::Endpoint {
+        address: EndpointAddress::Socket(SocketAddr::new(ip, host.port)),
+        health: Health::Healthy,
+        weight: 1,
+        hostname: host.host.clone(),
+        meshed: false,
+        identity: None,
+        workload: String::new(),
+    }
+}
+
+fn assignment(endpoints: Vec<model::Endpoint>) -> LoadAssignment {
+    let place = LocalityEndpoints { locality: model::Locality::default(), priority: 0, weight: 1, endpoints };
+    LoadAssignment { name: String::new(), localities: vec![place] }
+}
+
+/// The application behind one port: one endpoint, in plaintext, of which nothing but the connection is limited.
+fn app_cluster(telemetry: &Telemetry, port: &MeshPort) -> Arc<Cluster> {
+    let name: Arc<str> = ClusterName::Inbound { port: port.listen.port() }.to_string().into();
+    let host = HostPort { host: String::new(), port: port.app.port() };
+    let assignment = assignment(vec![endpoint(&host, port.app.ip())]);
+    let model = model::Cluster {
+        name: name.to_string(),
+        discovery: Discovery::Static(assignment.clone()),
+        load_balancer: model::LoadBalancer::RoundRobin,
+        connect_timeout: Some(APP_CONNECT_TIMEOUT),
+        idle_timeout: None,
+        limits: model::Limits::default(),
+        // One endpoint, and who is served is not for the sidecar to decide.
+        outlier_detection: Some(model::OutlierDetection {
+            consecutive_failures: 0,
+            success_rate: None,
+            base_ejection_time: Duration::ZERO,
+            max_ejection_time: Duration::ZERO,
+            max_ejection_percent: 0,
+        }),
+        tls: None,
+        protocol: model::UpstreamProtocol::Downstream,
+    };
+    Cluster::build(Arc::new(model), Some(&assignment), None, telemetry.metrics.cluster(&name))
+}

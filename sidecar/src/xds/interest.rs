@@ -1,0 +1,132 @@
+//! Which resources this sidecar needs, and which it needs no more.
+//!
+//! The roots are the listeners of its own inbound ports, of its fixed outbound ports, and those that traffic asked for;
+//! everything else follows from what they refer to. A listener that traffic has not used for a while is let go, and with
+//! it all that only it needed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tulle_mesh::address::{ClusterName, inbound_listener};
+use tulle_mesh::model::Discovery;
+use tulle_mesh::xds::Kind;
+
+use super::cache::{Cache, Knowledge, Names};
+use crate::config::Config;
+use crate::snapshot::LastUse;
+
+/// How long an on-demand listener is kept without use.
+pub(crate) const IDLE: Duration = Duration::from_secs(600);
+/// The most names that traffic may have asked for; the one that was used longest ago makes room.
+const MAX_DEMANDED: usize = 8192;
+
+/// The roots of what is needed.
+#[derive(Debug)]
+pub(crate) struct Interest {
+    /// Always: they stand in the configuration.
+    fixed: BTreeSet<Arc<str>>,
+    /// Those of them that the sidecar is not ready without.
+    inbound: BTreeSet<Arc<str>>,
+    demanded: HashMap<Arc<str>, Instant>,
+    secrets: BTreeSet<Arc<str>>,
+}
+
+impl Interest {
+    /// What the configuration asks for. `secrets` are needed besides.
+    pub(crate) fn new(config: &Config, secrets: BTreeSet<Arc<str>>) -> Self {
+        let inbound: BTreeSet<Arc<str>> =
+            config.inbound.iter().map(|port| inbound_listener(port.listen).into()).collect();
+        let outbound = config.outbound.ports.iter().map(|port| port.service.to_string().into());
+        let fixed = outbound.chain(inbound.iter().cloned()).collect();
+        Self { fixed, inbound, demanded: HashMap::new(), secrets }
+    }
+
+    /// Traffic asks for a listener. Returns whether that is news.
+    pub(crate) fn demand(&mut self, name: Arc<str>, now: Instant) -> bool {
+        if self.fixed.contains(&name) {
+            return false;
+        }
+        if self.demanded.len() >= MAX_DEMANDED
+            && !self.demanded.contains_key(&name)
+            && let Some(oldest) =
+                self.demanded.iter().min_by_key(|(_, asked)| **asked).map(|(name, _)| name.clone())
+        {
+            self.demanded.remove(&oldest);
+        }
+        self.demanded.insert(name, now).is_none()
+    }
+
+    /// Lets go of what has not been used for [`IDLE`]. `last_use` gives the mark of a listener by any of its names.
+    pub(crate) fn sweep(&mut self, now: Instant, last_use: impl Fn(&str) -> Option<Arc<LastUse>>) {
+        self.demanded.retain(|name, asked| {
+            let asked_ago = now.saturating_duration_since(*asked);
+            let used_ago = last_use(name).map_or(asked_ago, |mark| mark.age(now).min(asked_ago));
+            used_ago < IDLE
+        });
+    }
+
+    /// The names under which listeners were asked for by traffic.
+    pub(crate) fn demanded(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.demanded.keys()
+    }
+
+    /// The names of all listeners that are needed, as they were asked for.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.fixed.iter().chain(self.demanded.keys())
+    }
+
+    /// Whether everything without which the sidecar is not ready has been answered.
+    pub(crate) fn inbound_settled(&self, is_settled: impl Fn(&str) -> bool) -> bool {
+        self.inbound.iter().all(|name| is_settled(name))
+    }
+
+    /// All that is needed, as far as it is known yet. `in_force` are clusters that are still used by versions of listeners
+    /// that wait for their successors.
+    pub(crate) fn wanted(&self, cache: &Cache, in_force: impl Iterator<Item = Arc<str>>) -> Names {
+        let mut wanted = Names::default();
+        wanted[Kind::Secret] = self.secrets.clone();
+        wanted[Kind::Listener] = self.listeners().cloned().collect();
+        for name in self.listeners() {
+            if let Some((_, listener)) = cache.listener(name) {
+                let needs = listener.needs(cache);
+                wanted[Kind::Route].extend(needs.routes);
+                wanted[Kind::Cluster].extend(needs.clusters);
+            }
+        }
+        wanted[Kind::Cluster].extend(in_force);
+        wanted[Kind::Cluster].retain(|name| !is_local(name));
+        let assignments =
+            wanted[Kind::Cluster].iter().filter_map(|name| match &cache.cluster(name)?.discovery {
+                Discovery::Eds(assignment) => Some(Arc::from(assignment.as_str())),
+                _ => None,
+            });
+        wanted[Kind::Endpoint] = assignments.collect();
+        wanted
+    }
+}
+
+/// Whether a cluster is the application behind this sidecar, which nobody else knows how to reach.
+pub(crate) fn is_local(cluster: &str) -> bool {
+    matches!(cluster.parse(), Ok(ClusterName::Inbound { .. }))
+}
+
+/// Whether all that a listener needs is there or known not to come, so that it may be put in force (gRFC A74).
+/// `resolved` says whether a DNS cluster's names have been looked up.
+pub(crate) fn is_settled(cache: &Cache, name: &str, resolved: impl Fn(&Discovery) -> bool) -> bool {
+    let Some((_, listener)) = cache.listener(name) else { return false };
+    let needs = listener.needs(cache);
+    let cluster_settled = |name: &Arc<str>| match cache.cluster(name) {
+        None => is_local(name) || cache.knowledge(Kind::Cluster, name) != Knowledge::Awaited,
+        Some(cluster) => match &cluster.discovery {
+            Discovery::Eds(assignment) => cache.knowledge(Kind::Endpoint, assignment) != Knowledge::Awaited,
+            discovery => resolved(discovery),
+        },
+    };
+    // Without its routes a listener would answer 404 to all: whoever asks waits, or is told that it is unavailable.
+    needs
+        .routes
+        .iter()
+        .all(|name| matches!(cache.knowledge(Kind::Route, name), Knowledge::Held | Knowledge::Absent))
+        && needs.clusters.iter().all(cluster_settled)
+}
