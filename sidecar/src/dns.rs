@@ -208,7 +208,8 @@ async fn follow(resolver: Resolver, host: Arc<str>, answers: mpsc::Sender<(Arc<s
     }
 }
 
-type Question = (String, oneshot::Sender<Result<Vec<IpAddr>, DnsError>>);
+/// A worker's question and where its answer goes.
+pub(crate) type Question = (String, oneshot::Sender<Result<Vec<IpAddr>, DnsError>>);
 
 /// How workers look names up: on the control thread, through one cache.
 #[derive(Clone, Debug)]

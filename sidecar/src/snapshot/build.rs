@@ -123,6 +123,11 @@ impl Builder {
         self.listeners.values().flat_map(|built| built.clusters.keys().cloned())
     }
 
+    /// Whether a version of a listener is in force.
+    pub(crate) fn is_in_force(&self, canonical: &str) -> bool {
+        self.listeners.contains_key(canonical)
+    }
+
     /// When a listener was last used.
     pub(crate) fn last_use(&self, canonical: &str) -> Option<Arc<LastUse>> {
         self.listeners.get(canonical).map(|built| Arc::clone(&built.listener.last_use))

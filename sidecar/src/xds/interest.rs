@@ -57,13 +57,16 @@ impl Interest {
         self.demanded.insert(name, now).is_none()
     }
 
-    /// Lets go of what has not been used for [`IDLE`]. `last_use` gives the mark of a listener by any of its names.
-    pub(crate) fn sweep(&mut self, now: Instant, last_use: impl Fn(&str) -> Option<Arc<LastUse>>) {
+    /// Lets go of what has not been used for [`IDLE`], and says whether there was any. `last_use` gives the mark of a
+    /// listener by any of its names.
+    pub(crate) fn sweep(&mut self, now: Instant, last_use: impl Fn(&str) -> Option<Arc<LastUse>>) -> bool {
+        let before = self.demanded.len();
         self.demanded.retain(|name, asked| {
             let asked_ago = now.saturating_duration_since(*asked);
             let used_ago = last_use(name).map_or(asked_ago, |mark| mark.age(now).min(asked_ago));
             used_ago < IDLE
         });
+        self.demanded.len() < before
     }
 
     /// The names under which listeners were asked for by traffic.

@@ -1,14 +1,36 @@
 //! The configuration's way into the sidecar.
+//!
+//! ```text
+//! workers ── Demand ──► interest ──► subscribe ──► stream ──► control plane
+//!                          ▲                          │
+//! snapshot ◄── build ◄── cache ◄──────────────────────┘
+//!                          ▲▼
+//!                         disk
+//! ```
+//!
+//! In: demands of the workers for listeners, what the control plane sends (delta ADS), certificates, resolved names. Out:
+//! snapshots. A bad resource never replaces a good one, and a control plane that is away takes nothing away: what was
+//! good stays in force, across a restart too.
 
 use std::sync::Arc;
 
 mod cache;
+mod control;
+mod disk;
+mod engine;
 mod interest;
+mod status;
 mod stream;
 mod subscribe;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use cache::{Cache, ListenerValue};
+pub(crate) use control::{Control, Handle, StartError};
+pub(crate) use engine::Readiness;
 pub(crate) use interest::{is_local, is_settled};
+pub(crate) use status::{Status, StreamStatus, TypeStatus};
 
 /// A worker asks for the listener of a destination. The answer is the next snapshot that holds the name, in `outbound` or
 /// in `absent`.

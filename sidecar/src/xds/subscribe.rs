@@ -93,11 +93,6 @@ impl Subscriptions {
         self.introduce(request)
     }
 
-    /// Whether a name was asked for on this stream.
-    pub(crate) fn is_sent(&self, kind: Kind, name: &str) -> bool {
-        self.sent[kind].as_ref().is_some_and(|sent| sent.contains(name))
-    }
-
     fn request(&self, kind: Kind) -> DeltaDiscoveryRequest {
         DeltaDiscoveryRequest { type_url: kind.type_url().into(), ..Default::default() }
     }

@@ -1,0 +1,256 @@
+//! What happens with each demand, response and timer. No I/O but the file of the last good configuration, no waiting:
+//! [`control`](super::control) waits, and calls.
+//!
+//! The order of effects: the state changes, subscriptions follow, the snapshot is published (which wakes whoever waits
+//! for it), and only then a response is acknowledged.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tokio::sync::{mpsc, watch};
+use tulle_mesh::model::SecretValue;
+use tulle_mesh::xds::Kind;
+
+use super::cache::{Cache, Knowledge, Names};
+use super::disk::Disk;
+use super::interest::Interest;
+use super::status::{Status, StreamStatus};
+use super::stream::Event;
+use super::subscribe::{Subscriptions, kind_of};
+use crate::dns::Watched;
+use crate::snapshot::{Builder, Snapshot, Sources, hosts_of};
+use crate::telemetry::Telemetry;
+use crate::tls::{Rotation, TrustBundle};
+
+/// The name of the trust bundle among the secrets.
+pub(crate) const ROOT_CA: &str = "ROOTCA";
+/// How long the control plane may take to answer for a resource (gRFC A57).
+const RESOURCE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often what is idle is looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+/// How long changes are gathered before they are written to disk.
+const SAVE_DELAY: Duration = Duration::from_secs(2);
+
+/// The state of the configuration.
+pub(super) struct Engine {
+    pub(super) cache: Cache,
+    pub(super) interest: Interest,
+    pub(super) subscriptions: Subscriptions,
+    pub(super) builder: Builder,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) rotation: Arc<Mutex<Rotation>>,
+    pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(super) readiness: watch::Sender<Readiness>,
+    pub(super) disk: Option<Disk>,
+    pub(super) status: StreamStatus,
+    /// What is needed, as of the last [`Engine::flush`].
+    pub(super) wanted: Names,
+    pub(super) requests: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
+    /// Responses that are to be acknowledged: type, nonce, what is wrong.
+    pub(super) answers: Vec<(String, String, Result<(), Vec<String>>)>,
+    /// Until when each name that the control plane was asked for should be answered.
+    pub(super) deadlines: HashMap<(Kind, Arc<str>), Instant>,
+    pub(super) changed: bool,
+    pub(super) save_at: Option<Instant>,
+    pub(super) sweep_at: Instant,
+}
+
+/// What a sidecar needs before it takes traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    /// It holds a certificate.
+    pub(crate) certificate: bool,
+    /// The listeners of its inbound ports are in force, or the control plane says that there are none.
+    pub(crate) configuration: bool,
+}
+
+impl Engine {
+    /// Takes what is on disk, and what the configuration file asks for.
+    pub(super) fn start(&mut self, names: &mut Watched, now: Instant) {
+        self.sweep_at = now + SWEEP;
+        match self.disk.as_ref().map(|disk| disk.load(&mut self.cache)) {
+            Some(Ok(Some(demanded))) => {
+                self.status.from_disk = true;
+                for name in demanded {
+                    self.interest.demand(name, now);
+                }
+                tracing::info!(
+                    "serving from the last good configuration on disk until the control plane answers"
+                );
+            }
+            Some(Err(error)) => tracing::warn!("the configuration on disk is ignored: {error}"),
+            Some(Ok(None)) | None => {}
+        }
+        self.changed = true;
+        self.flush(names, now);
+    }
+
+    /// Traffic asks for a listener.
+    pub(super) fn demand(&mut self, name: Arc<str>, now: Instant) {
+        self.changed |= self.interest.demand(name, now);
+    }
+
+    /// A leaf or a bundle was replaced, or a name resolves to something else.
+    pub(super) fn refresh(&mut self) {
+        self.changed = true;
+    }
+
+    /// Something happened on the way to the control plane.
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::Opened(requests) => {
+                self.requests = Some(requests);
+                self.subscriptions.reset();
+                self.answers.clear();
+                self.cache.reconnected();
+                self.status.opened += 1;
+            }
+            Event::Closed(reason) => {
+                self.requests = None;
+                self.status.open = false;
+                self.status.last_error = Some(reason);
+                self.deadlines.clear();
+            }
+            Event::Response(response) => {
+                self.status.open = true;
+                self.status.responses += 1;
+                self.response(*response);
+            }
+        }
+    }
+
+    fn response(&mut self, response: DeltaDiscoveryResponse) {
+        let (type_url, nonce) = (response.type_url.clone(), response.nonce.clone());
+        let outcome = kind_of(&response).and_then(|kind| {
+            let applied = self.cache.apply(kind, response, &self.wanted[kind]);
+            if kind == Kind::Secret { applied.and(self.trust()) } else { applied }
+        });
+        if let Err(problems) = &outcome {
+            tracing::warn!("rejected a part of what the control plane sent: {}", problems.join("; "));
+        }
+        self.changed = true;
+        self.answers.push((type_url, nonce, outcome));
+    }
+
+    /// Puts the trust bundle in force that has arrived.
+    fn trust(&mut self) -> Result<(), Vec<String>> {
+        let Some(secret) = self.cache.secret(ROOT_CA) else { return Ok(()) };
+        let bundle = match &secret.value {
+            SecretValue::TrustBundle(pem) => TrustBundle::from_pem(pem.as_bytes()),
+            SecretValue::Certificate { .. } => {
+                Err("a certificate was sent in place of a trust bundle".into())
+            }
+        };
+        let mut rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
+        let trusted = bundle.and_then(|bundle| rotation.trust(bundle).map_err(|error| error.to_string()));
+        trusted.map_err(|problem| vec![format!("secret {ROOT_CA}: {problem}")])
+    }
+
+    /// Acts on all that has happened since it was last called.
+    pub(super) fn flush(&mut self, names: &mut Watched, now: Instant) {
+        self.wanted = self.interest.wanted(&self.cache, self.builder.clusters_in_force());
+        self.cache.prune(&self.wanted);
+        names.watch(&self.hosts());
+        self.subscribe(now);
+        if std::mem::take(&mut self.changed) {
+            self.publish(names, now);
+        }
+        for (type_url, nonce, outcome) in std::mem::take(&mut self.answers) {
+            let answer = self.subscriptions.answer(&type_url, nonce, outcome);
+            self.send(answer);
+        }
+    }
+
+    fn hosts(&self) -> BTreeSet<Arc<str>> {
+        let hosts = self.cache.clusters().flat_map(|(_, cluster)| hosts_of(&cluster.discovery));
+        hosts.map(|host| host.host.as_str().into()).collect()
+    }
+
+    fn subscribe(&mut self, now: Instant) {
+        if self.requests.is_none() {
+            return;
+        }
+        for request in self.subscriptions.requests(&self.wanted, |kind| self.cache.versions(kind)) {
+            self.send(request);
+        }
+        let cache = &self.cache;
+        let awaited = |kind, name: &str| cache.knowledge(kind, name) == Knowledge::Awaited;
+        self.deadlines.retain(|(kind, name), _| self.wanted[*kind].contains(name) && awaited(*kind, name));
+        for (kind, names) in self.wanted.iter() {
+            for name in names.iter().filter(|name| awaited(kind, name)) {
+                self.deadlines.entry((kind, Arc::clone(name))).or_insert(now + RESOURCE_TIMEOUT);
+            }
+        }
+    }
+
+    fn send(&self, request: DeltaDiscoveryRequest) {
+        if let Some(requests) = &self.requests {
+            // A stream that has just closed says so by its event.
+            let _ = requests.send(request);
+        }
+    }
+
+    fn publish(&mut self, names: &Watched, now: Instant) {
+        let tls = self.rotation.lock().unwrap_or_else(PoisonError::into_inner).current();
+        let certificate = tls.is_some();
+        let listeners = self.interest.listeners().cloned().collect();
+        let snapshot = self.builder.build(Sources { cache: &self.cache, names, listeners, tls });
+        let heard = self.status.responses > 0
+            || self.status.from_disk
+            || self.wanted.iter().all(|(_, n)| n.is_empty());
+        let settled = self.interest.inbound_settled(|name| {
+            self.builder.is_in_force(name) || self.cache.knowledge(Kind::Listener, name) == Knowledge::Absent
+        });
+        self.snapshots.send_replace(snapshot);
+        let readiness = Readiness { certificate, configuration: heard && settled };
+        self.readiness.send_if_modified(|before| std::mem::replace(before, readiness) != readiness);
+        self.save_at = self.disk.as_ref().map(|_| self.save_at.unwrap_or(now + SAVE_DELAY));
+    }
+
+    /// When [`Engine::timers`] has something to do.
+    pub(super) fn next_timer(&self) -> Instant {
+        self.deadlines.values().copied().chain(self.save_at).fold(self.sweep_at, Instant::min)
+    }
+
+    /// Does what is due.
+    pub(super) fn timers(&mut self, now: Instant) {
+        let due: Vec<_> =
+            self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for (kind, name) in due {
+            tracing::warn!(
+                "{kind} {name}: the control plane has not answered within {} s",
+                RESOURCE_TIMEOUT.as_secs()
+            );
+            self.cache.give_up(kind, &name);
+            self.deadlines.remove(&(kind, name));
+            self.changed = true;
+        }
+        if self.sweep_at <= now {
+            let Self { interest, cache, builder, .. } = self;
+            let dropped = interest.sweep(now, |name| builder.last_use(cache.listener(name)?.0));
+            self.changed |= dropped;
+            self.telemetry.metrics.sweep();
+            self.sweep_at = now + SWEEP;
+        }
+        if self.save_at.is_some_and(|at| at <= now) {
+            self.save();
+        }
+    }
+
+    /// Writes the configuration to disk, where that is wished for.
+    pub(super) fn save(&mut self) {
+        self.save_at = None;
+        if let Some(disk) = &self.disk
+            && let Err(error) = disk.save(&self.cache, self.interest.demanded())
+        {
+            tracing::warn!("the configuration is not on disk, so a restart needs the control plane: {error}");
+        }
+    }
+
+    /// How the configuration stands.
+    pub(super) fn status(&self) -> Status {
+        Status::new(self.status.clone(), &self.cache, &self.wanted)
+    }
+}
