@@ -5,3 +5,4 @@
 
 pub mod kinds;
 pub mod source;
+pub mod world;

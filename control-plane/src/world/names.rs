@@ -1,0 +1,95 @@
+//! Which listener an application means by a name or an address.
+//!
+//! In: what it dialled, `<host>:<port>`, and the namespace that it is in. Out: the listener's key. One place knows all
+//! forms of a Service's name.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::services::{Service, Services};
+use crate::source::Key;
+
+/// The names of all Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    /// Whole names, `<name>.<namespace>`, `<name>.<namespace>.svc`.
+    hosts: BTreeMap<String, Key>,
+    addresses: BTreeMap<IpAddr, Key>,
+    ports: BTreeMap<Key, BTreeMap<u16, Keys>>,
+    /// `<hostname>.<whole name>` of endpoints that have a host name.
+    endpoints: BTreeMap<String, SocketAddr>,
+}
+
+/// The keys of a port's listeners.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Keys {
+    all: Arc<str>,
+    consumers: BTreeMap<String, Arc<str>>,
+}
+
+impl Names {
+    pub(super) fn new(services: &Services) -> Self {
+        let mut names = Self::default();
+        for service in services.iter() {
+            let Key { namespace, name } = &service.key;
+            for host in
+                [service.fqdn.to_string(), format!("{name}.{namespace}"), format!("{name}.{namespace}.svc")]
+            {
+                names.hosts.insert(host.to_ascii_lowercase(), service.key.clone());
+            }
+            names.addresses.extend(service.cluster_ips.iter().map(|ip| (*ip, service.key.clone())));
+        }
+        names
+    }
+
+    /// Adds a port's listener, and those for single namespaces of clients.
+    pub(super) fn add_port(
+        &mut self,
+        service: &Service,
+        port: u16,
+        all: Arc<str>,
+        consumers: BTreeMap<String, Arc<str>>,
+    ) {
+        self.ports.entry(service.key.clone()).or_default().insert(port, Keys { all, consumers });
+    }
+
+    /// Adds the name of a single endpoint.
+    pub(super) fn add_endpoint(&mut self, hostname: &str, service: &Service, address: SocketAddr) {
+        let host = format!("{hostname}.{}:{}", service.fqdn, address.port()).to_ascii_lowercase();
+        self.endpoints.entry(host).or_insert(address);
+    }
+
+    /// The key of the listener that `name` means to a client in `namespace`. The key of a direct address is that address.
+    pub(super) fn resolve(&self, name: &str, namespace: &str) -> Option<Arc<str>> {
+        let (host, port) = name.rsplit_once(':')?;
+        let port: u16 = port.parse().ok()?;
+        let service = match name.parse::<SocketAddr>() {
+            Ok(address) => match self.addresses.get(&address.ip()) {
+                Some(service) => service,
+                None => return Some(address.to_string().into()),
+            },
+            Err(_) => {
+                let host = host.trim_end_matches('.').to_ascii_lowercase();
+                if let Some(address) = self.endpoints.get(&format!("{host}:{port}")) {
+                    return Some(address.to_string().into());
+                }
+                match self.hosts.get(&host) {
+                    Some(service) => service,
+                    // A bare name is one of the client's own namespace.
+                    None if !host.contains('.') => {
+                        self.ports.get_key_value(&Key::new(namespace, host)).map(|(key, _)| key)?
+                    }
+                    None => return None,
+                }
+            }
+        };
+        let keys = self.ports.get(service)?.get(&port)?;
+        Some(keys.consumers.get(namespace).unwrap_or(&keys.all).clone())
+    }
+
+    /// Whether an address is a Service's own.
+    pub(super) fn is_service(&self, ip: IpAddr) -> bool {
+        self.addresses.contains_key(&ip)
+    }
+}

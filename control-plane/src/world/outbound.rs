@@ -1,0 +1,190 @@
+//! Outbound: listeners and clusters for what applications dial.
+//!
+//! In: Services, their routes and policies; workloads that are dialled directly. Out: a listener per port (and per
+//! namespace of clients that has consumer routes), and a cluster per port. Endpoints are fetched by the cluster's name and
+//! never change a listener or a cluster.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use tulle_mesh::model::{
+    ChainMatch, Cluster, Discovery, Domain, FilterChain, HostPort, Limits, Listener, LoadBalancer,
+    Protocol as Carried, RouteConfiguration, RouteSource, TcpProxy, TrafficDirection, Transport,
+    UpstreamProtocol, UpstreamTls, VirtualHost,
+};
+
+use super::inbound::{direct_cluster, http_connection};
+use super::policies::Attached;
+use super::routes::{Builder, Group, RouteKind, TcpRule, direct_route};
+use super::services::{Port, Protocol, Service};
+use super::telemetry::Telemetry;
+use super::traffic;
+use crate::kinds::BackendTrafficPolicy;
+
+/// A listener, and the route configuration that it names, if any.
+pub(super) type Made = (Listener, Option<RouteConfiguration>);
+
+/// The listener of a port, for the clients that `group` is for. `consumer` is their namespace, where the routes are
+/// for them only.
+pub(super) fn listener(
+    service: &Service,
+    port: &Port,
+    group: Option<&Group>,
+    consumer: Option<&str>,
+    telemetry: &Telemetry,
+    builder: &mut Builder<'_>,
+) -> Made {
+    let protocol = match group.map(|group| group.kind) {
+        Some(RouteKind::Http | RouteKind::Grpc) => Protocol::Http,
+        Some(RouteKind::Tls | RouteKind::Tcp) => Protocol::Tcp,
+        None => port.protocol,
+    };
+    let address = service.cluster_ips.first().map(|ip| SocketAddr::new(*ip, port.number));
+    let made = |chains| Listener {
+        name: port.service.to_string(),
+        direction: TrafficDirection::Outbound,
+        address,
+        chains,
+    };
+    if protocol == Protocol::Tcp {
+        let rules = match group {
+            Some(group) => builder.tcp(group),
+            None => vec![to_service(port)],
+        };
+        return (made(rules.into_iter().map(|rule| tcp_chain(rule, telemetry)).collect()), None);
+    }
+    let name = route_name(port, consumer);
+    let routes = builder.http(name.clone(), service, port, group);
+    let http = http_chain(RouteSource::Named(name), telemetry);
+    let chains = match protocol {
+        Protocol::Detect => vec![detected(http), tcp_chain(to_service(port), telemetry)],
+        _ => vec![http],
+    };
+    (made(chains), Some(routes))
+}
+
+/// The listener of one address, dialled directly: no routes hold for it.
+pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry: &Telemetry) -> Listener {
+    let cluster = direct_cluster(address).to_string();
+    let routes = RouteConfiguration {
+        name: cluster.clone(),
+        virtual_hosts: vec![VirtualHost {
+            name: address.to_string(),
+            domains: vec![Domain::Any],
+            routes: vec![direct_route(cluster.clone())],
+        }],
+    };
+    let http = http_chain(RouteSource::Inline(routes), telemetry);
+    let tcp = TcpRule { name: "default".into(), server_names: Vec::new(), backends: vec![(cluster, 1)] };
+    Listener {
+        name: address.to_string(),
+        direction: TrafficDirection::Outbound,
+        address: Some(address),
+        chains: match protocol {
+            Protocol::Http | Protocol::Http2 => vec![http],
+            Protocol::Tcp => vec![tcp_chain(tcp, telemetry)],
+            Protocol::Detect => vec![detected(http), tcp_chain(tcp, telemetry)],
+        },
+    }
+}
+
+/// The cluster of a port.
+pub(super) fn cluster(
+    service: &Service,
+    port: &Port,
+    policies: &Attached<'_, BackendTrafficPolicy>,
+    hashed: &BTreeSet<String>,
+) -> Cluster {
+    let name = port.cluster().to_string();
+    let policy = policies.of_port(&service.key, port.name.as_deref()).map(|(_, policy)| &policy.spec);
+    let connection = policy.and_then(|policy| policy.connection.as_ref());
+    let discovery = match &service.external_name {
+        Some(host) => Discovery::StrictDns(vec![HostPort { host: host.clone(), port: port.number }]),
+        None => Discovery::Eds(name.clone()),
+    };
+    Cluster {
+        discovery,
+        load_balancer: traffic::load_balancer(policy, hashed.contains(&name)),
+        connect_timeout: connection.and_then(|settings| settings.connect_timeout).map(|time| time.get()),
+        idle_timeout: connection.and_then(|settings| settings.idle_timeout).map(|time| time.get()),
+        limits: traffic::limits(policy),
+        outlier_detection: traffic::outlier_detection(policy),
+        tls: service.external_name.is_none().then(|| mesh_tls(port.cluster().sni())),
+        protocol: upstream(port.protocol),
+        name,
+    }
+}
+
+/// The cluster of one address, dialled directly.
+pub(super) fn direct(address: SocketAddr, protocol: Protocol) -> Cluster {
+    let name = direct_cluster(address);
+    Cluster {
+        name: name.to_string(),
+        discovery: Discovery::Eds(name.to_string()),
+        // There is nothing to choose from.
+        load_balancer: LoadBalancer::RoundRobin,
+        connect_timeout: None,
+        idle_timeout: None,
+        limits: Limits::default(),
+        outlier_detection: None,
+        tls: Some(mesh_tls(name.sni())),
+        protocol: upstream(protocol),
+    }
+}
+
+/// mTLS to whichever endpoint has a sidecar: which those are changes with the endpoints, not with the cluster.
+fn mesh_tls(sni: String) -> UpstreamTls {
+    UpstreamTls { sni, subject_alt_names: Vec::new(), alpn: Vec::new(), only_meshed_endpoints: true }
+}
+
+fn upstream(protocol: Protocol) -> UpstreamProtocol {
+    match protocol {
+        Protocol::Http2 => UpstreamProtocol::Http2,
+        Protocol::Http | Protocol::Tcp | Protocol::Detect => UpstreamProtocol::Downstream,
+    }
+}
+
+/// `outbound|<port>||<fqdn>`, or `outbound|<port>|~<namespace>|<fqdn>` for the clients of one namespace.
+fn route_name(port: &Port, consumer: Option<&str>) -> String {
+    let service = &port.service;
+    let subset = consumer.map(|namespace| format!("~{namespace}")).unwrap_or_default();
+    format!("outbound|{}|{subset}|{}", service.port, service.fqdn)
+}
+
+fn to_service(port: &Port) -> TcpRule {
+    TcpRule {
+        name: "default".into(),
+        server_names: Vec::new(),
+        backends: vec![(port.cluster().to_string(), 1)],
+    }
+}
+
+fn http_chain(routes: RouteSource, telemetry: &Telemetry) -> FilterChain {
+    FilterChain {
+        name: "http".into(),
+        matches: ChainMatch::default(),
+        tls: None,
+        authorization: Vec::new(),
+        protocol: Carried::Http(http_connection(routes, Vec::new(), telemetry)),
+    }
+}
+
+fn detected(mut chain: FilterChain) -> FilterChain {
+    chain.matches.application_protocols = ["http/1.1", "h2c"].map(Into::into).into();
+    chain
+}
+
+fn tcp_chain(rule: TcpRule, telemetry: &Telemetry) -> FilterChain {
+    let transport = (!rule.server_names.is_empty()).then_some(Transport::Tls);
+    FilterChain {
+        name: rule.name,
+        matches: ChainMatch { transport, server_names: rule.server_names, ..ChainMatch::default() },
+        tls: None,
+        authorization: Vec::new(),
+        protocol: Carried::Tcp(TcpProxy {
+            backends: rule.backends,
+            idle_timeout: None,
+            access_log: telemetry.access_log.clone(),
+        }),
+    }
+}

@@ -1,0 +1,115 @@
+//! What became of each object: conditions and problems.
+//!
+//! In: findings, as the world is built. Out: one list of problems for `tulle check`, the HTTP API and the log, and the
+//! conditions that an object's status shows. Nothing here decides anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::source::{Key, Kind, Object, ObjectRef, Place, Problem, Severity, object_ref};
+
+/// What became of an object at one parent (a route) or target (a policy).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentStatus {
+    /// The parent or target.
+    pub parent: ObjectRef,
+    /// The port or section of it that was named, if any.
+    pub section: Option<String>,
+    /// `Accepted`, and for routes `ResolvedRefs`.
+    pub conditions: Vec<Condition>,
+}
+
+/// A condition, as in Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `Accepted` or `ResolvedRefs`. Whether a configuration is in force (`Programmed`) is known by who sends it.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub status: bool,
+    /// One word, from the Gateway API where it has one.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Condition {
+    /// The condition `Accepted`.
+    pub(super) fn accepted() -> Self {
+        Self { kind: "Accepted", status: true, reason: "Accepted", message: String::new() }
+    }
+
+    /// The condition `ResolvedRefs`.
+    pub(super) fn resolved() -> Self {
+        Self { kind: "ResolvedRefs", status: true, reason: "ResolvedRefs", message: String::new() }
+    }
+
+    /// A condition that does not hold.
+    pub(super) fn failed(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, status: false, reason, message: message.into() }
+    }
+}
+
+/// An object that findings are about.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    pub(super) object: ObjectRef,
+    place: Option<Arc<Place>>,
+}
+
+impl Subject {
+    pub(super) fn of<T: Kind>(key: &Key, object: &Object<T>) -> Self {
+        Self { object: object_ref::<T>(key), place: object.place.clone() }
+    }
+
+    /// A problem with a field of the object.
+    fn problem(&self, severity: Severity, field: String, reason: String, fix: String) -> Problem {
+        Problem {
+            file: self.place.as_ref().map(|place| place.file.clone()),
+            line: self.place.as_ref().map(|place| place.line_of(&field)),
+            column: None,
+            severity,
+            object: Some(self.object.clone()),
+            field,
+            reason,
+            fix,
+        }
+    }
+}
+
+/// All findings of one build.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) problems: Vec<Problem>,
+    pub(super) statuses: BTreeMap<ObjectRef, Vec<ParentStatus>>,
+}
+
+impl Report {
+    pub(super) fn error(
+        &mut self,
+        subject: &Subject,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        self.problems.push(subject.problem(Severity::Error, field.into(), reason.into(), fix.into()));
+    }
+
+    pub(super) fn warning(
+        &mut self,
+        subject: &Subject,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        self.problems.push(subject.problem(Severity::Warning, field.into(), reason.into(), fix.into()));
+    }
+
+    pub(super) fn status(&mut self, object: &ObjectRef, status: ParentStatus) {
+        self.statuses.entry(object.clone()).or_default().push(status);
+    }
+}

@@ -1,0 +1,96 @@
+//! TelemetryPolicy, put into the model's terms.
+//!
+//! In: the policies of a Service and of its namespace. Out: what of its requests is traced and logged, at both ends.
+
+use tulle_mesh::address::{ClusterName, ServicePort};
+use tulle_mesh::model::{AccessLog, AccessLogFormat, PerMillion, Tracing};
+
+use super::policies::Attached;
+use super::report::{Report, Subject};
+use super::routes::per_million;
+use super::services::Services;
+use crate::kinds::{AccessLogMode, TelemetryPolicy, TracingMode, TracingSettings};
+use crate::source::Key;
+
+/// What of the requests to something is traced and logged.
+#[derive(Clone, Debug)]
+pub(super) struct Telemetry {
+    pub(super) tracing: Option<Tracing>,
+    pub(super) access_log: Option<AccessLog>,
+}
+
+/// Finds what is traced and logged.
+pub(super) struct Telemetries<'a> {
+    pub(super) policies: &'a Attached<'a, TelemetryPolicy>,
+    pub(super) services: &'a Services,
+    /// Which part of requests is sampled where no policy says.
+    pub(super) sampling: PerMillion,
+}
+
+impl Telemetries<'_> {
+    /// For requests to a Service.
+    pub(super) fn of_service(&self, service: &Key, report: &mut Report) -> Telemetry {
+        self.merge(self.policies.of_service(service).collect(), report)
+    }
+
+    /// For requests to a workload that stands behind some Services.
+    pub(super) fn of_workload(&self, namespace: &str, services: &[&Key], report: &mut Report) -> Telemetry {
+        let behind = services.iter().flat_map(|service| self.policies.of_service(service));
+        self.merge(behind.chain(self.policies.of_namespace(namespace)).collect(), report)
+    }
+
+    /// Each part is taken from the first policy that has it.
+    fn merge(&self, policies: Vec<(&Subject, &TelemetryPolicy)>, report: &mut Report) -> Telemetry {
+        let tracing =
+            policies.iter().find_map(|(subject, policy)| Some((*subject, policy.spec.tracing.as_ref()?)));
+        let log = policies.iter().find_map(|(_, policy)| policy.spec.access_log.as_ref());
+        Telemetry {
+            tracing: match tracing {
+                Some((subject, settings)) => self.tracing(subject, settings, report),
+                None => Some(Tracing { random_sampling: self.sampling, collector: None }),
+            },
+            access_log: log.and_then(|settings| {
+                let format = match settings.mode {
+                    AccessLogMode::Disabled => return None,
+                    AccessLogMode::Json => AccessLogFormat::Json,
+                    AccessLogMode::Text => AccessLogFormat::Text(settings.format.clone().unwrap_or_default()),
+                };
+                Some(AccessLog { format })
+            }),
+        }
+    }
+
+    fn tracing(&self, subject: &Subject, settings: &TracingSettings, report: &mut Report) -> Option<Tracing> {
+        if settings.mode == TracingMode::Disabled {
+            return None;
+        }
+        let random_sampling = match settings.sampling_rate.map(per_million) {
+            None => self.sampling,
+            Some(Some(rate)) => rate,
+            Some(None) => {
+                let fix = "make the numerator at most the denominator; until then the default holds";
+                report.error(subject, "spec.tracing.samplingRate", "the rate is more than the whole", fix);
+                self.sampling
+            }
+        };
+        let collector = settings.provider.as_ref().and_then(|provider| {
+            let reference = &provider.backend_ref;
+            let namespace = reference.namespace.as_deref().unwrap_or(&subject.object.namespace);
+            let service = self.services.find(namespace, &reference.name);
+            if service.is_none_or(|service| service.port(reference.port).is_none()) {
+                report.error(
+                    subject,
+                    "spec.tracing.provider.backendRef",
+                    format!(
+                        "there is no Service {namespace}/{} with port {}",
+                        reference.name, reference.port
+                    ),
+                    "correct it, or create the Service; until then spans go to the sidecar's own collector",
+                );
+            }
+            let port = service?.port(reference.port)?;
+            Some(ClusterName::outbound(ServicePort::clone(&port.service)).to_string())
+        });
+        Some(Tracing { random_sampling, collector })
+    }
+}

@@ -1,0 +1,2 @@
+mod aliases;
+mod support;

@@ -1,0 +1,189 @@
+//! BackendTrafficPolicy, put into the model's terms.
+//!
+//! In: the policy of a Service's port. Out: what of it belongs to the cluster (load balancing, limits, outlier detection,
+//! connections) and what to routes (retries, timeouts, hashing). What the policy leaves open stays open, so that the
+//! sidecar's defaults hold, except where the model wants a whole: there the defaults are those of the design.
+
+use std::time::Duration;
+
+use http::HeaderName;
+use tulle_mesh::model::{
+    HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn, RetryPolicy, SuccessRate,
+    Timeouts,
+};
+
+use super::report::{Report, Subject};
+use crate::kinds::{
+    Algorithm, BackendTrafficPolicySpec, HashType, PersistenceType, RetrySettings, SessionPersistence,
+    TimeoutSettings,
+};
+
+/// The size of a hash ring, in points (Envoy's defaults).
+const RING: LoadBalancer = LoadBalancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+
+/// How an endpoint is chosen.
+pub(super) fn load_balancer(policy: Option<&BackendTrafficPolicySpec>, hashed: bool) -> LoadBalancer {
+    let persistent = policy.is_some_and(|policy| policy.session_persistence.is_some());
+    match policy.and_then(|policy| policy.load_balancer.as_ref()).map(|settings| settings.algorithm) {
+        Some(Algorithm::ConsistentHash) => RING,
+        _ if hashed || persistent => RING,
+        None | Some(Algorithm::PeakEwma) => LoadBalancer::PeakEwma,
+        Some(Algorithm::LeastRequest) => LoadBalancer::LeastRequest { choices: 2 },
+        Some(Algorithm::RoundRobin) => LoadBalancer::RoundRobin,
+        Some(Algorithm::Random) => LoadBalancer::Random,
+    }
+}
+
+/// How much may be in flight.
+pub(super) fn limits(policy: Option<&BackendTrafficPolicySpec>) -> Limits {
+    let breaker = policy.and_then(|policy| policy.circuit_breaker.clone()).unwrap_or_default();
+    let retry_budget = policy.and_then(|policy| policy.retry_constraint.as_ref()).map(|constraint| {
+        let budget = constraint.budget.clone().unwrap_or_default();
+        let rate = constraint.min_retry_rate;
+        let min_per_second =
+            rate.map_or(10.0, |rate| f64::from(rate.count) / rate.interval.get().as_secs_f64().max(0.001));
+        RetryBudget {
+            percent: budget.percent.unwrap_or(20).into(),
+            // At least one, where the rate is above none: the model counts in whole retries.
+            min_per_second: min_per_second.ceil() as u32,
+            interval: budget.interval.map_or(Duration::from_secs(10), |interval| interval.get()),
+        }
+    });
+    Limits {
+        max_connections: breaker.max_connections,
+        max_pending_requests: breaker.max_pending_requests,
+        max_requests: breaker.max_concurrent_requests,
+        max_retries: None,
+        retry_budget,
+    }
+}
+
+/// When an endpoint is left out; `None` for the sidecar's default.
+pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> Option<OutlierDetection> {
+    let settings = policy?.outlier_detection.as_ref()?;
+    let rate = settings.success_rate.clone().unwrap_or_default();
+    let minimum_percent = rate.minimum_percent.unwrap_or(80);
+    let time = |time: Option<crate::kinds::Duration>, default: u64| {
+        time.map_or(Duration::from_secs(default), |time| time.get())
+    };
+    Some(OutlierDetection {
+        consecutive_failures: settings.consecutive_errors.unwrap_or(7),
+        success_rate: (minimum_percent > 0).then(|| SuccessRate {
+            minimum_percent: minimum_percent.min(100),
+            minimum_requests: rate.minimum_requests.unwrap_or(20),
+            interval: time(rate.interval, 10),
+        }),
+        base_ejection_time: time(settings.base_ejection_time, 1),
+        max_ejection_time: time(settings.max_ejection_time, 60),
+        max_ejection_percent: settings.max_ejection_percent.unwrap_or(50).min(100),
+    })
+}
+
+/// The most retries of a policy that does not say.
+const ATTEMPTS: u32 = 1;
+const BACKOFF: Duration = Duration::from_millis(25);
+
+/// Retries and the limit on each attempt. What is always safe to repeat is repeated in any case; an author who writes
+/// retries down also wants connections that broke to be tried again (GEP-1731).
+pub(super) fn retry(
+    settings: Option<&RetrySettings>,
+    per_try_timeout: Option<Duration>,
+) -> Option<RetryPolicy> {
+    let per_try_timeout = per_try_timeout.filter(|limit| !limit.is_zero());
+    if settings.is_none() && per_try_timeout.is_none() {
+        return None;
+    }
+    let mut on = vec![RetryOn::ConnectFailure, RetryOn::RefusedStream];
+    if settings.is_some() {
+        on.push(RetryOn::Reset);
+    }
+    let statuses = settings.map(|settings| settings.codes.clone()).unwrap_or_default();
+    if !statuses.is_empty() {
+        on.push(RetryOn::Status);
+    }
+    let backoff = settings.and_then(|settings| settings.backoff).map_or(BACKOFF, |backoff| backoff.get());
+    Some(RetryPolicy {
+        on,
+        statuses,
+        attempts: settings.and_then(|settings| settings.attempts).unwrap_or(ATTEMPTS),
+        per_try_timeout,
+        backoff,
+        max_backoff: backoff.saturating_mul(10),
+    })
+}
+
+/// Timeouts of a whole request.
+pub(super) fn timeouts(settings: Option<&TimeoutSettings>) -> Timeouts {
+    let request = settings.and_then(|settings| settings.request).map(|request| request.get());
+    Timeouts { request, idle: None, max_stream: None }
+}
+
+/// What a request's hash is made of, by the policy of the Service that it goes to.
+pub(super) fn hash(
+    policy: &BackendTrafficPolicySpec,
+    subject: &Subject,
+    report: &mut Report,
+) -> Vec<HashPolicy> {
+    if let Some(session) = &policy.session_persistence {
+        return session_hash(session, subject, "spec.sessionPersistence", report).into_iter().collect();
+    }
+    let Some(balancer) = policy.load_balancer.as_ref() else { return Vec::new() };
+    if balancer.algorithm != Algorithm::ConsistentHash {
+        return Vec::new();
+    }
+    let field = "spec.loadBalancer.consistentHash";
+    let Some(hash) = &balancer.consistent_hash else {
+        let fix = "add consistentHash with a type";
+        report.error(subject, field, "ConsistentHash needs to know what to hash", fix);
+        return Vec::new();
+    };
+    let named = match hash.kind {
+        HashType::SourceIp => return vec![HashPolicy::SourceIp { terminal: true }],
+        HashType::Header => &hash.header,
+        HashType::Cookie => &hash.cookie,
+    };
+    let Some(named) = named else {
+        report.error(
+            subject,
+            field,
+            "the name of what is hashed is missing",
+            "add header or cookie, by the type",
+        );
+        return Vec::new();
+    };
+    match hash.kind {
+        HashType::Header => header_hash(&named.name, subject, field, report).into_iter().collect(),
+        _ => {
+            vec![HashPolicy::Cookie { name: named.name.clone(), ttl: None, path: None, terminal: true }]
+        }
+    }
+}
+
+/// The hash that keeps a session at its endpoint.
+pub(super) fn session_hash(
+    session: &SessionPersistence,
+    subject: &Subject,
+    field: &str,
+    report: &mut Report,
+) -> Option<HashPolicy> {
+    let name = session.session_name.clone().unwrap_or_else(|| "tulle-session".into());
+    match session.kind {
+        PersistenceType::Header => header_hash(&name, subject, field, report),
+        PersistenceType::Cookie => Some(HashPolicy::Cookie {
+            name,
+            ttl: Some(session.absolute_timeout.map_or(Duration::ZERO, |timeout| timeout.get())),
+            path: Some("/".into()),
+            terminal: true,
+        }),
+    }
+}
+
+fn header_hash(name: &str, subject: &Subject, field: &str, report: &mut Report) -> Option<HashPolicy> {
+    match HeaderName::from_bytes(name.as_bytes()) {
+        Ok(name) => Some(HashPolicy::Header { name, terminal: true }),
+        Err(_) => {
+            report.error(subject, field, format!("{name:?} is not a header's name"), "correct the name");
+            None
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Workloads: Pods and Workload objects as one thing.
+//!
+//! In: Pods and Workloads. Out: for each its addresses, identity, ports, and whether a sidecar stands in front of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use tulle_mesh::identity::{SpiffeId, TrustDomain};
+use tulle_mesh::model::Locality;
+
+use super::report::{Report, Subject};
+use super::services::{Protocol, Service, Services, Target, port_number};
+use crate::kinds;
+use crate::source::{Key, Objects};
+
+/// A Pod or a Workload.
+#[derive(Debug)]
+pub(super) struct Workload {
+    pub(super) key: Key,
+    pub(super) labels: BTreeMap<String, String>,
+    /// The first is its main address.
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) identity: Option<SpiffeId>,
+    /// A sidecar ends mTLS for it.
+    pub(super) meshed: bool,
+    pub(super) ready: bool,
+    pub(super) weight: u32,
+    pub(super) locality: Locality,
+    pub(super) ports: Vec<WorkloadPort>,
+    /// From a Workload object, which Kubernetes' EndpointSlices never name.
+    pub(super) outside: bool,
+}
+
+/// A port of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct WorkloadPort {
+    pub(super) name: Option<String>,
+    /// On which the application serves.
+    pub(super) number: u16,
+    /// To which peers connect.
+    pub(super) mesh: u16,
+}
+
+impl Workload {
+    /// `<namespace>/<name>`
+    pub(super) fn label(&self) -> String {
+        format!("{}/{}", self.key.namespace, self.key.name)
+    }
+
+    /// The port that a Service's port leads to. A number that the workload does not declare is taken as it is.
+    pub(super) fn target(&self, target: &Target) -> Option<WorkloadPort> {
+        match target {
+            Target::Name(name) => self.ports.iter().find(|port| port.name.as_ref() == Some(name)).cloned(),
+            Target::Number(number) => {
+                Some(self.ports.iter().find(|port| port.number == *number).cloned().unwrap_or(WorkloadPort {
+                    name: None,
+                    number: *number,
+                    mesh: *number,
+                }))
+            }
+        }
+    }
+
+    /// Whether a selector, which must not be empty, selects it.
+    pub(super) fn selected(&self, selector: &BTreeMap<String, String>) -> bool {
+        !selector.is_empty() && selector.iter().all(|(label, value)| self.labels.get(label) == Some(value))
+    }
+
+    /// Whether it stands behind a Service.
+    pub(super) fn behind(&self, service: &Service) -> bool {
+        self.key.namespace == service.key.namespace && self.selected(&service.selector)
+    }
+}
+
+/// All workloads.
+#[derive(Debug, Default)]
+pub(super) struct Workloads {
+    all: Vec<Workload>,
+    by_address: BTreeMap<IpAddr, Vec<usize>>,
+    by_namespace: BTreeMap<String, Vec<usize>>,
+}
+
+impl Workloads {
+    pub(super) fn collect(
+        objects: &Objects,
+        trust_domain: &TrustDomain,
+        services: &Services,
+        report: &mut Report,
+    ) -> Self {
+        let mut workloads = Self::default();
+        for (key, object) in &objects.pods {
+            workloads.add(pod(key, object, trust_domain));
+        }
+        let mut taken: BTreeMap<SocketAddr, Key> = BTreeMap::new();
+        for (key, object) in &objects.workloads {
+            let subject = Subject::of(key, object);
+            if let Some(workload) = outside(
+                key,
+                &object.spec,
+                object.metadata.labels.clone(),
+                trust_domain,
+                &subject,
+                &mut taken,
+                report,
+            ) {
+                workloads.add(Some(workload));
+            }
+        }
+        workloads.declare_targets(services);
+        workloads
+    }
+
+    fn add(&mut self, workload: Option<Workload>) {
+        let Some(workload) = workload else { return };
+        let index = self.all.len();
+        for address in &workload.addresses {
+            self.by_address.entry(*address).or_default().push(index);
+        }
+        self.by_namespace.entry(workload.key.namespace.clone()).or_default().push(index);
+        self.all.push(workload);
+    }
+
+    /// A pod need not list its ports: those that Services lead to are its ports too.
+    fn declare_targets(&mut self, services: &Services) {
+        for service in services.iter().filter(|service| !service.selector.is_empty()) {
+            let indices = self.by_namespace.get(&service.key.namespace).into_iter().flatten().copied();
+            for index in indices {
+                let workload = &mut self.all[index];
+                if !workload.behind(service) {
+                    continue;
+                }
+                for port in &service.ports {
+                    if let Some(target) = workload.target(&port.target)
+                        && !workload.ports.contains(&target)
+                    {
+                        workload.ports.push(target);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Workload> {
+        self.all.iter()
+    }
+
+    pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Workload> {
+        self.by_namespace.get(namespace).into_iter().flatten().map(|index| &self.all[*index])
+    }
+
+    /// The workload that serves an address: by the port where several share the IP address.
+    pub(super) fn at(&self, address: SocketAddr) -> Option<&Workload> {
+        let mut here = self.by_address.get(&address.ip())?.iter().map(|index| &self.all[*index]);
+        let first = here.next()?;
+        let serves = |workload: &&Workload| workload.ports.iter().any(|port| port.mesh == address.port());
+        Some(std::iter::once(first).chain(here).find(serves).unwrap_or(first))
+    }
+}
+
+/// `None` while a pod has no address, when it is over, or when it shares its node's address.
+fn pod(key: &Key, pod: &Pod, trust_domain: &TrustDomain) -> Option<Workload> {
+    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
+    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if over || spec.host_network == Some(true) {
+        return None;
+    }
+    let mut addresses: Vec<IpAddr> =
+        status.pod_ip.iter().filter_map(|address| address.parse().ok()).collect();
+    let more = status.pod_ips.iter().flatten().filter_map(|address| address.ip.parse().ok());
+    for address in more {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        return None;
+    }
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+    Some(Workload {
+        key: key.clone(),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        addresses,
+        identity: SpiffeId::workload(trust_domain, &key.namespace, account).ok(),
+        meshed: is_injected(pod, spec),
+        ready: ready && pod.metadata.deletion_timestamp.is_none(),
+        weight: 1,
+        locality: Locality::default(),
+        ports: container_ports(spec),
+        outside: false,
+    })
+}
+
+/// The name of the injected container, and of the annotation that the injector leaves.
+const SIDECAR_CONTAINER: &str = "tulle-proxy";
+const STATUS_ANNOTATION: &str = "tulle.dev/status";
+
+fn is_injected(pod: &Pod, spec: &PodSpec) -> bool {
+    let annotated = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(STATUS_ANNOTATION));
+    let init = spec.init_containers.iter().flatten();
+    annotated || spec.containers.iter().chain(init).any(|container| container.name == SIDECAR_CONTAINER)
+}
+
+fn container_ports(spec: &PodSpec) -> Vec<WorkloadPort> {
+    let mut seen = BTreeSet::new();
+    spec.containers
+        .iter()
+        .filter(|container| container.name != SIDECAR_CONTAINER)
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
+        .filter_map(|port| Some((port.name.clone(), port_number(port.container_port)?)))
+        .filter(|port| seen.insert(port.clone()))
+        .map(|(name, number)| WorkloadPort { name, number, mesh: number })
+        .collect()
+}
+
+/// `None` when the object can't be used; the report says why.
+fn outside(
+    key: &Key,
+    spec: &kinds::WorkloadSpec,
+    labels: Option<BTreeMap<String, String>>,
+    trust_domain: &TrustDomain,
+    subject: &Subject,
+    taken: &mut BTreeMap<SocketAddr, Key>,
+    report: &mut Report,
+) -> Option<Workload> {
+    let identity = match SpiffeId::workload(trust_domain, &key.namespace, &spec.service_account) {
+        Ok(identity) => identity,
+        Err(error) => {
+            let fix = "use the name of a service account";
+            report.error(subject, "spec.serviceAccount", error.to_string(), fix);
+            return None;
+        }
+    };
+    let mut ports = Vec::new();
+    for (index, port) in spec.ports.iter().enumerate() {
+        let mesh = port.mesh_port.unwrap_or(port.port);
+        let field = format!("spec.ports[{index}]");
+        if port.port == 0 || mesh == 0 {
+            report.error(subject, field, "0 is not a port", "write a number from 1 to 65535");
+            continue;
+        }
+        let address = SocketAddr::new(spec.address, mesh);
+        let owner = taken.entry(address).or_insert_with(|| key.clone());
+        if owner != key {
+            report.error(
+                subject,
+                field,
+                format!("Workload {}/{} already serves {address}", owner.namespace, owner.name),
+                "give each workload of one address a meshPort of its own",
+            );
+            continue;
+        }
+        ports.push(WorkloadPort { name: port.name.clone(), number: port.port, mesh });
+    }
+    let (region, zone) = match spec.locality.as_deref() {
+        Some(text) => text.split_once('/').unwrap_or((text, "")),
+        None => ("", ""),
+    };
+    Some(Workload {
+        key: key.clone(),
+        labels: labels.unwrap_or_default(),
+        addresses: vec![spec.address],
+        identity: Some(identity),
+        meshed: spec.meshed,
+        ready: spec.ready,
+        weight: spec.weight.max(1),
+        locality: Locality { region: region.into(), zone: zone.into(), sub_zone: String::new() },
+        ports,
+        outside: true,
+    })
+}
+
+/// What is spoken on a port of a workload, by what the Services before it tell, else by its name.
+pub(super) fn protocol(workload: &Workload, port: &WorkloadPort, services: &[&Service]) -> Protocol {
+    services
+        .iter()
+        .flat_map(|service| &service.ports)
+        .filter(|candidate| workload.target(&candidate.target).is_some_and(|target| target.mesh == port.mesh))
+        .map(|candidate| candidate.protocol)
+        .find(|protocol| *protocol != Protocol::Detect)
+        .unwrap_or_else(|| Protocol::of_name(port.name.as_deref(), port.number))
+}
