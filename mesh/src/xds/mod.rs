@@ -28,6 +28,9 @@ pub mod route;
 pub mod secret;
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::XdsError;
 
 /// The type URLs of the resources.

@@ -166,11 +166,20 @@ fn decode_listener_filter(filter: pb::ListenerFilter) -> Decoded<()> {
 }
 
 fn inspectors(chains: &[FilterChain]) -> Vec<pb::ListenerFilter> {
+    // ALPN stands in a ClientHello where the chain ends TLS; elsewhere the first bytes tell HTTP.
+    let asks_alpn = |chain: &FilterChain| {
+        !chain.matches.application_protocols.is_empty()
+            && chain.matches.transport != Some(Transport::Plaintext)
+    };
     let asks_tls = |chain: &FilterChain| {
-        chain.matches.transport.is_some() || !chain.matches.server_names.is_empty() || chain.tls.is_some()
+        chain.matches.transport == Some(Transport::Tls)
+            || !chain.matches.server_names.is_empty()
+            || (asks_alpn(chain) && chain.tls.is_some())
     };
     let asks_http = |chain: &FilterChain| {
-        chain.matches.transport != Some(Transport::Tls) && !chain.matches.application_protocols.is_empty()
+        !chain.matches.application_protocols.is_empty()
+            && chain.matches.transport != Some(Transport::Tls)
+            && chain.tls.is_none()
     };
     let filter = |name: &str, config: Any| pb::ListenerFilter {
         name: name.into(),
@@ -178,11 +187,10 @@ fn inspectors(chains: &[FilterChain]) -> Vec<pb::ListenerFilter> {
         ..Default::default()
     };
     let mut filters = Vec::new();
-    // A single chain has nothing to be told from.
-    if chains.len() > 1 && chains.iter().any(asks_tls) {
+    if chains.iter().any(asks_tls) {
         filters.push(filter("envoy.filters.listener.tls_inspector", proto::any(&TlsInspector::default())));
     }
-    if chains.len() > 1 && chains.iter().any(asks_http) {
+    if chains.iter().any(asks_http) {
         filters.push(filter("envoy.filters.listener.http_inspector", proto::any(&HttpInspector::default())));
     }
     filters

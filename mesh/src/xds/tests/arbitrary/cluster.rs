@@ -1,0 +1,172 @@
+use super::*;
+use crate::identity::SpiffeId;
+
+pub(in super::super) fn assignment() -> BoxedStrategy<LoadAssignment> {
+    (name(), vec(locality(), 0..4))
+        .prop_map(|(name, mut localities)| {
+            // Priorities leave no gap.
+            for (index, group) in (0_u32..).zip(&mut localities) {
+                group.priority = group.priority.min(index);
+            }
+            let mut next = 0;
+            for group in &mut localities {
+                group.priority = group.priority.min(next);
+                next = next.max(group.priority + 1);
+            }
+            LoadAssignment { name, localities }
+        })
+        .boxed()
+}
+
+fn locality() -> BoxedStrategy<LocalityEndpoints> {
+    (text(), text(), text(), 0..4_u32, 1..1000_u32, vec(endpoint(), 0..4))
+        .prop_map(|(region, zone, sub_zone, priority, weight, endpoints)| LocalityEndpoints {
+            locality: Locality { region, zone, sub_zone },
+            priority,
+            weight,
+            endpoints,
+        })
+        .boxed()
+}
+
+fn endpoint() -> BoxedStrategy<Endpoint> {
+    let address = prop_oneof![
+        4 => socket().prop_map(EndpointAddress::Socket),
+        1 => path().prop_map(EndpointAddress::Pipe),
+    ];
+    let health = select(vec![Health::Healthy, Health::Unhealthy, Health::Draining]);
+    let identity =
+        "spiffe://[a-z0-9.]{1,8}(/[a-zA-Z0-9_-]{1,8}){0,4}".prop_map(|uri| uri.parse::<SpiffeId>().unwrap());
+    (address, health, 1..=u32::MAX, text(), any::<bool>(), of(identity), text())
+        .prop_map(|(address, health, weight, hostname, meshed, identity, workload)| Endpoint {
+            address,
+            health,
+            weight,
+            hostname,
+            meshed,
+            identity,
+            workload,
+        })
+        .boxed()
+}
+
+pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
+    let protocol =
+        select(vec![UpstreamProtocol::Downstream, UpstreamProtocol::Http1, UpstreamProtocol::Http2]);
+    (
+        name(),
+        discovery(),
+        balancer(),
+        of(positive()),
+        of(duration()),
+        limits(),
+        of(outliers()),
+        of(tls()),
+        protocol,
+    )
+        .prop_map(
+            |(
+                name,
+                discovery,
+                load_balancer,
+                connect_timeout,
+                idle_timeout,
+                limits,
+                outlier_detection,
+                tls,
+                protocol,
+            )| {
+                // Where there is nothing to choose from, the balancer has no meaning and is not kept.
+                let load_balancer = match discovery {
+                    Discovery::OriginalDestination => LoadBalancer::PeakEwma,
+                    _ => load_balancer,
+                };
+                Cluster {
+                    name,
+                    discovery,
+                    load_balancer,
+                    connect_timeout,
+                    idle_timeout,
+                    limits,
+                    outlier_detection,
+                    tls,
+                    protocol,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn discovery() -> BoxedStrategy<Discovery> {
+    let host = || (name(), port()).prop_map(|(host, port)| HostPort { host, port });
+    prop_oneof![
+        name().prop_map(Discovery::Eds),
+        assignment().prop_map(Discovery::Static),
+        vec(host(), 0..3).prop_map(Discovery::StrictDns),
+        host().prop_map(Discovery::LogicalDns),
+        Just(Discovery::OriginalDestination),
+    ]
+    .boxed()
+}
+
+fn balancer() -> impl Strategy<Value = LoadBalancer> {
+    prop_oneof![
+        Just(LoadBalancer::PeakEwma),
+        (2..=u32::MAX).prop_map(|choices| LoadBalancer::LeastRequest { choices }),
+        Just(LoadBalancer::RoundRobin),
+        Just(LoadBalancer::Random),
+        (0..=1024_u64, 1024..=8_388_608_u64)
+            .prop_map(|(min_size, max_size)| LoadBalancer::RingHash { min_size, max_size }),
+    ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let budget = (0.0..=100.0_f64, any::<u32>(), positive())
+        .prop_map(|(percent, min_per_second, interval)| RetryBudget { percent, min_per_second, interval });
+    let limit = || of(any::<u32>());
+    (limit(), limit(), limit(), limit(), of(budget)).prop_map(
+        |(max_connections, max_pending_requests, max_requests, max_retries, retry_budget)| Limits {
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+        },
+    )
+}
+
+fn outliers() -> impl Strategy<Value = OutlierDetection> {
+    let success =
+        (0..=100_u32, any::<u32>(), positive()).prop_map(|(minimum_percent, minimum_requests, interval)| {
+            SuccessRate { minimum_percent, minimum_requests, interval }
+        });
+    (any::<u32>(), of(success), positive(), positive(), 0..=100_u32).prop_map(
+        |(
+            consecutive_failures,
+            success_rate,
+            base_ejection_time,
+            max_ejection_time,
+            max_ejection_percent,
+        )| {
+            OutlierDetection {
+                consecutive_failures,
+                success_rate,
+                base_ejection_time,
+                max_ejection_time,
+                max_ejection_percent,
+            }
+        },
+    )
+}
+
+fn tls() -> impl Strategy<Value = UpstreamTls> {
+    let alpn = vec(select(vec!["h2".to_owned(), "http/1.1".to_owned()]), 0..3);
+    (text(), vec(string_match(), 0..3), alpn, any::<bool>()).prop_map(
+        |(sni, subject_alt_names, alpn, only_meshed_endpoints)| UpstreamTls {
+            sni,
+            subject_alt_names,
+            alpn,
+            only_meshed_endpoints,
+        },
+    )
+}

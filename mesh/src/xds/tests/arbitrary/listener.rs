@@ -1,0 +1,176 @@
+use super::route::fault;
+use super::*;
+
+pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
+    let direction = select(vec![TrafficDirection::Inbound, TrafficDirection::Outbound]);
+    (name(), direction, of(socket()), vec(chain(), 1..4))
+        .prop_map(|(name, direction, address, mut chains)| {
+            // No two chains have the same condition; the only one may have none.
+            let single = chains.len() == 1;
+            for (port, chain) in (1_u16..).zip(&mut chains) {
+                if !single {
+                    chain.matches.destination_port = Some(port);
+                }
+            }
+            Listener { name, direction, address, chains }
+        })
+        .boxed()
+}
+
+fn chain() -> BoxedStrategy<FilterChain> {
+    let protocol = prop_oneof![http().prop_map(Protocol::Http), tcp().prop_map(Protocol::Tcp)];
+    let tls = (any::<bool>(), vec(name(), 0..3))
+        .prop_map(|(require_client_certificate, alpn)| DownstreamTls { require_client_certificate, alpn });
+    let matches = prop_oneof![Just(ChainMatch::default()), chain_match()];
+    (name(), matches, of(tls), vec(authorization(), 0..2), protocol)
+        .prop_map(|(name, matches, tls, authorization, protocol)| FilterChain {
+            name,
+            matches,
+            tls,
+            authorization,
+            protocol,
+        })
+        .boxed()
+}
+
+fn chain_match() -> BoxedStrategy<ChainMatch> {
+    let transport = select(vec![Transport::Tls, Transport::Plaintext]);
+    let server_name = prop_oneof!["[a-z_]{1,8}(\\.[a-z]{1,8}){0,2}", "\\*\\.[a-z]{1,8}"];
+    (of(port()), of(transport), vec(name(), 0..3), vec(server_name, 0..3))
+        .prop_map(|(destination_port, transport, application_protocols, server_names)| ChainMatch {
+            destination_port,
+            transport,
+            application_protocols,
+            server_names,
+        })
+        .boxed()
+}
+
+fn http() -> BoxedStrategy<HttpConnection> {
+    let routes = prop_oneof![
+        3 => name().prop_map(RouteSource::Named),
+        1 => route_configuration().prop_map(RouteSource::Inline),
+    ];
+    let timeouts = (of(duration()), of(duration()), of(duration()));
+    let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
+    let tracing = (fraction(), of(name()))
+        .prop_map(|(random_sampling, collector)| Tracing { random_sampling, collector });
+    (routes, filters(), timeouts, limits, of(tracing), of(access_log()))
+        .prop_map(|(routes, filters, timeouts, limits, tracing, access_log)| HttpConnection {
+            routes,
+            filters,
+            idle_timeout: timeouts.0,
+            stream_idle_timeout: timeouts.1,
+            request_headers_timeout: timeouts.2,
+            max_request_headers_bytes: limits.0,
+            max_headers: limits.1,
+            max_concurrent_streams: limits.2,
+            tracing,
+            access_log,
+        })
+        .boxed()
+}
+
+fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
+    let concurrency = (1..100_u32, 0..1000_u32, positive()).prop_map(|(least, more, update_interval)| {
+        AdaptiveConcurrency { min_concurrency: least, max_concurrency: least + more, update_interval }
+    });
+    let filter = prop_oneof![
+        authorization().prop_map(HttpFilter::Authorization),
+        rate_limit().prop_map(HttpFilter::LocalRateLimit),
+        concurrency.prop_map(HttpFilter::AdaptiveConcurrency),
+        // A fault that does nothing is not kept: it stands for "routes may have faults".
+        fault().prop_filter("does something", |f| *f != Fault::default()).prop_map(HttpFilter::Fault),
+    ];
+    vec(filter, 0..4)
+        .prop_map(|mut filters| {
+            // Sets are told apart by their names.
+            for (index, filter) in filters.iter_mut().enumerate() {
+                if let HttpFilter::Authorization(set) = filter {
+                    set.name = format!("{index}-{}", set.name);
+                }
+            }
+            filters
+        })
+        .boxed()
+}
+
+fn rate_limit() -> BoxedStrategy<LocalRateLimit> {
+    let plain = (name(), 1..=u32::MAX, 1..=u32::MAX, positive()).prop_map(
+        |(name, burst, tokens_per_fill, fill_interval)| LocalRateLimit {
+            name,
+            applies_to: Vec::new(),
+            clients: Vec::new(),
+            per_client: false,
+            burst,
+            tokens_per_fill,
+            fill_interval,
+        },
+    );
+    let conditions = (vec(header_match(), 0..3), vec(text(), 0..3), any::<bool>());
+    (plain, of(conditions))
+        .prop_map(|(plain, conditions)| {
+            let (applies_to, clients, per_client) = conditions.unwrap_or_default();
+            LocalRateLimit { applies_to, clients, per_client, ..plain }
+        })
+        .boxed()
+}
+
+fn access_log() -> impl Strategy<Value = AccessLog> {
+    let format = prop_oneof![Just(AccessLogFormat::Json), text().prop_map(AccessLogFormat::Text)];
+    format.prop_map(|format| AccessLog { format })
+}
+
+fn tcp() -> impl Strategy<Value = TcpProxy> {
+    (vec((name(), 1..1000_u32), 1..4), of(duration()), of(access_log()))
+        .prop_map(|(backends, idle_timeout, access_log)| TcpProxy { backends, idle_timeout, access_log })
+}
+
+fn authorization() -> BoxedStrategy<Authorization> {
+    let action = select(vec![Action::Allow, Action::Deny, Action::Audit]);
+    let policy = (vec(permission(), 1..3), vec(principal(), 1..3));
+    let policies = proptest::collection::btree_map(name(), policy, 0..4).prop_map(|policies| {
+        let policy = |(name, (permissions, principals))| Policy { name, permissions, principals };
+        policies.into_iter().map(policy).collect()
+    });
+    (name(), action, policies, any::<bool>())
+        .prop_map(|(name, action, policies, audit_only)| Authorization { name, action, policies, audit_only })
+        .boxed()
+}
+
+fn permission() -> BoxedStrategy<Permission> {
+    let leaf = prop_oneof![
+        Just(Permission::Any),
+        header_match().prop_map(Permission::Header),
+        string_match().prop_map(Permission::UrlPath),
+        port().prop_map(Permission::DestinationPort),
+        network().prop_map(Permission::DestinationIp),
+        string_match().prop_map(Permission::RequestedServerName),
+    ];
+    leaf.prop_recursive(3, 8, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 1..3).prop_map(Permission::And),
+            vec(inner.clone(), 1..3).prop_map(Permission::Or),
+            inner.prop_map(|rule| Permission::Not(Box::new(rule))),
+        ]
+    })
+    .boxed()
+}
+
+fn principal() -> BoxedStrategy<Principal> {
+    let leaf = prop_oneof![
+        Just(Principal::Any),
+        of(string_match()).prop_map(Principal::Authenticated),
+        network().prop_map(Principal::SourceIp),
+        header_match().prop_map(Principal::Header),
+        string_match().prop_map(Principal::UrlPath),
+    ];
+    leaf.prop_recursive(3, 8, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 1..3).prop_map(Principal::And),
+            vec(inner.clone(), 1..3).prop_map(Principal::Or),
+            inner.prop_map(|id| Principal::Not(Box::new(id))),
+        ]
+    })
+    .boxed()
+}

@@ -1,0 +1,244 @@
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use super::*;
+
+pub(in super::super) fn route_configuration() -> BoxedStrategy<RouteConfiguration> {
+    (name(), vec(virtual_host(), 0..3))
+        .prop_map(|(name, mut virtual_hosts)| {
+            // No domain may stand in two virtual hosts.
+            for (index, host) in virtual_hosts.iter_mut().enumerate() {
+                for (at, domain) in host.domains.iter_mut().enumerate() {
+                    let unique = format!("h{index}x{at}.");
+                    match domain {
+                        Domain::Exact(host) => host.insert_str(0, &unique),
+                        Domain::Suffix(suffix) => suffix.push_str(&unique),
+                        Domain::Prefix(prefix) => prefix.insert_str(0, &unique),
+                        Domain::Any if (index, at) == (0, 0) => {}
+                        Domain::Any => *domain = Domain::Exact(unique),
+                    }
+                }
+            }
+            RouteConfiguration { name, virtual_hosts }
+        })
+        .boxed()
+}
+
+fn virtual_host() -> BoxedStrategy<VirtualHost> {
+    let host = "[a-z0-9.-]{1,12}(:[0-9]{1,5})?";
+    let domain = prop_oneof![
+        host.prop_map(Domain::Exact),
+        host.prop_map(Domain::Suffix),
+        host.prop_map(Domain::Prefix),
+        Just(Domain::Any),
+    ];
+    (name(), vec(domain, 1..4), vec(route(), 0..4))
+        .prop_map(|(name, domains, routes)| VirtualHost { name, domains, routes })
+        .boxed()
+}
+
+fn route() -> BoxedStrategy<Route> {
+    (name(), of(origin()), route_match(), action(), mutations(), mutations(), of(fault()))
+        .prop_map(|(name, origin, matches, action, request_headers, response_headers, fault)| Route {
+            name,
+            origin,
+            matches,
+            action,
+            request_headers,
+            response_headers,
+            fault,
+        })
+        .boxed()
+}
+
+fn origin() -> impl Strategy<Value = Origin> {
+    (text(), text(), text(), any::<u32>(), any::<u32>())
+        .prop_map(|(kind, namespace, name, rule, matched)| Origin { kind, namespace, name, rule, matched })
+}
+
+fn route_match() -> BoxedStrategy<RouteMatch> {
+    let path = prop_oneof![
+        path().prop_map(PathMatch::Exact),
+        path().prop_map(PathMatch::Segments),
+        path().prop_map(PathMatch::Prefix),
+        Just(PathMatch::Prefix("/".into())),
+        regex().prop_map(PathMatch::Regex),
+    ];
+    let query = (name(), of(string_match())).prop_map(|(name, value)| QueryMatch { name, value });
+    (path, any::<bool>(), vec(header_match(), 0..3), vec(query, 0..2), any::<bool>(), of(fraction()))
+        .prop_map(|(path, case_sensitive, headers, query, grpc, fraction)| RouteMatch {
+            path,
+            case_sensitive,
+            headers,
+            query,
+            grpc,
+            fraction,
+        })
+        .boxed()
+}
+
+fn action() -> BoxedStrategy<RouteAction> {
+    let response = (status(), text()).prop_map(|(status, body)| DirectResponse { status, body });
+    prop_oneof![
+        4 => forward().prop_map(RouteAction::Forward),
+        1 => redirect().prop_map(RouteAction::Redirect),
+        1 => response.prop_map(RouteAction::Respond),
+        1 => Just(RouteAction::NonForwarding),
+    ]
+    .boxed()
+}
+
+fn forward() -> BoxedStrategy<Forward> {
+    let unknown = select(vec![
+        StatusCode::SERVICE_UNAVAILABLE,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        StatusCode::NOT_FOUND,
+    ]);
+    let timeouts = (of(duration()), of(duration()), of(duration()))
+        .prop_map(|(request, idle, max_stream)| Timeouts { request, idle, max_stream });
+    let host = prop_oneof![name().prop_map(HostRewrite::Literal), Just(HostRewrite::Endpoint)];
+    let mirror = (name(), fraction()).prop_map(|(cluster, fraction)| Mirror { cluster, fraction });
+    (
+        backends(),
+        unknown,
+        timeouts,
+        of(retry()),
+        of(rewrite()),
+        of(host),
+        vec(mirror, 0..2),
+        vec(hash(), 0..3),
+    )
+        .prop_map(
+            |(
+                backends,
+                unknown_cluster_status,
+                timeouts,
+                retry,
+                path_rewrite,
+                host_rewrite,
+                mirrors,
+                hash,
+            )| {
+                Forward {
+                    backends,
+                    unknown_cluster_status,
+                    timeouts,
+                    retry,
+                    path_rewrite,
+                    host_rewrite,
+                    mirrors,
+                    hash,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn backends() -> BoxedStrategy<Vec<Backend>> {
+    let backend = (name(), 0..1000_u32, mutations(), mutations()).prop_map(
+        |(cluster, weight, request_headers, response_headers)| Backend {
+            cluster,
+            weight,
+            request_headers,
+            response_headers,
+        },
+    );
+    let plain = name().prop_map(|cluster| Backend {
+        cluster,
+        weight: 1,
+        request_headers: HeaderMutations::default(),
+        response_headers: HeaderMutations::default(),
+    });
+    prop_oneof![
+        plain.prop_map(|backend| vec![backend]),
+        vec(backend, 1..4).prop_map(|mut backends| {
+            backends[0].weight += 1;
+            backends
+        }),
+    ]
+    .boxed()
+}
+
+fn retry() -> BoxedStrategy<RetryPolicy> {
+    let on = select(RetryOn::ALL.map(|(on, _)| on).to_vec());
+    (vec(on, 0..4), vec(100..600_u16, 0..3), 1..10_u32, of(duration()), positive(), duration())
+        .prop_map(|(on, statuses, attempts, per_try_timeout, backoff, longer)| RetryPolicy {
+            on,
+            statuses,
+            attempts,
+            per_try_timeout,
+            backoff,
+            max_backoff: backoff + longer,
+        })
+        .boxed()
+}
+
+fn rewrite() -> BoxedStrategy<PathRewrite> {
+    let prefix = prop_oneof![Just("/".to_owned()), path(), path().prop_map(|path| path + "/")];
+    let full = prop_oneof![path(), Just(r"/a\1\\b".to_owned())];
+    prop_oneof![
+        full.prop_map(PathRewrite::Full),
+        prefix.prop_map(PathRewrite::Prefix),
+        select(vec![("/a", "/b"), ("^/(.*)/(.*)$", r"/\2/\1"), ("x", r"\\")]).prop_map(
+            |(pattern, replacement)| PathRewrite::Regex(Substitution::new(pattern, replacement).unwrap())
+        ),
+    ]
+    .boxed()
+}
+
+fn hash() -> impl Strategy<Value = HashPolicy> {
+    prop_oneof![
+        (header_name(), any::<bool>()).prop_map(|(name, terminal)| HashPolicy::Header { name, terminal }),
+        (name(), of(duration()), of(path()), any::<bool>())
+            .prop_map(|(name, ttl, path, terminal)| HashPolicy::Cookie { name, ttl, path, terminal }),
+        any::<bool>().prop_map(|terminal| HashPolicy::SourceIp { terminal }),
+        (name(), any::<bool>()).prop_map(|(name, terminal)| HashPolicy::Query { name, terminal }),
+    ]
+}
+
+fn redirect() -> BoxedStrategy<Redirect> {
+    let status =
+        select(vec![301, 302, 303, 307, 308]).prop_map(|status| StatusCode::from_u16(status).unwrap());
+    let scheme = select(vec!["http".to_owned(), "https".to_owned()]);
+    (of(scheme), of(name()), of(port()), of(rewrite()), status, any::<bool>())
+        .prop_map(|(scheme, host, port, path, status, strip_query)| Redirect {
+            scheme,
+            host,
+            port,
+            path,
+            status,
+            strip_query,
+        })
+        .boxed()
+}
+
+pub(super) fn fault() -> BoxedStrategy<Fault> {
+    let delay = (positive(), fraction()).prop_map(|(duration, fraction)| FaultDelay { duration, fraction });
+    let abort = (status(), of(any::<u32>()), fraction())
+        .prop_map(|(status, grpc_status, fraction)| FaultAbort { status, grpc_status, fraction });
+    (of(delay), of(abort)).prop_map(|(delay, abort)| Fault { delay, abort }).boxed()
+}
+
+fn mutations() -> BoxedStrategy<HeaderMutations> {
+    let op = select(vec![HeaderOp::Append, HeaderOp::AddIfAbsent, HeaderOp::Set, HeaderOp::SetIfPresent]);
+    // Visible ASCII with percent signs, and bytes that are not UTF-8.
+    let value = vec(prop_oneof![0x20..0x7f_u8, Just(b'%'), 0x80..=0xff_u8], 0..8);
+    let change = (header_name(), value, op).prop_map(|(name, value, op)| HeaderMutation {
+        name,
+        value: HeaderValue::from_bytes(&value).unwrap(),
+        op,
+    });
+    prop_oneof![
+        2 => Just(HeaderMutations::default()),
+        1 => (vec(header_name(), 0..3), vec(change, 0..3))
+            .prop_map(|(remove, change)| HeaderMutations { remove, change }),
+    ]
+    .boxed()
+}
+
+fn header_name() -> impl Strategy<Value = HeaderName> {
+    "x-[a-z0-9-]{0,8}".prop_map(|name| name.parse().unwrap())
+}
+
+fn status() -> impl Strategy<Value = StatusCode> {
+    (200..600_u16).prop_map(|status| StatusCode::from_u16(status).unwrap())
+}
