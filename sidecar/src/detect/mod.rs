@@ -7,13 +7,16 @@
 mod client_hello;
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 pub(crate) use self::client_hello::ClientHello;
 use crate::io::Prefixed;
+use crate::upstream::HttpVersion;
 
 /// What a client speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +37,13 @@ pub(crate) enum Spoken {
 #[derive(Default)]
 pub(crate) struct Detector {
     read: BytesMut,
+    /// When the first byte came.
+    begun: Option<Instant>,
 }
 
 impl Detector {
-    /// Reads until it is clear what the client speaks. Cancel-safe: what was read is kept, and calling again goes on.
+    /// Reads until it is clear what the client speaks. A client that stops in the middle of something is taken for one
+    /// that speaks something else after [`PATIENCE`]. Cancel-safe: what was read is kept, and calling again goes on.
     ///
     /// # Errors
     /// When the connection fails.
@@ -46,12 +52,52 @@ impl Detector {
             if let Some(spoken) = classify(&self.read) {
                 return Ok(spoken);
             }
-            self.read.reserve(FIRST_READ);
-            if socket.read_buf(&mut self.read).await? == 0 {
+            match self.read_more(socket).await? {
+                Read::Some => {}
                 // Whatever began here was never finished: the other end may make sense of it.
-                return Ok(if self.read.is_empty() { Spoken::Nothing } else { Spoken::Other });
+                Read::End if self.is_silent() => return Ok(Spoken::Nothing),
+                Read::End | Read::Late => return Ok(Spoken::Other),
             }
         }
+    }
+
+    /// Reads until it is clear which version of HTTP the client speaks, if it speaks HTTP at all; `None` when it leaves
+    /// without a word. Cancel-safe as [`Detector::detect`].
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub(crate) async fn http_version(&mut self, socket: &mut TcpStream) -> io::Result<Option<HttpVersion>> {
+        loop {
+            let len = self.read.len().min(PREFACE.len());
+            if self.read[..len] != PREFACE[..len] {
+                return Ok(Some(HttpVersion::Http1));
+            }
+            if len == PREFACE.len() {
+                return Ok(Some(HttpVersion::Http2));
+            }
+            match self.read_more(socket).await? {
+                Read::Some => {}
+                Read::End if self.is_silent() => return Ok(None),
+                Read::End | Read::Late => return Ok(Some(HttpVersion::Http1)),
+            }
+        }
+    }
+
+    async fn read_more(&mut self, socket: &mut TcpStream) -> io::Result<Read> {
+        self.read.reserve(FIRST_READ);
+        let read = socket.read_buf(&mut self.read);
+        let len = match self.begun {
+            None => read.await?,
+            Some(begun) => match tokio::time::timeout_at(begun + PATIENCE, read).await {
+                Ok(len) => len?,
+                Err(_) => return Ok(Read::Late),
+            },
+        };
+        if len == 0 {
+            return Ok(Read::End);
+        }
+        self.begun.get_or_insert_with(Instant::now);
+        Ok(Read::Some)
     }
 
     /// Whether the client has said anything yet.
@@ -66,6 +112,16 @@ impl Detector {
         Prefixed::new(prefix, socket)
     }
 }
+
+/// What came of a read.
+enum Read {
+    Some,
+    End,
+    Late,
+}
+
+/// How long after its first byte a client has for as much as detection needs: as long as for a TLS handshake.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most bytes that are looked at, about the greatest ClientHello that any client sends.
 const MOST: usize = 32 * 1024;

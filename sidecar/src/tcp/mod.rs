@@ -1,3 +1,267 @@
 //! Raw TCP: connections whose bytes mean nothing to the mesh.
+//!
+//! In: a connection, and the weighted clusters of its chain. Out: the same bytes at an endpoint, and one record at the
+//! end. Until the first byte was sent, an endpoint that can't be reached is no reason to fail: the next one is tried.
+//! Ends are carried as they came, an orderly one as such and a reset as a reset.
 
 pub(crate) mod copy;
+pub(crate) mod passthrough;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use smallvec::SmallVec;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tulle_mesh::identity::SpiffeId;
+use tulle_mesh::model::{AccessLog, TrafficDirection};
+use tulle_mesh::route::split;
+
+use self::copy::{End, relay};
+use crate::balance::{Cluster, InFlight, Limit, Outcome, Permit, Pick};
+use crate::io::Stream;
+use crate::snapshot::TcpRoutes;
+use crate::telemetry::metrics::TcpSeries;
+use crate::telemetry::record::{ConnectionRecord, Failure};
+use crate::tls::Material;
+use crate::upstream::{ConnectError, Connection, connect};
+use crate::worker::Worker;
+
+/// A downstream connection of bytes.
+pub(crate) struct Session<'a> {
+    /// Who carries it.
+    pub(crate) worker: &'a Rc<Worker>,
+    /// On which side of the application it is.
+    pub(crate) direction: TrafficDirection,
+    /// The client's address.
+    pub(crate) client: SocketAddr,
+    /// Whom the client proved to be.
+    pub(crate) identity: Option<&'a SpiffeId>,
+    /// When it was accepted, by the calendar.
+    pub(crate) start: SystemTime,
+    /// When it was accepted.
+    pub(crate) begun: Instant,
+}
+
+/// The way of a session to one of the backends of its chain.
+pub(crate) struct Route<'a> {
+    cluster: Option<&'a Arc<Cluster>>,
+    series: &'a TcpSeries,
+    settings: &'a tulle_mesh::model::TcpProxy,
+}
+
+/// A connection to an endpoint, as its load.
+pub(crate) struct Upstream {
+    connection: Connection,
+    in_flight: InFlight,
+    _permit: Permit,
+}
+
+/// Why there is no upstream connection.
+#[derive(Debug)]
+pub(crate) struct NoUpstream {
+    token: &'static str,
+    details: String,
+    endpoint: Option<SocketAddr>,
+}
+
+impl<'a> Route<'a> {
+    /// Draws a backend; `None` when none has a weight.
+    pub(crate) fn draw(routes: &'a TcpRoutes, draw: u32) -> Option<Self> {
+        let weights = routes.backends.iter().map(|(_, weight, _)| *weight);
+        let (cluster, _, series) = &routes.backends[split::choose(weights, draw)?];
+        Some(Self { cluster: cluster.as_ref(), series, settings: &routes.settings })
+    }
+
+    /// Connects to an endpoint of the backend, trying others where that fails. Cancel-safe: nothing is sent.
+    ///
+    /// # Errors
+    /// When the cluster is missing, empty or full, or none of the endpoints that were tried can be reached.
+    pub(crate) async fn connect(
+        &self,
+        worker: &Worker,
+        material: Option<&Arc<Material>>,
+    ) -> Result<Upstream, NoUpstream> {
+        let Some(cluster) = self.cluster else {
+            return Err(NoUpstream::new("destination_not_found", "the backend's cluster does not exist"));
+        };
+        let permit = cluster
+            .permit(Limit::Connections)
+            .map_err(|reached| NoUpstream::new("connection_limit_reached", reached.to_string()))?;
+        let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
+        let mut last =
+            NoUpstream::new("destination_unavailable", format!("{} has no endpoints", cluster.name));
+        while tried.len() < MOST_ATTEMPTS {
+            let begun = Instant::now();
+            let pick = Pick { now: begun, random: worker.draw_u64(), hash: None, tried: &tried };
+            let Some(endpoint) = cluster.pick(&pick).ok().filter(|e| !tried.contains(&e.id)).cloned() else {
+                break;
+            };
+            tried.push(endpoint.id);
+            let in_flight = cluster.begin(&endpoint);
+            match connect(cluster, &endpoint, material, None).await {
+                Ok(connection) => {
+                    let now = Instant::now();
+                    in_flight.observe(now - begun, now);
+                    in_flight.report(Outcome::Success, now, worker.draw_u64());
+                    return Ok(Upstream { connection, in_flight, _permit: permit });
+                }
+                Err(error) => {
+                    in_flight.report(Outcome::Failure, Instant::now(), worker.draw_u64());
+                    last = NoUpstream::connecting(&error, endpoint.address);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn idle_timeout(&self) -> Option<Duration> {
+        Some(self.settings.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT)).filter(|idle| !idle.is_zero())
+    }
+}
+
+/// How many endpoints are tried at most.
+const MOST_ATTEMPTS: usize = 4;
+
+/// Envoy's default for its TCP proxy.
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+impl Session<'_> {
+    /// Carries a connection from its start to its end.
+    pub(crate) async fn run(&self, mut client: Stream, routes: &TcpRoutes, material: Option<&Arc<Material>>) {
+        let Some(route) = Route::draw(routes, self.worker.draw()) else {
+            return client.reset();
+        };
+        let ending = match route.connect(self.worker, material).await {
+            Ok(upstream) => self.carry(&mut client, &route, upstream, &[]).await,
+            Err(error) => self.refuse(&route, &error),
+        };
+        ending.apply(client);
+    }
+
+    /// Carries bytes until the end. `greeting` is what the endpoint has said already.
+    pub(crate) async fn carry(
+        &self,
+        client: &mut Stream,
+        route: &Route<'_>,
+        upstream: Upstream,
+        greeting: &[u8],
+    ) -> Ending {
+        let Upstream { connection, in_flight, _permit } = upstream;
+        let mut stream = connection.stream;
+        let relayed = match client.write_all(greeting).await {
+            Ok(()) => relay(client, &mut stream, route.idle_timeout()).await,
+            Err(error) => copy::Relayed { forward: 0, back: 0, end: End::First(error) },
+        };
+        let ending = match &relayed.end {
+            End::Closed => Ending::Orderly,
+            End::Idle | End::First(_) | End::Second(_) => {
+                stream.reset();
+                Ending::Reset
+            }
+        };
+        let details;
+        let error = match &relayed.end {
+            End::Closed => None,
+            End::Idle => Some(Failure { token: "connection_timeout", details: "nothing moved for too long" }),
+            End::First(error) => {
+                details = format!("the client's connection failed: {error}");
+                Some(Failure { token: "connection_terminated", details: &details })
+            }
+            End::Second(error) => {
+                details = format!("the endpoint's connection failed: {error}");
+                Some(Failure { token: "connection_terminated", details: &details })
+            }
+        };
+        self.worker.telemetry.connection(&ConnectionRecord {
+            received: relayed.forward,
+            sent: relayed.back + greeting.len() as u64,
+            error,
+            cluster: &in_flight.cluster().name,
+            endpoint: Some(in_flight.endpoint().address),
+            peer: self.identity.or(connection.peer.as_ref()),
+            ..self.record(route.series, route.settings.access_log.as_ref())
+        });
+        ending
+    }
+
+    /// Records that the connection can't be carried.
+    pub(crate) fn refuse(&self, route: &Route<'_>, error: &NoUpstream) -> Ending {
+        self.worker.telemetry.connection(&ConnectionRecord {
+            error: Some(Failure { token: error.token, details: &error.details }),
+            cluster: route.cluster.map_or("", |cluster| &cluster.name),
+            endpoint: error.endpoint,
+            ..self.record(route.series, route.settings.access_log.as_ref())
+        });
+        Ending::Reset
+    }
+
+    fn record<'r>(
+        &'r self,
+        series: &'r TcpSeries,
+        access_log: Option<&'r AccessLog>,
+    ) -> ConnectionRecord<'r> {
+        ConnectionRecord {
+            series,
+            direction: self.direction,
+            access_log,
+            start: self.start,
+            duration: self.begun.elapsed(),
+            received: 0,
+            sent: 0,
+            error: None,
+            cluster: "",
+            endpoint: None,
+            peer: self.identity,
+            client: self.client,
+        }
+    }
+}
+
+/// What becomes of the client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Ending {
+    /// It has been closed by both sides.
+    Orderly,
+    /// It is reset, so that the client can't take what it got for all there is.
+    Reset,
+}
+
+impl Ending {
+    /// Ends the client's connection.
+    pub(crate) fn apply(self, client: Stream) {
+        match self {
+            Self::Orderly => drop(client),
+            Self::Reset => client.reset(),
+        }
+    }
+}
+
+impl Upstream {
+    /// Waits until the endpoint says something of its own accord, and appends it to `greeting`. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub(crate) async fn greeting(&mut self, greeting: &mut Vec<u8>) -> std::io::Result<()> {
+        greeting.reserve(GREETING);
+        self.connection.stream.read_buf(greeting).await.map(drop)
+    }
+}
+
+/// Most greetings are a line; of a longer one the rest follows.
+const GREETING: usize = 1024;
+
+impl NoUpstream {
+    fn new(token: &'static str, details: impl Into<String>) -> Self {
+        Self { token, details: details.into(), endpoint: None }
+    }
+
+    fn connecting(error: &ConnectError, endpoint: SocketAddr) -> Self {
+        Self { token: error.token(), details: format!("{endpoint}: {error}"), endpoint: Some(endpoint) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! In: an endpoint, and what shall be spoken. Out: a stream whose other end is the one that the endpoint stands for, and
 //! onto which nothing of the application was sent yet; so every failure here is safe to try elsewhere.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,11 +39,22 @@ pub(crate) async fn connect(
 ) -> Result<Connection, ConnectError> {
     let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
     let connection = tokio::time::timeout(limit, attempt(endpoint, material, alpn)).await;
-    connection.unwrap_or(Err(ConnectError::Timeout(limit)))
+    let connection = connection.unwrap_or(Err(ConnectError::Timeout(limit)));
+    let series = &cluster.state.series;
+    match &connection {
+        Ok(_) => series.connections.increment(),
+        Err(error) => {
+            series.connect_failures.increment();
+            if matches!(error, ConnectError::Tls(_) | ConnectError::Identity { .. }) {
+                series.tls_failures.increment();
+            }
+        }
+    }
+    connection
 }
 
 /// Envoy's default for a cluster without one.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn attempt(
     endpoint: &Endpoint,
@@ -79,6 +91,36 @@ pub(crate) const KEEPALIVE: socket2::TcpKeepalive = socket2::TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
+
+impl ConnectError {
+    /// Its RFC 9209 token.
+    pub(crate) fn token(&self) -> &'static str {
+        match self {
+            Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => "connection_refused",
+            Self::Io(_) => "destination_unavailable",
+            Self::Timeout(_) => "connection_timeout",
+            Self::Tls(_) => "tls_protocol_error",
+            Self::Identity { .. } => "tls_certificate_error",
+            Self::NoCertificate => "proxy_internal_error",
+        }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "no connection: {error}"),
+            Self::Timeout(limit) => write!(f, "no connection within {limit:?}"),
+            Self::Tls(reason) => f.write_str(reason),
+            Self::Identity { expected, presented } => {
+                write!(f, "the endpoint is {presented} and must be {expected}")
+            }
+            Self::NoCertificate => {
+                f.write_str("this workload has no certificate yet, and the endpoint asks for one")
+            }
+        }
+    }
+}
 
 impl From<tls::HandshakeError> for ConnectError {
     fn from(error: tls::HandshakeError) -> Self {

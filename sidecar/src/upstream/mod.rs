@@ -15,7 +15,7 @@ use crate::http::upgrade::Tunnel;
 use crate::snapshot::Snapshot;
 use crate::tls::Material;
 
-pub(crate) use connect::{Connection, KEEPALIVE, connect, prepare};
+pub(crate) use connect::{Connection, DEFAULT_CONNECT_TIMEOUT, KEEPALIVE, connect, prepare};
 
 /// One worker's connections to endpoints.
 #[derive(Default)]

@@ -1,0 +1,165 @@
+//! One connection, from its arrival to the hands that carry it.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::TcpStream;
+use tulle_mesh::authorize::{Facts, Verdict};
+use tulle_mesh::identity::SpiffeId;
+use tulle_mesh::model::{DownstreamTls, TrafficDirection};
+
+use super::place::{Place, Role};
+use super::refusal::Refusal;
+use crate::detect::PATIENCE;
+use crate::io::{Prefixed, Stream};
+use crate::snapshot::{Chain, Current};
+use crate::tcp::Session;
+use crate::tls;
+use crate::worker::drain::Phase;
+use crate::worker::{OpenConnection, Worker};
+
+/// A connection that was accepted and is not yet registered with a reactor.
+pub(crate) struct Accepted {
+    socket: std::net::TcpStream,
+    client: SocketAddr,
+    place: Arc<Place>,
+    start: SystemTime,
+    begun: Instant,
+}
+
+impl Accepted {
+    /// A connection that arrived at `place` just now.
+    pub(crate) fn new(socket: std::net::TcpStream, client: SocketAddr, place: Arc<Place>) -> Self {
+        Self { socket, client, place, start: SystemTime::now(), begun: Instant::now() }
+    }
+}
+
+/// Serves a connection on `worker` until its end.
+pub(crate) fn serve(worker: &Rc<Worker>, accepted: Accepted, open: OpenConnection) {
+    let Accepted { socket, client, place, start, begun } = accepted;
+    let socket = match TcpStream::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!(%client, %error, "can't serve a connection"),
+    };
+    let connection = Connection { worker: worker.clone(), place, client, start, begun };
+    tokio::task::spawn_local(async move {
+        match &connection.place.role {
+            Role::Proxy => connection.forward_proxy(socket).await,
+            Role::Service(name) => connection.outbound(socket, name).await,
+            Role::Inbound => connection.inbound(socket).await,
+        }
+        drop(open);
+    });
+}
+
+/// The facts of a connection, known from its arrival.
+pub(super) struct Connection {
+    pub(super) worker: Rc<Worker>,
+    pub(super) place: Arc<Place>,
+    pub(super) client: SocketAddr,
+    start: SystemTime,
+    begun: Instant,
+}
+
+/// A connection whose bytes can be carried, and what is known of its client.
+pub(super) struct Opened {
+    pub(super) stream: Stream,
+    pub(super) identity: Option<SpiffeId>,
+    pub(super) server_name: Option<Arc<str>>,
+}
+
+impl Connection {
+    pub(super) fn direction(&self) -> TrafficDirection {
+        match self.place.role {
+            Role::Inbound => TrafficDirection::Inbound,
+            Role::Proxy | Role::Service(_) => TrafficDirection::Outbound,
+        }
+    }
+
+    /// The connection as one of bytes.
+    pub(super) fn session<'a>(&'a self, identity: Option<&'a SpiffeId>) -> Session<'a> {
+        Session {
+            worker: &self.worker,
+            direction: self.direction(),
+            client: self.client,
+            identity,
+            start: self.start,
+            begun: self.begun,
+        }
+    }
+
+    /// Ends mesh TLS here where the chain says so.
+    pub(super) async fn open(
+        &self,
+        stream: Prefixed,
+        tls: Option<&DownstreamTls>,
+        server_name: Option<Arc<str>>,
+        current: &Current,
+    ) -> Result<Opened, Refusal> {
+        let Some(settings) = tls else {
+            return Ok(Opened { stream: Stream::Tcp(stream), identity: None, server_name });
+        };
+        let material = current.tls.as_ref().ok_or(Refusal::NoCertificate)?;
+        let handshake = tls::accept(stream, material, settings, self.client);
+        match tokio::time::timeout(PATIENCE, handshake).await {
+            Ok(Ok(accepted)) => {
+                let asked = accepted.stream.get_ref().1.server_name().map(Arc::from);
+                let stream = Stream::TlsServer(Box::new(accepted.stream));
+                Ok(Opened { stream, identity: accepted.peer, server_name: asked })
+            }
+            // The reason was logged where it is known best.
+            Ok(Err(_)) => Err(Refusal::Handshake),
+            Err(_) => Err(Refusal::Silent),
+        }
+    }
+
+    /// Asks the policies for connections.
+    pub(super) fn authorize(
+        &self,
+        chain: &Chain,
+        identity: Option<&SpiffeId>,
+        server_name: Option<&str>,
+    ) -> Result<(), Refusal> {
+        if chain.authorizer.is_empty() {
+            return Ok(());
+        }
+        let facts = Facts {
+            peer: identity,
+            source_ip: self.client.ip(),
+            destination: self.place.address,
+            server_name,
+            request: None,
+        };
+        for hit in chain.authorizer.audits(&facts) {
+            tracing::info!(client = %self.client, listener = %self.place.address, ?hit, "audited a connection");
+        }
+        match chain.authorizer.check(&facts) {
+            Verdict::Allowed { .. } => Ok(()),
+            Verdict::Denied { set, by } => {
+                tracing::info!(client = %self.client, listener = %self.place.address, set, policy = by,
+                    peer = identity.map(SpiffeId::as_str), "denied a connection");
+                Err(Refusal::Denied)
+            }
+        }
+    }
+
+    /// Counts and logs that the connection is not carried.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        self.worker.refusals.count(refusal);
+        tracing::warn!(client = %self.client, listener = %self.place.address, "refused a connection: {refusal}");
+    }
+
+    /// Waits for `done`, but no longer than `limit`, nor until connections without work are closed for the sidecar's
+    /// end; `None` then.
+    pub(super) async fn while_idle<F: Future>(&self, limit: Duration, done: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            output = done => Some(output),
+            () = self.worker.drain.reached(Phase::Closing) => None,
+            () = tokio::time::sleep(limit) => None,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Finds the chain for a connection, and follows it.
+//!
+//! Where the configuration leaves no doubt, nothing is waited for. Else the client's first bytes decide. A client that
+//! says nothing for [`SILENCE`] may wait for its server to speak first, so the way of bytes is opened meanwhile, and who
+//! speaks first decides: the server, and the bytes flow; the client, and its chain is chosen as if it had spoken at
+//! once. An upstream connection that turns out to be of no use has carried nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tulle_mesh::model::Transport;
+
+use super::chain::{self, Facts};
+use super::connection::Connection;
+use super::pending::ServerOptions;
+use super::place::Role;
+use super::refusal::Refusal;
+use crate::detect::{Detector, Spoken};
+use crate::http::proxy::Target;
+use crate::io::{Prefixed, Stream};
+use crate::snapshot::{ChainProtocol, Current, Listener, TcpRoutes};
+use crate::tcp::{NoUpstream, Route, Upstream};
+use crate::tls::Alpn;
+use crate::upstream::HttpVersion;
+
+/// How long a client is waited for before the server may speak first. Longer than an application takes from connecting
+/// to its first byte, shorter than what people notice.
+const SILENCE: Duration = Duration::from_millis(20);
+
+impl Connection {
+    /// Finds the chain of `listener` for the connection, and follows it to the end. A client is given up when it says
+    /// nothing for `silence` and nothing can be done for it before it does.
+    pub(super) async fn follow(
+        &self,
+        mut socket: TcpStream,
+        current: &Current,
+        listener: &Arc<Listener>,
+        silence: Duration,
+    ) {
+        let chains = &listener.model.chains;
+        if let Some(index) = chain::undisputed(chains, self.place.address.port()) {
+            return self.undisputed(socket, current, listener, index, silence).await;
+        }
+        let mut detector = Detector::default();
+        let at_once = tokio::time::timeout(SILENCE, detector.detect(&mut socket)).await;
+        let spoken = match (at_once, self.silent_chain(listener)) {
+            (Ok(spoken), _) => Some(spoken),
+            (Err(_), Some((index, routes))) if detector.is_silent() => {
+                return self.race(socket, detector, current, listener, index, routes).await;
+            }
+            (Err(_), _) => self.while_idle(silence, detector.detect(&mut socket)).await,
+        };
+        match spoken {
+            Some(Ok(spoken)) => {
+                self.spoken(detector.into_stream(socket), &spoken, current, listener).await;
+            }
+            Some(Err(error)) => tracing::debug!(client = %self.client, %error, "the client left"),
+            None => self.refused(Refusal::Silent),
+        }
+    }
+
+    async fn undisputed(
+        &self,
+        socket: TcpStream,
+        current: &Current,
+        listener: &Arc<Listener>,
+        index: usize,
+        silence: Duration,
+    ) {
+        match &listener.chains[index].protocol {
+            ChainProtocol::Http(routes) if listener.model.chains[index].tls.is_none() => {
+                if let Err(refusal) = self.authorize(&listener.chains[index], None, None) {
+                    self.refused(refusal);
+                    return Stream::from(socket).reset();
+                }
+                let options = ServerOptions::from(&routes.settings);
+                self.http_only(socket, self.target(listener, index), &options, silence).await;
+            }
+            _ => {
+                let stream = Prefixed::new(bytes::Bytes::new(), socket);
+                self.enter(stream, None, None, current, listener, index).await;
+            }
+        }
+    }
+
+    /// The chain for clients that speak neither TLS nor HTTP, where its bytes can be carried before they have spoken.
+    fn silent_chain<'a>(&self, listener: &'a Listener) -> Option<(usize, &'a TcpRoutes)> {
+        let index = self.choose(listener, &Spoken::Other)?;
+        match &listener.chains[index].protocol {
+            ChainProtocol::Tcp(routes) if listener.model.chains[index].tls.is_none() => Some((index, routes)),
+            _ => None,
+        }
+    }
+
+    /// Connects upstream while the client says nothing, and sees who speaks first.
+    async fn race(
+        &self,
+        mut socket: TcpStream,
+        mut detector: Detector,
+        current: &Current,
+        listener: &Arc<Listener>,
+        index: usize,
+        routes: &TcpRoutes,
+    ) {
+        if let Err(refusal) = self.authorize(&listener.chains[index], None, None) {
+            self.refused(refusal);
+            return Stream::from(socket).reset();
+        }
+        let Some(route) = Route::draw(routes, self.worker.draw()) else {
+            return Stream::from(socket).reset();
+        };
+        let session = self.session(None);
+        let mut connect = std::pin::pin!(route.connect(&self.worker, current.tls.as_ref()));
+        let mut upstream: Option<Upstream> = None;
+        let mut greeting = Vec::new();
+        let first = loop {
+            let Some(upstream) = &mut upstream else {
+                tokio::select! {
+                    spoken = detector.detect(&mut socket) => break First::Client(spoken),
+                    connected = &mut connect => match connected {
+                        Ok(connected) => upstream = Some(connected),
+                        Err(error) => break First::Refused(error),
+                    },
+                }
+                continue;
+            };
+            tokio::select! {
+                spoken = detector.detect(&mut socket) => break First::Client(spoken),
+                _ = upstream.greeting(&mut greeting) => break First::Server,
+            }
+        };
+        let stream = detector.into_stream(socket);
+        let refused = match first {
+            First::Client(Err(error)) => {
+                return tracing::debug!(client = %self.client, %error, "the client left");
+            }
+            First::Client(Ok(spoken)) if self.choose(listener, &spoken) != Some(index) => {
+                return self.spoken(stream, &spoken, current, listener).await;
+            }
+            First::Client(Ok(_)) | First::Server => None,
+            First::Refused(error) => Some(error),
+        };
+        let connected = match (refused, upstream) {
+            (Some(error), _) => Err(error),
+            (None, Some(upstream)) => Ok(upstream),
+            (None, None) => connect.await,
+        };
+        let mut client = Stream::Tcp(stream);
+        let ending = match connected {
+            Ok(upstream) => session.carry(&mut client, &route, upstream, &greeting).await,
+            Err(error) => session.refuse(&route, &error),
+        };
+        ending.apply(client);
+    }
+
+    /// Follows the chain for what the client speaks.
+    async fn spoken(&self, stream: Prefixed, spoken: &Spoken, current: &Current, listener: &Arc<Listener>) {
+        let Some(index) = self.choose(listener, spoken) else {
+            self.refused(Refusal::NoChain);
+            return Stream::Tcp(stream).reset();
+        };
+        let server_name = match spoken {
+            Spoken::Tls(hello) => hello.server_name.as_deref().map(Arc::from),
+            _ => None,
+        };
+        self.enter(stream, super::http::version(spoken), server_name, current, listener, index).await;
+    }
+
+    /// Follows a chain: ends its TLS, asks its policies, and hands over to what it carries.
+    async fn enter(
+        &self,
+        stream: Prefixed,
+        version: Option<HttpVersion>,
+        server_name: Option<Arc<str>>,
+        current: &Current,
+        listener: &Arc<Listener>,
+        index: usize,
+    ) {
+        let tls = listener.model.chains[index].tls.as_ref();
+        let opened = match self.open(stream, tls, server_name, current).await {
+            Ok(opened) => opened,
+            Err(refusal) => return self.refused(refusal),
+        };
+        let chain = &listener.chains[index];
+        if let Err(refusal) = self.authorize(chain, opened.identity.as_ref(), opened.server_name.as_deref()) {
+            self.refused(refusal);
+            return opened.stream.reset();
+        }
+        match &chain.protocol {
+            ChainProtocol::Http(routes) => {
+                let agreed = opened.stream.alpn().and_then(Alpn::from_id).map(|alpn| match alpn {
+                    Alpn::Http1 => HttpVersion::Http1,
+                    Alpn::Http2 => HttpVersion::Http2,
+                });
+                // Whatever is no HTTP at all gets its 400 from the HTTP/1 server.
+                let version = agreed.or(version).unwrap_or(HttpVersion::Http1);
+                let options = ServerOptions::from(&routes.settings);
+                self.http(opened, version, self.target(listener, index), &options).await;
+            }
+            ChainProtocol::Tcp(routes) => {
+                let session = self.session(opened.identity.as_ref());
+                session.run(opened.stream, routes, current.tls.as_ref()).await;
+            }
+        }
+    }
+
+    fn choose(&self, listener: &Listener, spoken: &Spoken) -> Option<usize> {
+        let offered: Vec<&str>;
+        let (transport, server_name, protocols) = match spoken {
+            Spoken::Http1 => (Transport::Plaintext, None, &["http/1.1"][..]),
+            Spoken::Http2 => (Transport::Plaintext, None, &["h2c"][..]),
+            Spoken::Tls(hello) => {
+                offered = hello.alpn.iter().map(String::as_str).collect();
+                (Transport::Tls, hello.server_name.as_deref(), &offered[..])
+            }
+            Spoken::Other | Spoken::Nothing => (Transport::Plaintext, None, &[][..]),
+        };
+        let facts = Facts { port: self.place.address.port(), transport, server_name, protocols };
+        chain::choose(&listener.model.chains, &facts)
+    }
+
+    fn target(&self, listener: &Listener, chain: usize) -> Target {
+        match self.place.role {
+            Role::Inbound => Target::Application { address: self.place.address, chain },
+            Role::Proxy | Role::Service(_) => Target::Service(listener.name.clone()),
+        }
+    }
+}
+
+/// Who spoke first.
+enum First {
+    Client(std::io::Result<Spoken>),
+    Server,
+    /// Nobody: there is no server to speak.
+    Refused(NoUpstream),
+}

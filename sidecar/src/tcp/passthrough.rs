@@ -1,0 +1,75 @@
+//! Connections to destinations that the mesh does not know, where policy lets them through.
+//!
+//! In: a name and a port as the application gave them. Out: the same bytes at what the name resolves to, in plaintext as
+//! the application sends them, and counted apart from the mesh's own traffic.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpStream;
+use tulle_mesh::model::TrafficDirection;
+
+use super::copy::{End, relay};
+use super::{DEFAULT_IDLE_TIMEOUT, Ending, Session};
+use crate::io::Stream;
+use crate::telemetry::metrics::HttpLabels;
+use crate::telemetry::record::{ConnectionRecord, Failure};
+use crate::upstream::prepare;
+
+/// The service under which they are counted.
+pub(crate) const SERVICE: &str = "passthrough";
+
+impl Session<'_> {
+    /// Carries a connection to `destination` (`<name>:<port>`) from its start to its end.
+    pub(crate) async fn pass_through(&self, mut client: Stream, destination: &str) {
+        let series = self.worker.telemetry.metrics.tcp(HttpLabels {
+            direction: TrafficDirection::Outbound,
+            service: SERVICE.into(),
+            route: "".into(),
+            backend: SERVICE.into(),
+        });
+        let mut record = self.record(&series, None);
+        record.cluster = SERVICE;
+        let details;
+        let ending = match dial(destination).await {
+            Ok((socket, address)) => {
+                let mut stream = Stream::from(socket);
+                let relayed = relay(&mut client, &mut stream, Some(DEFAULT_IDLE_TIMEOUT)).await;
+                record = ConnectionRecord {
+                    received: relayed.forward,
+                    sent: relayed.back,
+                    endpoint: Some(address),
+                    ..record
+                };
+                match relayed.end {
+                    End::Closed => Ending::Orderly,
+                    End::Idle | End::First(_) | End::Second(_) => {
+                        stream.reset();
+                        Ending::Reset
+                    }
+                }
+            }
+            Err(error) => {
+                details = format!("{destination}: {error}");
+                record.error = Some(Failure { token: "destination_unavailable", details: &details });
+                Ending::Reset
+            }
+        };
+        record.duration = self.begun.elapsed();
+        self.worker.telemetry.connection(&record);
+        ending.apply(client);
+    }
+}
+
+/// Connects to the first address of `destination` that answers.
+async fn dial(destination: &str) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let connect = async {
+        let socket = TcpStream::connect(destination).await?;
+        prepare(&socket)?;
+        let address = socket.peer_addr()?;
+        Ok((socket, address))
+    };
+    match tokio::time::timeout(crate::upstream::DEFAULT_CONNECT_TIMEOUT, connect).await {
+        Ok(result) => result,
+        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+    }
+}

@@ -1,0 +1,33 @@
+//! Workers for tests, on the test's own thread.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::{Shared, Worker};
+use crate::config::OutboundPolicy;
+use crate::snapshot::Snapshot;
+use crate::telemetry::{Telemetry, Workload};
+use crate::xds::Demand;
+
+/// A worker that serves from `snapshot`, and what it asks for.
+pub(crate) fn worker(snapshot: Snapshot) -> (Rc<Worker>, UnboundedReceiver<Demand>) {
+    let (shared, demands) = shared();
+    (Worker::new(0, shared, Arc::new(snapshot)), demands)
+}
+
+/// What workers are made from.
+pub(crate) fn shared() -> (Shared, UnboundedReceiver<Demand>) {
+    let workload = Workload { namespace: "shop".into(), name: "cart".into(), instance: "cart-1".into() };
+    let (telemetry, _) = Telemetry::new(workload, None).expect("no collector, no error");
+    let (demands, receiver) = unbounded_channel();
+    let shared = Shared {
+        telemetry,
+        demands,
+        outbound_policy: OutboundPolicy::AllowAny,
+        demand_timeout: Duration::from_millis(500),
+    };
+    (shared, receiver)
+}

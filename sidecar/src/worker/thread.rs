@@ -1,0 +1,147 @@
+//! The threads of the workers, and what connects them to the control thread and to each other.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+
+use super::drain::Phase;
+use super::{Load, OpenConnection, Shared, Worker};
+use crate::listener::{self, Accepted, Acceptor, Place};
+use crate::snapshot::Snapshot;
+
+/// Where a worker takes over connections that another has accepted.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    /// How many connections it has.
+    pub(crate) load: Load,
+    connections: UnboundedSender<(Accepted, OpenConnection)>,
+}
+
+impl Seat {
+    /// Hands a connection over; it counts as the worker's load at once.
+    pub(crate) fn give(&self, accepted: Accepted) {
+        // A worker that is gone takes no connections; its own end closes this one.
+        let _ = self.connections.send((accepted, self.load.open()));
+    }
+}
+
+/// The running workers.
+pub(crate) struct Spawned {
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// The load of each.
+    pub(crate) loads: Vec<Load>,
+}
+
+impl Spawned {
+    /// The number of open downstream connections of all workers.
+    pub(crate) fn connections(&self) -> usize {
+        self.loads.iter().map(Load::connections).sum()
+    }
+
+    /// Waits for the workers' end, which comes when the sender of their drain phase is dropped.
+    ///
+    /// # Errors
+    /// The first error that kept a worker from starting.
+    pub(crate) fn join(self) -> io::Result<()> {
+        self.threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a worker has panicked"))))
+            .fold(Ok(()), io::Result::and)
+    }
+}
+
+/// What a worker hears from the control thread.
+#[derive(Clone)]
+pub(crate) struct Signals {
+    /// The newest snapshot.
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// How far the drain has come; the worker ends when the sender is dropped.
+    pub(crate) drain: watch::Receiver<Phase>,
+}
+
+/// Starts `number` workers. The first of them accepts the connections of all `listeners`, and keeps those for which no
+/// other worker has fewer.
+///
+/// # Errors
+/// When the system gives no thread.
+pub(crate) fn spawn(
+    number: usize,
+    listeners: Listeners,
+    shared: &Shared,
+    signals: &Signals,
+) -> io::Result<Spawned> {
+    let (seats, receivers): (Vec<Seat>, Vec<_>) = (0..number)
+        .map(|_| {
+            let (connections, receiver) = unbounded_channel();
+            (Seat { load: Load::default(), connections }, receiver)
+        })
+        .unzip();
+    let loads = seats.iter().map(|seat| seat.load.clone()).collect();
+    let mut listeners = Some(listeners);
+    let mut threads = Vec::new();
+    for (id, connections) in receivers.into_iter().enumerate() {
+        let (shared, signals) = (shared.clone(), signals.clone());
+        let role = Role { accept: listeners.take().map(|listeners| (listeners, seats.clone())), connections };
+        let thread = std::thread::Builder::new().name(format!("worker-{id}"));
+        threads.push(thread.spawn(move || run(id, role, shared, signals))?);
+    }
+    Ok(Spawned { threads, loads })
+}
+
+/// Sockets that listen, and what for.
+pub(crate) type Listeners = Vec<(TcpListener, Arc<Place>)>;
+
+/// What one worker has to do with accepting.
+struct Role {
+    /// Where it accepts, and the seats of all workers; for the first one alone.
+    accept: Option<(Listeners, Vec<Seat>)>,
+    /// What others have accepted for it.
+    connections: UnboundedReceiver<(Accepted, OpenConnection)>,
+}
+
+fn run(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(work(id, role, shared, signals))
+}
+
+async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Result<()> {
+    let Signals { mut snapshots, mut drain } = signals;
+    let snapshot = snapshots.borrow_and_update().clone();
+    let worker = Worker::new(id, shared, snapshot);
+    if let Some((listeners, seats)) = role.accept {
+        for (listener, place) in listeners {
+            let acceptor = Acceptor::new(listener, place, worker.clone(), seats.clone())?;
+            tokio::task::spawn_local(acceptor.run());
+        }
+    }
+    tokio::task::spawn_local(take_over(role.connections, worker.clone()));
+    tokio::task::spawn_local({
+        let worker = worker.clone();
+        async move {
+            while snapshots.changed().await.is_ok() {
+                let newest = snapshots.borrow_and_update().clone();
+                worker.install(newest);
+            }
+        }
+    });
+    loop {
+        let phase = *drain.borrow_and_update();
+        worker.drain.advance(phase);
+        if drain.changed().await.is_err() {
+            // The runtime ends with this future, and every connection with it.
+            return Ok(());
+        }
+    }
+}
+
+async fn take_over(mut connections: UnboundedReceiver<(Accepted, OpenConnection)>, worker: Rc<Worker>) {
+    while let Some((accepted, open)) = connections.recv().await {
+        listener::serve(&worker, accepted, open);
+    }
+}
