@@ -3,6 +3,13 @@
 //! In: Kubernetes objects, from a folder or an API server ([`source`]). Out: xDS resources, made from the model
 //! ([`world`]).
 
+pub mod api;
+pub mod ca;
+pub mod caller;
+pub mod grpc;
 pub mod kinds;
+pub mod metrics;
 pub mod source;
+pub mod tls;
 pub mod world;
+pub mod xds;
