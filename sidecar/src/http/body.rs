@@ -6,6 +6,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use super::h2::recv::RecvBody;
+use super::server::RequestBody;
+use crate::upstream;
+
 /// A request's or a response's body, wherever it comes from.
 #[derive(Default)]
 pub(crate) enum Body {
@@ -14,6 +18,14 @@ pub(crate) enum Body {
     Empty,
     /// A short text of the mesh itself.
     Full(Bytes),
+    /// Of a request over HTTP/1.
+    Http1Request(RequestBody),
+    /// Of a request over HTTP/2.
+    Http2Request(RecvBody),
+    /// Of an endpoint's answer over HTTP/1.
+    Http1Response(upstream::Http1Body),
+    /// Of an endpoint's answer over HTTP/2.
+    Http2Response(upstream::Http2Body),
 }
 
 /// Why a body ended early.
@@ -34,17 +46,42 @@ impl http_body::Body for Body {
     type Error = BodyError;
 
     fn poll_frame(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        unimplemented!("the wire founder's")
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(text) => {
+                let text = std::mem::take(text);
+                *self = Self::Empty;
+                Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))))
+            }
+            Self::Http1Request(body) => body.poll_frame(cx),
+            Self::Http2Request(body) => body.poll_frame(cx),
+            Self::Http1Response(body) => body.poll_frame(cx),
+            Self::Http2Response(body) => body.poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty)
+        match self {
+            Self::Empty => true,
+            Self::Full(text) => text.is_empty(),
+            Self::Http1Request(body) => body.is_end_stream(),
+            Self::Http2Request(body) => body.is_end_stream(),
+            Self::Http1Response(body) => body.is_end_stream(),
+            Self::Http2Response(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(text) => SizeHint::with_exact(text.len() as u64),
+            Self::Http1Request(body) => body.size_hint(),
+            Self::Http2Request(body) => body.size_hint(),
+            Self::Http1Response(body) => body.size_hint(),
+            Self::Http2Response(body) => body.size_hint(),
+        }
     }
 }

@@ -1,4 +1,155 @@
 //! What follows 101 or a CONNECT: bytes in both directions.
+//!
+//! In: the two ends, each an HTTP/1 connection taken out of HTTP or an HTTP/2 stream. Out: what one says reaches the
+//! other, beginning with what was read along with the heads.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::io::Stream;
+use crate::tcp::copy::{Relayed, relay};
+use crate::upstream::Hold;
 
 /// The upstream end of an upgraded connection.
-pub(crate) struct Tunnel {}
+pub(crate) struct Tunnel {
+    end: TunnelEnd,
+    _hold: Hold,
+}
+
+impl Tunnel {
+    /// A tunnel to `end`, which occupies `hold`.
+    pub(crate) fn new(end: TunnelEnd, hold: Hold) -> Self {
+        Self { end, _hold: hold }
+    }
+
+    /// Carries bytes between the downstream end and this one until both have closed, one has failed, or nothing has
+    /// moved for `idle`.
+    pub(crate) async fn run(mut self, mut downstream: TunnelEnd, idle: Option<Duration>) -> Relayed {
+        relay(&mut downstream, &mut self.end, idle).await
+    }
+}
+
+/// One end of a tunnel.
+pub(crate) enum TunnelEnd {
+    /// A connection that spoke HTTP/1, and what was read of it beyond the head.
+    Http1(Bytes, Stream),
+    /// An HTTP/2 stream.
+    Http2(Http2End),
+}
+
+impl TunnelEnd {
+    /// A connection that spoke HTTP/1, and what was read of it beyond the head.
+    pub(crate) fn http1(stream: Stream, read: Bytes) -> Self {
+        Self::Http1(read, stream)
+    }
+
+    /// A stream that was opened with CONNECT.
+    pub(crate) fn http2(send: SendStream<Bytes>, recv: RecvStream) -> Self {
+        Self::Http2(Http2End { send, recv, read: Bytes::new(), ended: false })
+    }
+}
+
+impl AsyncRead for TunnelEnd {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(read, stream) if read.is_empty() => Pin::new(stream).poll_read(cx, buf),
+            Self::Http1(read, _) => {
+                take(read, buf);
+                Poll::Ready(Ok(()))
+            }
+            Self::Http2(end) => end.poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for TunnelEnd {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Http1(_, stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Http2(end) => end.poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(_, stream) => Pin::new(stream).poll_flush(cx),
+            Self::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(_, stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Http2(end) => Poll::Ready(end.shutdown()),
+        }
+    }
+}
+
+/// An HTTP/2 stream as bytes in both directions. Dropped before both have ended, it is reset.
+pub(crate) struct Http2End {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    read: Bytes,
+    ended: bool,
+}
+
+impl Http2End {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.read.is_empty() {
+            match ready!(self.recv.poll_data(cx)) {
+                Some(Ok(data)) => self.read = data,
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(Ok(())),
+                Some(Err(error)) => return Poll::Ready(Err(into_io(error))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = take(&mut self.read, buf);
+        // Fails only for more than was received.
+        let _ = self.recv.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.send.reserve_capacity(buf.len());
+        while self.send.capacity() == 0 {
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(into_io(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        let count = self.send.capacity().min(buf.len());
+        self.send.send_data(Bytes::copy_from_slice(&buf[..count]), false).map_err(into_io)?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn shutdown(&mut self) -> io::Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        self.ended = true;
+        self.send.send_data(Bytes::new(), true).map_err(into_io)
+    }
+}
+
+/// Moves as much as fits; says how much.
+fn take(from: &mut Bytes, into: &mut ReadBuf<'_>) -> usize {
+    let count = from.len().min(into.remaining());
+    into.put_slice(&from[..count]);
+    from.advance(count);
+    count
+}
+
+fn into_io(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+    } else {
+        io::Error::new(io::ErrorKind::ConnectionReset, error)
+    }
+}

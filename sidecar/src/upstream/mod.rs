@@ -1,25 +1,31 @@
 //! Connections to endpoints.
 //!
-//! In: an endpoint and a request. Out: its response, on a pooled connection. Everything here belongs to one worker.
+//! In: an endpoint and a request. Out: its response, on a pooled connection. Everything here belongs to one worker, and a
+//! request is sent, and its answer read, by the task that asks: HTTP/1 connections have no task at all, HTTP/2
+//! connections one each. A request whose fate is not known is never sent twice from here.
 
 mod connect;
+mod h1;
+mod h2;
+mod pool;
 
-use std::rc::Rc;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Response;
+use tulle_mesh::identity::SpiffeId;
 
-use crate::balance::{Cluster, Endpoint};
+use crate::balance::{Cluster, Permit};
 use crate::http::body::Body;
 use crate::http::upgrade::Tunnel;
-use crate::snapshot::Snapshot;
 use crate::tls::Material;
 
 pub(crate) use connect::{Connection, DEFAULT_CONNECT_TIMEOUT, KEEPALIVE, connect, prepare};
-
-/// One worker's connections to endpoints.
-#[derive(Default)]
-pub(crate) struct Pools {}
+pub(crate) use h1::ResponseBody as Http1Body;
+pub(crate) use h2::ResponseBody as Http2Body;
+pub(crate) use pool::Pools;
 
 /// Which HTTP to speak to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +54,16 @@ pub(crate) struct Answer {
     pub(crate) response: Response<Body>,
     /// After 101, or 2xx to CONNECT: the connection's bytes.
     pub(crate) tunnel: Option<Tunnel>,
+    /// Whom the endpoint proved to be; `None` in plaintext.
+    pub(crate) peer: Option<SpiffeId>,
+}
+
+/// What a tunnel occupies until it ends.
+pub(crate) enum Hold {
+    /// A connection of its cluster.
+    Connection(Permit),
+    /// A stream of a connection.
+    Stream(h2::Lease),
 }
 
 /// Why an attempt has no answer.
@@ -88,19 +104,17 @@ pub(crate) enum ConnectError {
     NoCertificate,
 }
 
-impl Pools {
-    /// Lets go of idle connections to endpoints that `snapshot` does not hold any more; those in use end when their last
-    /// request does.
-    pub(crate) fn retain(&self, _snapshot: &Snapshot) {}
-
-    /// Sends `request` to `endpoint` and waits for the response's head. Cancel-safe: dropping the future gives the
-    /// connection up (HTTP/1) or resets the stream (HTTP/2).
-    pub(crate) async fn send(
-        self: &Rc<Self>,
-        _endpoint: &std::sync::Arc<Endpoint>,
-        _request: Request<Body>,
-        _options: SendOptions<'_>,
-    ) -> Result<Answer, SendError> {
-        unimplemented!("the wire founder's")
+impl ConnectError {
+    /// The same for another request that waited for the same connection.
+    fn duplicate(&self) -> Self {
+        match self {
+            Self::Io(error) => Self::Io(std::io::Error::new(error.kind(), error.to_string())),
+            Self::Timeout(limit) => Self::Timeout(*limit),
+            Self::Tls(reason) => Self::Tls(reason.clone()),
+            Self::Identity { expected, presented } => {
+                Self::Identity { expected: expected.clone(), presented: presented.clone() }
+            }
+            Self::NoCertificate => Self::NoCertificate,
+        }
     }
 }

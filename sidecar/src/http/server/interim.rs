@@ -1,0 +1,48 @@
+//! Interim (1xx) responses.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{Response, StatusCode};
+
+use super::h1::Exchange;
+
+/// Sends interim (1xx) responses before the final one. Cheap to clone; does nothing where the client can't take them.
+#[derive(Clone, Default)]
+pub(crate) struct Interim(Sink);
+
+#[derive(Clone, Default)]
+enum Sink {
+    #[default]
+    Nowhere,
+    Http1(Rc<RefCell<Exchange>>, u64),
+    Http2(Rc<RefCell<SendResponse<Bytes>>>),
+}
+
+impl Interim {
+    /// To the client of exchange `number` of an HTTP/1.1 connection.
+    pub(super) fn http1(exchange: Rc<RefCell<Exchange>>, number: u64) -> Self {
+        Self(Sink::Http1(exchange, number))
+    }
+
+    /// To the client of an HTTP/2 stream.
+    pub(super) fn http2(respond: Rc<RefCell<SendResponse<Bytes>>>) -> Self {
+        Self(Sink::Http2(respond))
+    }
+
+    /// Queues an interim response; it leaves before the handler is polled again. 101 is a final response here, and is
+    /// ignored.
+    pub(crate) fn send(&self, response: Response<()>) {
+        if !response.status().is_informational() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return;
+        }
+        match &self.0 {
+            Sink::Nowhere => {}
+            Sink::Http1(exchange, number) => exchange.borrow_mut().interim(*number, &response),
+            // A stream that was reset takes none, and needs none.
+            Sink::Http2(respond) => drop(respond.borrow_mut().send_informational(response)),
+        }
+    }
+}

@@ -1,0 +1,2 @@
+mod framing;
+mod smuggling;

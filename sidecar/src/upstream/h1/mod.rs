@@ -1,0 +1,197 @@
+//! One request and its response on an HTTP/1.1 connection.
+//!
+//! In: a request. Out: its response, whose body goes on where the head ended: it reads from the connection, sends what is
+//! left of the request's body, and gives the connection back when both have ended. All of this is polled by whoever holds
+//! the exchange; dropped before its end, it closes the connection.
+
+mod body;
+mod connection;
+mod upgrade;
+mod upload;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::EXPECT;
+use http::{Method, Request, Response, StatusCode};
+use tokio::time::sleep;
+
+pub(crate) use self::body::ResponseBody;
+pub(super) use self::connection::Connection;
+pub(super) use self::upgrade::is_upgrade;
+use self::upload::{Upload, UploadFailure};
+use super::pool::Slot;
+use super::{Answer, Hold, SendError, SendOptions};
+use crate::balance::Endpoint;
+use crate::http::body::Body;
+use crate::http::h1::decode::Decoder;
+use crate::http::h1::encode::write_request;
+use crate::http::h1::response::{ResponseHead, take_response};
+use crate::http::server::Interim;
+use crate::http::upgrade::{Tunnel, TunnelEnd};
+
+/// How long a server that was asked for 100 may stay silent before the body is sent anyway (RFC 9110 section 10.1.1).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+/// What leaves in one TLS record. If the first write of a longer request fails, a part of it may have been taken.
+const ONE_RECORD: usize = 16 * 1024;
+
+/// Sends `request` on a connection of `slot`.
+pub(super) async fn send(
+    slot: Rc<Slot>,
+    endpoint: &Endpoint,
+    request: Request<Body>,
+    options: SendOptions<'_>,
+) -> Result<Answer, SendError> {
+    let request = upgrade::to_http1(request);
+    let connection = slot.http1(endpoint, options.cluster).await?;
+    let peer = connection.peer.clone();
+    let mut exchange = Exchange::begin(connection, request);
+    let head = exchange.head(options.interim).await?;
+    let Exchange { connection, method, upgrade, upload, .. } = exchange;
+    let ResponseHead { response, framing, keep_alive } = head;
+    let tunnels = match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS if !upgrade => {
+            return Err(SendError::Protocol("101 to a request without Upgrade".into()));
+        }
+        StatusCode::SWITCHING_PROTOCOLS => true,
+        status => method == Method::CONNECT && status.is_success(),
+    };
+    if tunnels {
+        let Some(tunnel) = connection.into_tunnel() else {
+            return Err(SendError::Reset("the connection is gone"));
+        };
+        let tunnel = Some(tunnel);
+        return Ok(Answer { response: response.map(|()| Body::Empty), tunnel, peer });
+    }
+    let body = ResponseBody::new(slot, connection, Decoder::new(framing), keep_alive, upload, &response);
+    Ok(Answer { response: response.map(|()| body), tunnel: None, peer })
+}
+
+/// An exchange that waits for its response's head.
+struct Exchange {
+    connection: Box<Connection>,
+    method: Method,
+    /// The request asks for another protocol.
+    upgrade: bool,
+    /// `None` once the request was sent.
+    upload: Option<Upload>,
+    /// All that the connection had sent before.
+    sent_before: u64,
+    /// Nothing can be written any more.
+    write_failed: bool,
+}
+
+impl Exchange {
+    /// Queues the request's head.
+    fn begin(mut connection: Box<Connection>, request: Request<Body>) -> Self {
+        let sent_before = connection.transport.write.sent();
+        let body = request.body();
+        let length = if http_body::Body::is_end_stream(body) {
+            Some(0)
+        } else {
+            http_body::Body::size_hint(body).exact()
+        };
+        let upgrade = is_upgrade(&request);
+        let encoder = write_request(&mut connection.transport.write, &request, length);
+        let (head, body) = request.into_parts();
+        let upload =
+            (length != Some(0)).then(|| Upload::new(body, encoder, head.headers.contains_key(EXPECT)));
+        Self { connection, method: head.method, upgrade, upload, sent_before, write_failed: false }
+    }
+
+    /// Sends the request and waits for the response's head.
+    async fn head(&mut self, interim: &Interim) -> Result<ResponseHead, SendError> {
+        if self.upload.as_ref().is_none_or(|upload| !upload.holds()) {
+            return poll_fn(|cx| self.poll_head(cx, interim)).await;
+        }
+        let mut patience = pin!(sleep(CONTINUE_TIMEOUT));
+        poll_fn(|cx| {
+            if let Some(upload) = &mut self.upload
+                && upload.holds()
+                && patience.as_mut().poll(cx).is_ready()
+            {
+                upload.go_on();
+            }
+            self.poll_head(cx, interim)
+        })
+        .await
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        interim: &Interim,
+    ) -> Poll<Result<ResponseHead, SendError>> {
+        loop {
+            self.poll_send(cx)?;
+            let Connection { transport, head_end, .. } = &mut *self.connection;
+            match take_response(&mut transport.read, head_end, &self.method) {
+                Ok(Some(head)) if is_interim(&head.response) => {
+                    if head.response.status() == StatusCode::CONTINUE
+                        && let Some(upload) = &mut self.upload
+                    {
+                        upload.go_on();
+                    }
+                    interim.send(head.response);
+                    continue;
+                }
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(reason) => return Poll::Ready(Err(SendError::Protocol(reason.into()))),
+            }
+            match transport.poll_fill(cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(self.lost())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Sends as much of the request as there is and as the peer takes. A peer that takes nothing more may still have
+    /// answered, so that is no error here.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), SendError> {
+        if self.write_failed {
+            return Ok(());
+        }
+        let transport = &mut self.connection.transport;
+        let result = match &mut self.upload {
+            Some(upload) => upload.poll(cx, transport),
+            None => transport.poll_flush(cx).map_err(|_| UploadFailure::Peer),
+        };
+        match result {
+            Poll::Ready(Ok(())) => self.upload = None,
+            Poll::Ready(Err(UploadFailure::Body(error))) => return Err(SendError::RequestBody(error)),
+            Poll::Ready(Err(UploadFailure::Peer)) => self.write_failed = true,
+            Poll::Pending => {}
+        }
+        Ok(())
+    }
+
+    /// What it means that the connection ended before the response's head.
+    fn lost(&self) -> SendError {
+        let transport = &self.connection.transport;
+        let untouched = transport.write.sent() == self.sent_before && transport.write.len() <= ONE_RECORD;
+        if self.write_failed && untouched {
+            SendError::NotProcessed("the connection was closed before it took a byte of the request")
+        } else if transport.read.is_empty() {
+            SendError::Reset("the connection was closed before the response")
+        } else {
+            SendError::Reset("the connection was closed within the response's head")
+        }
+    }
+}
+
+fn is_interim(response: &Response<()>) -> bool {
+    response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS
+}
+
+impl Connection {
+    /// The connection's bytes, from the end of the head on.
+    fn into_tunnel(mut self: Box<Self>) -> Option<Tunnel> {
+        let (stream, read) = self.transport.take()?;
+        Some(Tunnel::new(TunnelEnd::http1(stream, read), Hold::Connection(self.permit)))
+    }
+}

@@ -1,0 +1,233 @@
+//! The HTTP/2 connections to one endpoint.
+//!
+//! In: a slot that wants a stream. Out: a place on a connection with room for it. Requests that find no connection wait for
+//! the one that is being made; if that fails, it fails for all of them. Each connection is driven by one task.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tulle_mesh::identity::SpiffeId;
+
+use crate::balance::{Cluster, Endpoint, Limit, Permit};
+use crate::http::h2::ping::KeepAlive;
+use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
+use crate::io::Stream;
+use crate::tls::Alpn;
+use crate::upstream::pool::{Slot, permit};
+use crate::upstream::{ConnectError, SendError};
+
+/// Connections per endpoint and worker. When all of them carry what their peer allows, streams wait.
+const MAX_CONNECTIONS: usize = 8;
+/// The largest head of a response, in bytes, as HTTP/2 counts them.
+const MAX_HEAD: u32 = 256 * 1024;
+
+/// The HTTP/2 connections of a slot.
+#[derive(Default)]
+pub(crate) struct Multiplexed {
+    connections: RefCell<Vec<Rc<Shared>>>,
+    /// A request is making a connection.
+    connecting: Cell<bool>,
+    /// How many times one was begun.
+    attempts: Cell<u64>,
+    /// The last attempt that failed, and how.
+    failed: RefCell<Option<(u64, SendError)>>,
+    /// An attempt has ended.
+    settled: Notify,
+}
+
+/// A connection, as its streams see it.
+struct Shared {
+    sender: SendRequest<Bytes>,
+    peer: Option<SpiffeId>,
+    /// Streams of this worker on it.
+    streams: Cell<usize>,
+    idle_since: Cell<Instant>,
+    /// It takes no more streams.
+    closed: Rc<Cell<bool>>,
+}
+
+/// A stream's place on a connection.
+pub(crate) struct Lease(Rc<Shared>);
+
+/// A place on a connection of `slot`, made if need be.
+pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Lease, SendError> {
+    let pool = &slot.multiplexed;
+    let mut pending = None;
+    loop {
+        if let Some(lease) = pool.pick() {
+            return Ok(lease);
+        }
+        if pending.is_none() {
+            pending = Some(permit(cluster, Limit::PendingRequests)?);
+        }
+        if pool.connecting.get() {
+            let attempt = pool.attempts.get();
+            pool.settled.notified().await;
+            if let Some((failed, error)) = &*pool.failed.borrow()
+                && *failed == attempt
+            {
+                return Err(duplicate(error));
+            }
+            continue;
+        }
+        let attempt = Attempt::begin(pool);
+        match connect(slot, endpoint, cluster).await {
+            Ok(shared) => pool.connections.borrow_mut().push(Rc::new(shared)),
+            Err(error) => {
+                *pool.failed.borrow_mut() = Some((pool.attempts.get(), duplicate(&error)));
+                drop(attempt);
+                // One that is full is better than none.
+                return pool.least_loaded().ok_or(error);
+            }
+        }
+    }
+}
+
+impl Multiplexed {
+    /// A place on a connection that has room; `None` when one more connection should be made.
+    fn pick(&self) -> Option<Lease> {
+        let connections = &mut *self.connections.borrow_mut();
+        connections.retain(|connection| !connection.closed.get());
+        let with_room = connections.iter().find(|connection| connection.has_room());
+        if with_room.is_none() && connections.len() >= MAX_CONNECTIONS {
+            return least_loaded(connections);
+        }
+        with_room.map(Lease::new)
+    }
+
+    fn least_loaded(&self) -> Option<Lease> {
+        least_loaded(&self.connections.borrow())
+    }
+
+    /// Lets go of connections that have idled for `limit`.
+    pub(in crate::upstream) fn sweep(&self, now: Instant, limit: Duration) {
+        self.connections.borrow_mut().retain(|connection| {
+            let idle = connection.streams.get() == 0 && now - connection.idle_since.get() >= limit;
+            !idle && !connection.closed.get()
+        });
+    }
+
+    /// Lets go of all connections; each ends with its last stream.
+    pub(in crate::upstream) fn clear(&self) {
+        self.connections.borrow_mut().clear();
+    }
+}
+
+impl Shared {
+    fn has_room(&self) -> bool {
+        self.streams.get() < self.sender.current_max_send_streams()
+    }
+}
+
+impl Lease {
+    fn new(connection: &Rc<Shared>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self(Rc::clone(connection))
+    }
+
+    /// Opens streams on the connection.
+    pub(super) fn sender(&self) -> SendRequest<Bytes> {
+        self.0.sender.clone()
+    }
+
+    /// Whom the endpoint proved to be.
+    pub(super) fn peer(&self) -> Option<SpiffeId> {
+        self.0.peer.clone()
+    }
+
+    /// The connection takes no more streams.
+    pub(super) fn close(self) {
+        self.0.closed.set(true);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        if self.0.streams.get() == 0 {
+            self.0.idle_since.set(Instant::now());
+        }
+    }
+}
+
+/// Marks that a request is making a connection. At its end, however it comes about, others look again.
+struct Attempt<'a>(&'a Multiplexed);
+
+impl<'a> Attempt<'a> {
+    fn begin(pool: &'a Multiplexed) -> Self {
+        pool.connecting.set(true);
+        pool.attempts.set(pool.attempts.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.settled.notify_waiters();
+    }
+}
+
+fn least_loaded(connections: &[Rc<Shared>]) -> Option<Lease> {
+    let open = connections.iter().filter(|connection| !connection.closed.get());
+    open.min_by_key(|connection| connection.streams.get()).map(Lease::new)
+}
+
+async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Shared, SendError> {
+    let (connection, permit) = slot.connect(endpoint, cluster, Alpn::Http2).await?;
+    if endpoint.tls.is_some() && connection.alpn != Some(Alpn::Http2) {
+        let reason = "the endpoint does not agree to HTTP/2 in ALPN";
+        return Err(SendError::Connect(ConnectError::Tls(reason.into())));
+    }
+    let handshake = Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(MAX_HEAD)
+        .enable_push(false)
+        .handshake(connection.stream)
+        .await;
+    let (sender, driven) =
+        handshake.map_err(|_| SendError::NotProcessed("the connection ended before the request was sent"))?;
+    let closed = Rc::new(Cell::new(false));
+    tokio::task::spawn_local(drive(driven, Rc::clone(&closed), permit));
+    Ok(Shared {
+        sender,
+        peer: connection.peer,
+        streams: Cell::new(0),
+        idle_since: Cell::new(Instant::now()),
+        closed,
+    })
+}
+
+/// Reads and writes the frames of a connection until it ends: with the peer, or with its last stream once nobody can open
+/// another.
+async fn drive(mut connection: Connection<Stream, Bytes>, closed: Rc<Cell<bool>>, _permit: Permit) {
+    let mut keep_alive = connection.ping_pong().map(KeepAlive::new);
+    poll_fn(|cx| {
+        if Pin::new(&mut connection).poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        keep_alive.as_mut().map_or(Poll::Pending, |keep_alive| keep_alive.poll(cx))
+    })
+    .await;
+    closed.set(true);
+}
+
+/// An error of a connection for another request that waited for it.
+fn duplicate(error: &SendError) -> SendError {
+    match error {
+        SendError::Connect(error) => SendError::Connect(error.duplicate()),
+        SendError::Overflow => SendError::Overflow,
+        _ => SendError::NotProcessed("the connection ended before the request was sent"),
+    }
+}

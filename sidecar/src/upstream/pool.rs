@@ -1,0 +1,282 @@
+//! Which connection a request gets.
+//!
+//! In: an endpoint and what to speak. Out: the connection that was used last and is still good, or a new one. Connections
+//! are kept apart by endpoint, protocol and the certificate with which they were made. Each second a look is taken at
+//! those that idle: what the peer closed, what is too old, and what belongs to an endpoint or a certificate of yesterday is
+//! let go.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use http::Request;
+use tokio::time::Instant;
+
+use super::{Answer, HttpVersion, SendError, SendOptions, connect, h1, h2};
+use crate::balance::{Cluster, Endpoint, EndpointStats, Limit, Permit};
+use crate::http::body::Body;
+use crate::snapshot::Snapshot;
+use crate::tls::{Alpn, Material};
+
+/// Without a setting of the cluster, an HTTP/1 connection idles for this long: less than what servers are wont to allow
+/// (nginx 75 s), so that it is rarely they who close it.
+const HTTP1_IDLE: Duration = Duration::from_secs(60);
+/// Without a setting of the cluster, an HTTP/2 connection idles for this long. It is pinged, so it is known to be good.
+const HTTP2_IDLE: Duration = Duration::from_secs(300);
+/// Idle HTTP/1 connections per endpoint.
+const MAX_IDLE: usize = 64;
+/// A connection that idled for longer is asked whether it is still open with a system call of its own: the runtime may
+/// not have heard yet that the peer closed it.
+const PEEK_AFTER: Duration = Duration::from_millis(100);
+/// How long it is remembered after what time an endpoint closes idle connections.
+const REMEMBER: Duration = Duration::from_secs(600);
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// One worker's connections to endpoints.
+#[derive(Default)]
+pub(crate) struct Pools {
+    slots: RefCell<HashMap<(u64, HttpVersion), Rc<Slot>>>,
+    sweeping: Cell<bool>,
+}
+
+/// The connections to one endpoint in one protocol, with one certificate.
+pub(super) struct Slot {
+    /// With what they were made; `None`: in plaintext.
+    material: Option<Arc<Material>>,
+    /// Gone when no configuration holds the endpoint any more.
+    endpoint: RefCell<Weak<EndpointStats>>,
+    /// No connection comes back here.
+    retired: Cell<bool>,
+    idle_timeout: Cell<Duration>,
+    /// After what idle time the endpoint was seen to close a connection, and when that was.
+    closes_after: Cell<Option<(Duration, Instant)>>,
+    /// The last used last.
+    idle: RefCell<Vec<Box<h1::Connection>>>,
+    /// The HTTP/2 connections.
+    pub(super) multiplexed: h2::Multiplexed,
+}
+
+impl Pools {
+    /// Lets go of idle connections to endpoints that are in no configuration any more, or that were made with another
+    /// certificate than that of `snapshot`; those in use end when their last request does.
+    pub(crate) fn retain(&self, snapshot: &Snapshot) {
+        self.slots.borrow_mut().retain(|_, slot| {
+            let current = match (&slot.material, &snapshot.tls) {
+                (Some(used), Some(current)) => Arc::ptr_eq(used, current),
+                (used, _) => used.is_none(),
+            };
+            let keep = current && slot.endpoint.borrow().strong_count() > 0;
+            if !keep {
+                slot.retire();
+            }
+            keep
+        });
+    }
+
+    /// Sends `request` to `endpoint` and waits for the response's head. Cancel-safe: dropping the future gives the
+    /// connection up (HTTP/1) or resets the stream (HTTP/2).
+    ///
+    /// An upgrade (a request with Upgrade, or CONNECT with `:protocol`) is sent over HTTP/1 whatever `options` say: not
+    /// every server takes it over HTTP/2.
+    ///
+    /// # Errors
+    /// See [`SendError`], which tells what may have happened to the request.
+    pub(crate) async fn send(
+        self: &Rc<Self>,
+        endpoint: &Arc<Endpoint>,
+        request: Request<Body>,
+        options: SendOptions<'_>,
+    ) -> Result<Answer, SendError> {
+        let version = if h1::is_upgrade(&request) { HttpVersion::Http1 } else { options.version };
+        let slot = self.slot(endpoint, version, &options);
+        match version {
+            HttpVersion::Http1 => h1::send(slot, endpoint, request, options).await,
+            HttpVersion::Http2 => h2::send(slot, endpoint, request, options).await,
+        }
+    }
+
+    fn slot(
+        self: &Rc<Self>,
+        endpoint: &Endpoint,
+        version: HttpVersion,
+        options: &SendOptions<'_>,
+    ) -> Rc<Slot> {
+        self.start_sweeping();
+        let material = endpoint.tls.as_ref().and(options.tls);
+        let idle = options.cluster.model.idle_timeout;
+        let idle = idle.unwrap_or(if version == HttpVersion::Http1 { HTTP1_IDLE } else { HTTP2_IDLE });
+        let slots = &mut *self.slots.borrow_mut();
+        if let Some(slot) = slots.get(&(endpoint.id, version)) {
+            if slot.material.as_ref().map(Arc::as_ptr) == material.map(Arc::as_ptr) {
+                slot.idle_timeout.set(idle);
+                if !std::ptr::eq(slot.endpoint.borrow().as_ptr(), Arc::as_ptr(&endpoint.stats)) {
+                    *slot.endpoint.borrow_mut() = Arc::downgrade(&endpoint.stats);
+                }
+                return Rc::clone(slot);
+            }
+            slot.retire();
+        }
+        let slot = Rc::new(Slot {
+            material: material.cloned(),
+            endpoint: RefCell::new(Arc::downgrade(&endpoint.stats)),
+            retired: Cell::new(false),
+            idle_timeout: Cell::new(idle),
+            closes_after: Cell::new(None),
+            idle: RefCell::default(),
+            multiplexed: h2::Multiplexed::default(),
+        });
+        slots.insert((endpoint.id, version), Rc::clone(&slot));
+        slot
+    }
+
+    /// Starts the one task that looks after idle connections, for as long as the pools live.
+    fn start_sweeping(self: &Rc<Self>) {
+        if self.sweeping.replace(true) {
+            return;
+        }
+        let pools = Rc::downgrade(self);
+        tokio::task::spawn_local(async move {
+            let mut ticks = tokio::time::interval(SWEEP);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(pools) = pools.upgrade() else { return };
+                pools.sweep();
+            }
+        });
+    }
+
+    fn sweep(&self) {
+        let (now, today) = (Instant::now(), SystemTime::now());
+        self.slots.borrow_mut().retain(|_, slot| {
+            let valid = slot.material.as_ref().is_none_or(|material| material.is_valid(today));
+            let keep = valid && slot.endpoint.borrow().strong_count() > 0;
+            if keep {
+                slot.sweep(now);
+            } else {
+                slot.retire();
+            }
+            keep
+        });
+    }
+}
+
+impl Slot {
+    /// A connection that idles and is still open, or a new one.
+    pub(super) async fn http1(
+        &self,
+        endpoint: &Endpoint,
+        cluster: &Cluster,
+    ) -> Result<Box<h1::Connection>, SendError> {
+        if let Some(connection) = poll_fn(|cx| Poll::Ready(self.take_idle(cx))).await {
+            return Ok(connection);
+        }
+        let _pending = permit(cluster, Limit::PendingRequests)?;
+        let (connection, permit) = self.connect(endpoint, cluster, Alpn::Http1).await?;
+        Ok(Box::new(h1::Connection::new(connection, permit)))
+    }
+
+    /// Makes a connection, and counts it.
+    pub(super) async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        cluster: &Cluster,
+        alpn: Alpn,
+    ) -> Result<(connect::Connection, Permit), SendError> {
+        let permit = permit(cluster, Limit::Connections)?;
+        let series = &cluster.state.series;
+        match connect::connect(cluster, endpoint, self.material.as_ref(), Some(alpn)).await {
+            Ok(connection) => {
+                series.connections.increment();
+                Ok((connection, permit))
+            }
+            Err(error) => {
+                series.connect_failures.increment();
+                if matches!(error, super::ConnectError::Tls(_) | super::ConnectError::Identity { .. }) {
+                    series.tls_failures.increment();
+                }
+                Err(SendError::Connect(error))
+            }
+        }
+    }
+
+    /// Takes a connection back after an exchange.
+    pub(super) fn put(&self, mut connection: Box<h1::Connection>) {
+        let idle = &mut *self.idle.borrow_mut();
+        if !self.retired.get() && idle.len() < MAX_IDLE {
+            connection.rest();
+            idle.push(connection);
+        }
+    }
+
+    /// How long a connection of this slot may idle.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.idle_timeout.get()
+    }
+
+    fn take_idle(&self, cx: &mut Context<'_>) -> Option<Box<h1::Connection>> {
+        let now = Instant::now();
+        loop {
+            let mut connection = self.idle.borrow_mut().pop()?;
+            let age = now - connection.idle_since;
+            if age >= self.limit(&connection, now) {
+                continue;
+            }
+            if connection.is_idle(cx, age >= PEEK_AFTER) {
+                return Some(connection);
+            }
+            self.learn(age, now);
+        }
+    }
+
+    /// How long `connection` may idle: by our setting, by what the server said, and by what it was seen to do.
+    fn limit(&self, connection: &h1::Connection, now: Instant) -> Duration {
+        let limit = self.idle_timeout.get();
+        let limit = connection.idle_hint.map_or(limit, |hint| limit.min(hint));
+        match self.closes_after.get() {
+            Some((age, seen)) if now - seen < REMEMBER => limit.min(age),
+            _ => limit,
+        }
+    }
+
+    /// The endpoint has closed a connection that idled for `age`: next time it shall be us.
+    fn learn(&self, age: Duration, now: Instant) {
+        // Younger ones are closed by a restart or a limit on requests, not for idling.
+        if age > SWEEP {
+            self.closes_after.set(Some((age - SWEEP, now)));
+        }
+    }
+
+    fn sweep(&self, now: Instant) {
+        // Nobody waits for these reads: they only ask.
+        let mut cx = Context::from_waker(Waker::noop());
+        self.idle.borrow_mut().retain_mut(|connection| {
+            let age = now - connection.idle_since;
+            if age >= self.limit(connection, now) {
+                return false;
+            }
+            let open = connection.is_idle(&mut cx, false);
+            if !open {
+                self.learn(age, now);
+            }
+            open
+        });
+        self.idle.borrow_mut().shrink_to(4);
+        self.multiplexed.sweep(now, self.idle_timeout.get());
+    }
+
+    fn retire(&self) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear();
+        self.multiplexed.clear();
+    }
+}
+
+/// Counts one more of what `limit` limits.
+pub(super) fn permit(cluster: &Cluster, limit: Limit) -> Result<Permit, SendError> {
+    cluster.permit(limit).map_err(|_| SendError::Overflow)
+}
