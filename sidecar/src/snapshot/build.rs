@@ -94,10 +94,8 @@ impl Builder {
         let mut in_force = HashSet::new();
         for asked in listeners {
             let Some((name, value)) = cache.listener(&asked) else { continue };
-            if in_force.insert(Arc::clone(name))
-                && is_settled(cache, name, |discovery| is_resolved(names, discovery))
-            {
-                self.build_listener(name, value, cache);
+            if in_force.insert(Arc::clone(name)) {
+                self.build_listener(name, value, cache, names);
             }
             let Some(built) = self.listeners.get(name) else { continue };
             match parse_inbound_listener(name) {
@@ -154,29 +152,30 @@ impl Builder {
         self.clusters.retain(|name, _| cache.cluster(name).is_some());
     }
 
-    fn build_listener(&mut self, name: &Arc<str>, value: &Arc<ListenerValue>, cache: &Cache) {
+    /// Builds the version of a listener that arrived last, or, until all that it needs is settled, the one before with
+    /// its clusters as they are now.
+    fn build_listener(
+        &mut self,
+        name: &Arc<str>,
+        newest: &Arc<ListenerValue>,
+        cache: &Cache,
+        names: &Watched,
+    ) {
+        let before = self.listeners.get(name);
+        let (value, tables, needed) = if is_settled(cache, name, |discovery| is_resolved(names, discovery)) {
+            (Arc::clone(newest), tables_of(newest, cache), newest.needs(cache).clusters)
+        } else {
+            let Some(before) = before else { return };
+            (Arc::clone(&before.value), before.tables.clone(), before.clusters.keys().cloned().collect())
+        };
         let address = parse_inbound_listener(name);
         let resolve = |cluster: &str| match address {
             Some(address) if is_local(cluster) => self.apps.get(&address).cloned(),
             _ => self.clusters.get(cluster).map(|built| Arc::clone(&built.cluster)),
         };
-        let needed = value.needs(cache).clusters.into_iter();
-        let clusters: BTreeMap<_, _> =
-            needed.map(|cluster| (Arc::clone(&cluster), resolve(&cluster))).collect();
-        let tables: Vec<_> = value
-            .model
-            .chains
-            .iter()
-            .zip(&value.inline)
-            .map(|(chain, inline)| match &chain.protocol {
-                Protocol::Http(model::HttpConnection { routes: RouteSource::Named(routes), .. }) => {
-                    cache.routes(routes).cloned()
-                }
-                Protocol::Http(_) | Protocol::Tcp(_) => inline.clone(),
-            })
-            .collect();
-        let before = self.listeners.get(name);
-        if before.is_some_and(|before| before.is_made_of(value, &tables, &clusters)) {
+        let clusters = needed.into_iter().map(|cluster| (Arc::clone(&cluster), resolve(&cluster)));
+        let clusters: BTreeMap<_, _> = clusters.collect();
+        if before.is_some_and(|before| before.is_made_of(&value, &tables, &clusters)) {
             return;
         }
         let compiler = Compiler {
@@ -196,7 +195,7 @@ impl Builder {
             chains: chains.collect(),
             last_use: previous.map_or_else(Arc::default, |listener| Arc::clone(&listener.last_use)),
         });
-        let built = BuiltListener { value: Arc::clone(value), tables, clusters, listener };
+        let built = BuiltListener { value, tables, clusters, listener };
         self.listeners.insert(Arc::clone(name), built);
     }
 }
@@ -217,6 +216,18 @@ impl BuiltListener {
                 .zip(clusters)
                 .all(|((a, x), (b, y))| a == b && same_object(x.as_ref(), y.as_ref()))
     }
+}
+
+/// The route tables of a listener's chains; `None` for bytes, and where the control plane says that there are no routes.
+fn tables_of(value: &ListenerValue, cache: &Cache) -> Vec<Option<Arc<RouteTable>>> {
+    let chains = value.model.chains.iter().zip(&value.inline);
+    let tables = chains.map(|(chain, inline)| match &chain.protocol {
+        Protocol::Http(model::HttpConnection { routes: RouteSource::Named(routes), .. }) => {
+            cache.routes(routes).cloned()
+        }
+        Protocol::Http(_) | Protocol::Tcp(_) => inline.clone(),
+    });
+    tables.collect()
 }
 
 fn same_object<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {

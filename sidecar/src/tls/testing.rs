@@ -9,6 +9,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
+use super::verify::provider;
 use super::{Leaf, Material, TrustBundle};
 
 /// Signs leaves, good and bad.
@@ -72,6 +73,32 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let certificate = params(request).signed_by(&key, &self.issuer).expect("a leaf");
         Leaf::new(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+    }
+
+    /// A leaf with a key of its own, both in PEM.
+    pub(crate) fn leaf_pem(&self, request: &Request) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params(request).signed_by(&key, &self.issuer).expect("a leaf");
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The server end of a control plane with this leaf, which takes clients with and without a certificate.
+    pub(crate) fn control_plane(&self, request: &Request) -> Arc<rustls::ServerConfig> {
+        let leaf = self.leaf(request);
+        let roots = Arc::new(super::material::root_store(&self.bundle()).expect("roots"));
+        let clients =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider()))
+                .allow_unauthenticated()
+                .build()
+                .expect("a verifier");
+        let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_client_cert_verifier(clients)
+            .with_single_cert(leaf.chain.clone(), leaf.key())
+            .expect("a key");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
     }
 
     /// Signs the key of a CSR, whatever else it asks for.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind as ValueKind};
@@ -39,6 +39,8 @@ pub(crate) struct Control {
     rotation: Arc<Mutex<Rotation>>,
     resolver: Resolver,
     engine: Engine,
+    /// How often identity files are looked at.
+    file_check: Duration,
     demands: mpsc::UnboundedReceiver<Demand>,
     questions: mpsc::Receiver<dns::Question>,
     inspections: mpsc::Receiver<oneshot::Sender<Status>>,
@@ -133,6 +135,7 @@ impl Control {
             rotation,
             resolver,
             engine,
+            file_check: FILE_CHECK,
             demands,
             questions,
             inspections,
@@ -142,13 +145,15 @@ impl Control {
 
     /// Asks more often than by default whether the connection to the control plane lives.
     #[cfg(test)]
-    pub(crate) fn with_keep_alive(
-        mut self,
-        interval: std::time::Duration,
-        timeout: std::time::Duration,
-    ) -> Self {
+    pub(crate) fn with_keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.control_plane = self.control_plane.with_keep_alive(interval, timeout);
         self
+    }
+
+    /// Looks at identity files more often than by default.
+    #[cfg(test)]
+    pub(crate) fn with_file_check(self, file_check: Duration) -> Self {
+        Self { file_check, ..self }
     }
 
     /// Runs until `stop`, and then writes the configuration to disk.
@@ -161,7 +166,7 @@ impl Control {
 
         let certificates = async {
             match &config.identity {
-                Some(files) => keep_read(files, &rotation, FILE_CHECK).await,
+                Some(files) => keep_read(files, &rotation, self.file_check).await,
                 None => keep_issued(&control_plane, &identity, &rotation).await,
             }
         };

@@ -24,6 +24,8 @@ mod stream;
 mod subscribe;
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use cache::{Cache, ListenerValue};
