@@ -4,12 +4,17 @@
 //! ([`world`]).
 
 pub mod api;
+pub mod args;
 pub mod ca;
 pub mod caller;
 pub mod grpc;
 pub mod kinds;
 pub mod metrics;
+mod run;
 pub mod source;
+pub mod status;
 pub mod tls;
 pub mod world;
 pub mod xds;
+
+pub use run::{Error, Ready, run, serve};

@@ -78,6 +78,81 @@ pub struct Nack {
     pub at: Time,
 }
 
+/// The answer of `GET /api/v1/objects`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectList {
+    /// All objects that were read, by kind and then by name, and those that only have problems.
+    pub objects: Vec<ObjectStatus>,
+    /// Problems that belong to no object: files that can't be read.
+    pub problems: Vec<ProblemStatus>,
+}
+
+/// What became of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectStatus {
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace; empty for kinds without.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// It is in force, at least in part or in its last good version.
+    pub in_force: bool,
+    /// What became of it at each parent (a route) or target (a policy).
+    pub parents: Vec<ParentStatus>,
+    /// What is wrong with it.
+    pub problems: Vec<ProblemStatus>,
+}
+
+/// What became of an object at one parent or target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentStatus {
+    /// The parent or target, as `Kind namespace/name`.
+    pub parent: String,
+    /// The port or section of it that was named.
+    pub section: Option<String>,
+    /// `Accepted`, and for routes `ResolvedRefs`.
+    pub conditions: Vec<Condition>,
+}
+
+/// A condition, as in Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `Accepted` or `ResolvedRefs`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: bool,
+    /// One word, from the Gateway API where it has one.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+/// A fault in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemStatus {
+    /// `error`: the object, or the part of it that is named, is not in force; `warning`: it is, but maybe not as meant.
+    pub severity: String,
+    /// The file, where the object comes from one.
+    pub file: Option<String>,
+    /// The line in it, from 1.
+    pub line: Option<u32>,
+    /// The column in it, from 1.
+    pub column: Option<u32>,
+    /// The field; empty for the whole object.
+    pub field: String,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
 /// A moment, RFC 3339 in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub SystemTime);

@@ -7,6 +7,7 @@
 //!
 //! [subscribed]: Authority::bundle
 
+pub mod follow;
 pub mod issuer;
 pub mod rotation;
 pub mod service;

@@ -24,6 +24,7 @@ use crate::caller::Caller;
 pub mod delta;
 pub mod hub;
 pub mod proxies;
+pub mod resources;
 pub mod server;
 pub mod sotw;
 

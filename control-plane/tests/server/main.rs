@@ -3,5 +3,6 @@
 
 mod certificates;
 mod delta;
+mod program;
 mod sotw;
 mod support;

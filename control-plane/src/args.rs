@@ -1,0 +1,134 @@
+//! What the control plane is told when it starts: flags, or environment variables of the same meaning.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use tulle_mesh::identity::TrustDomain;
+
+/// The control plane of a Tulle mesh.
+///
+/// It reads Kubernetes objects (Services, routes, policies, workloads) from a folder, watches it, and serves what
+/// follows from them to sidecars, to Envoy and to gRPC over xDS. It also certifies every workload's identity.
+///
+/// When it is ready it prints one line of JSON with the addresses that it listens on:
+/// {"ready":true,"xds":"127.0.0.1:15012","http":"127.0.0.1:15014"}. Everything else it says goes to standard error.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "tulle-control-plane",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Option<Args>,
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// How to serve.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Args {
+    /// The folder of manifests (*.yaml, *.yml, *.json); changes take effect at once.
+    #[arg(long, value_name = "DIR", env = "TULLE_MANIFESTS")]
+    pub manifests: PathBuf,
+    /// The folder that keeps the CA's root and the key of join tokens; made if it is missing. Copy its root.pem to
+    /// whoever connects.
+    #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
+    pub state: PathBuf,
+    /// Where xDS and the CA are served, over TLS. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT", env = "TULLE_LISTEN", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+    /// Where the HTTP API and metrics are served, in plain text: keep it on the loopback, or behind something that
+    /// authenticates. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT", env = "TULLE_HTTP", default_value = "127.0.0.1:15014")]
+    pub http: SocketAddr,
+    /// The first part of every identity: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
+    #[arg(long, value_name = "NAME", env = "TULLE_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
+    /// The last part of every Service's name: SERVICE.NAMESPACE.svc.CLUSTER-DOMAIN.
+    #[arg(long, value_name = "NAME", env = "TULLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// A DNS name or IP address under which sidecars reach the control plane, for its certificate. May be repeated, or
+    /// hold several with commas between them.
+    #[arg(long = "name", value_name = "NAME", env = "TULLE_NAMES", value_delimiter = ',')]
+    pub names: Vec<String>,
+    /// How log lines are written. What is logged is told by TULLE_LOG, for example "debug" or "tulle_control_plane=debug".
+    #[arg(long, value_name = "FORMAT", env = "TULLE_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Something else than serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Replace the CA's root without an outage, in three steps.
+    ///
+    /// `prepare` adds a root that everybody trusts and that does not sign yet; `switch` lets it sign; `retire` drops the
+    /// old one. Run `retire` when GET /api/v1/proxies shows the new root for every proxy. A control plane that runs on
+    /// the same folder follows by itself.
+    RotateRoot {
+        /// The step.
+        step: Step,
+        /// The folder that keeps the CA's root.
+        #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
+        state: PathBuf,
+    },
+}
+
+/// A step of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    /// Trust a new root.
+    Prepare,
+    /// Sign with it.
+    Switch,
+    /// Stop to trust the old one.
+    Retire,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_sound_and_have_their_defaults() {
+        Cli::command().debug_assert();
+        let cli =
+            Cli::try_parse_from(["x", "--manifests", "m", "--state", "s", "--name", "a,b", "--name", "c"])
+                .expect("valid");
+        let args = cli.serve.expect("to serve");
+        assert_eq!(args.listen.port(), 15012);
+        assert!(args.http.ip().is_loopback());
+        assert_eq!(args.trust_domain.as_str(), "cluster.local");
+        assert_eq!(args.names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        for (flags, word) in [
+            (vec!["x"], "--manifests"),
+            (vec!["x", "--manifests", "m"], "--state"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--listen", "15012"], "--listen"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--trust-domain", "A_B!"], "trust domain"),
+            (vec!["x", "rotate-root", "back", "--state", "s"], "prepare"),
+        ] {
+            let error = Cli::try_parse_from(flags).expect_err("not valid");
+            assert!(error.to_string().contains(word), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+}

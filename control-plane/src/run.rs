@@ -1,0 +1,282 @@
+//! Puts the parts together: a folder of manifests and a state folder come in, a control plane that serves goes out.
+//!
+//! ```text
+//! manifests ─► ManifestsSource ─► World ─┬─► Hub ─► xDS streams
+//!                                        └─► Board ─► HTTP API, log
+//! state ─► Authority ─┬─► certificates, proof of identity
+//!                     └─► trust bundle ─► Hub
+//! ```
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::api::Api;
+use crate::args::{Args, Cli, Command, LogFormat, Step};
+use crate::ca::{Authority, CaError, follow, rotation};
+use crate::grpc::{GrpcError, Services};
+use crate::metrics::Metrics;
+use crate::source::{ManifestsSource, SourceError};
+use crate::status::Board;
+use crate::xds::hub::Hub;
+use crate::xds::proxies::Proxies;
+use crate::xds::resources::Resources;
+use crate::xds::server::Limits;
+
+/// What is logged where TULLE_LOG does not say. The watcher of folders is chatty about files that went away.
+const DEFAULT_LOG: &str = "info,notify=error";
+
+/// Does what the command line says, until it is done or the process is told to end (SIGTERM, SIGINT).
+///
+/// # Errors
+/// When the control plane can't start, or fails as a whole.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    match (cli.command, cli.serve) {
+        (Some(Command::RotateRoot { step, state }), _) => rotate(step, &state).map_err(Error::Ca),
+        (None, Some(args)) => {
+            start_log(args.log_format)?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
+            runtime.block_on(async {
+                let stop = CancellationToken::new();
+                end_on_signals(stop.clone())?;
+                serve(args, stop, |ready| ready.print()).await
+            })
+        }
+        // The parser asks for one or the other.
+        (None, None) => Ok(()),
+    }
+}
+
+/// Serves until `stop`. `ready` is called once, when every port is open and the first configuration is in force.
+///
+/// # Errors
+/// When a port or a folder can't be used, or a part fails as a whole. What is wrong with single objects is no error:
+/// it is logged and shown by the API.
+pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready)) -> Result<(), Error> {
+    let xds = bind("xDS and the CA", "--listen", args.listen).await?;
+    let http = bind("the HTTP API", "--http", args.http).await?;
+    let addresses = Ready {
+        ready: true,
+        xds: xds.local_addr().map_err(Error::Runtime)?,
+        http: http.local_addr().map_err(Error::Runtime)?,
+    };
+    let authority =
+        Arc::new(Authority::open(&args.state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?);
+    let (source, loaded) = ManifestsSource::load(&args.manifests).map_err(Error::Source)?;
+
+    let metrics = Arc::new(Metrics::new());
+    let proxies = Arc::new(Proxies::default());
+    let board = Arc::new(Board::new(Arc::clone(&metrics)));
+    let resources = Arc::new(Resources::new(authority.bundle()));
+    let hub = Hub::new(Arc::clone(&resources) as Arc<_>);
+    board.publish(&loaded, resources.update(&loaded));
+
+    let (sender, mut updates) = watch::channel(Arc::new(loaded));
+    updates.mark_unchanged();
+    let mut bundle = authority.bundle();
+    bundle.mark_unchanged();
+
+    let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
+    let services = Services {
+        authority: Arc::clone(&authority),
+        hub: hub.clone(),
+        proxies: Arc::clone(&proxies),
+        metrics: Arc::clone(&metrics),
+        limits: Limits::default(),
+        hosts: args.names,
+    };
+    let serving = services.serve(xds, stop.clone());
+    parts.spawn(async { serving.await.map_err(Error::Grpc) });
+    let api = Api { proxies, board: Arc::clone(&board), metrics, stop: stop.clone() };
+    parts.spawn(async { api.serve(http).await.map_err(Error::Http) });
+    let following = follow::follow(authority, stop.clone());
+    parts.spawn(async {
+        following.await;
+        Ok(())
+    });
+    let watching = source.watch(sender);
+    let watched = stop.clone();
+    parts.spawn(async move {
+        tokio::select! {
+            () = watching => {}
+            () = watched.cancelled() => {}
+        }
+        Ok(())
+    });
+    let updating = stop.clone();
+    parts.spawn(async move {
+        loop {
+            tokio::select! {
+                () = updating.cancelled() => return Ok(()),
+                changed = updates.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let loaded = Arc::clone(&updates.borrow_and_update());
+                    let update = resources.update(&loaded);
+                    hub.publish(update.changed.clone());
+                    board.publish(&loaded, update);
+                }
+                changed = bundle.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    hub.publish(resources.set_bundle(&bundle.borrow_and_update()));
+                }
+            }
+        }
+    });
+    tracing::info!(xds = %addresses.xds, http = %addresses.http, "ready");
+    ready(addresses);
+
+    // Parts end when they are told to; one that ends before takes the others with it.
+    let mut result = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        let early = !stop.is_cancelled();
+        let ended = ended.unwrap_or_else(|error| Err(Error::Runtime(error.into())));
+        if early || ended.is_err() {
+            stop.cancel();
+            result = result.and(ended);
+        }
+    }
+    result
+}
+
+/// Where the control plane listens: the line on standard output that says that it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Always true.
+    pub ready: bool,
+    /// The address of xDS and the CA.
+    pub xds: SocketAddr,
+    /// The address of the HTTP API.
+    pub http: SocketAddr,
+}
+
+impl Ready {
+    fn print(self) {
+        let line = serde_json::to_string(&self).map_err(io::Error::from);
+        let printed = line.and_then(|line| writeln!(io::stdout(), "{line}"));
+        // Nobody may be reading; the log says the same.
+        if let Err(error) = printed {
+            tracing::warn!(%error, "can't write to standard output");
+        }
+    }
+}
+
+async fn bind(what: &'static str, flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|error| Error::Bind { what, flag, address, error })
+}
+
+fn rotate(step: Step, state: &Path) -> Result<(), CaError> {
+    let said = match step {
+        Step::Prepare => format!("the root {} is trusted now", rotation::prepare(state, SystemTime::now())?),
+        Step::Switch => format!("the root {} signs now", rotation::switch(state)?),
+        Step::Retire => format!("no longer trusted: {}", rotation::retire(state)?.join(", ")),
+    };
+    // As with the line that says ready: nobody may be reading.
+    let _ = writeln!(io::stdout(), "{said}");
+    Ok(())
+}
+
+fn start_log(format: LogFormat) -> Result<(), Error> {
+    let filter = match std::env::var("TULLE_LOG") {
+        Ok(filter) => EnvFilter::try_new(&filter).map_err(|error| Error::Log(error.to_string()))?,
+        Err(_) => EnvFilter::new(DEFAULT_LOG),
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let started = match format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    started.map_err(|error| Error::Log(error.to_string()))
+}
+
+fn end_on_signals(stop: CancellationToken) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// Why the control plane does not run. The exit code is 1; the message names what to change.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A port can't be opened.
+    Bind {
+        /// For what it is.
+        what: &'static str,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The state folder can't be used.
+    Ca(CaError),
+    /// The folder of manifests can't be read.
+    Source(SourceError),
+    /// Port 15012 does not serve.
+    Grpc(GrpcError),
+    /// Port 15014 does not serve.
+    Http(io::Error),
+    /// The log can't be written as asked.
+    Log(String),
+    /// The process can't do what every process can.
+    Runtime(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { what, flag, address, error } if error.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "can't serve {what} on {address}: another process listens on port {}; end it, or give {flag} another \
+                 address (port 0 takes a free one)",
+                address.port()
+            ),
+            Self::Bind { what, flag, address, error } => {
+                write!(f, "can't serve {what} on {address}: {error}; give {flag} an address of this host")
+            }
+            Self::Ca(error) => error.fmt(f),
+            Self::Source(error) => error.fmt(f),
+            Self::Grpc(error) => error.fmt(f),
+            Self::Http(error) => write!(f, "the HTTP API failed: {error}"),
+            Self::Log(reason) => write!(f, "can't start the log: {reason}; check TULLE_LOG"),
+            Self::Runtime(error) => write!(f, "can't run: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind { error, .. } | Self::Http(error) | Self::Runtime(error) => Some(error),
+            Self::Ca(error) => Some(error),
+            Self::Source(error) => Some(error),
+            Self::Grpc(error) => Some(error),
+            Self::Log(_) => None,
+        }
+    }
+}
