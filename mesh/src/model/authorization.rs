@@ -13,7 +13,8 @@ pub struct Authorization {
     pub name: String,
     /// What a match means.
     pub action: Action,
-    /// Named after the object that each was made from; the set matches when one does.
+    /// Named after the object that each was made from; the set matches when one does. In the order of their names, which
+    /// differ, since that is all the order that they have on the wire.
     pub policies: Vec<Policy>,
     /// Only report what would have happened.
     pub audit_only: bool,

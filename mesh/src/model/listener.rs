@@ -41,7 +41,8 @@ pub struct FilterChain {
     pub matches: ChainMatch,
     /// End TLS here, or `None` to take the bytes as they are.
     pub tls: Option<DownstreamTls>,
-    /// Authorization of the connection as such, checked before the first byte is forwarded; in order.
+    /// Authorization of the connection as such, checked before the first byte is forwarded; in order. Its policies hold
+    /// no condition on a header or a path.
     pub authorization: Vec<Authorization>,
     /// What is inside.
     pub protocol: Protocol,

@@ -198,8 +198,8 @@ impl Name for TypedStruct {
     }
 }
 
-/// An extension that only Tulle has. It travels as a `TypedStruct`, so that others can print it.
-pub(super) fn own_extension(type_url: &str, fields: Fields) -> Any {
+/// An extension by its fields, not by its message: one that only Tulle has, so that others can print it.
+pub(super) fn extension_fields(type_url: &str, fields: Fields) -> Any {
     let head = TypedStruct { type_url: type_url.into(), value: None };
     let fields = fields
         .into_iter()
@@ -207,8 +207,8 @@ pub(super) fn own_extension(type_url: &str, fields: Fields) -> Any {
     Any { type_url: TypedStruct::type_url(), value: merged(std::iter::once(head).chain(fields)) }
 }
 
-/// The fields of an extension that only Tulle has, or `None` for any other.
-pub(super) fn decode_own_extension(any: &Any, type_url: &str) -> Decoded<Option<Fields>> {
+/// The fields of an extension that [`extension_fields`] wrote, or `None` for any other.
+pub(super) fn decode_fields(any: &Any, type_url: &str) -> Decoded<Option<Fields>> {
     if !is::<TypedStruct>(any) {
         return Ok(None);
     }
@@ -241,6 +241,13 @@ pub(super) fn flag(value: bool) -> Value {
 
 pub(super) fn list(values: impl IntoIterator<Item = Value>) -> Value {
     Value { kind: Some(Kind::ListValue(ListValue { values: values.into_iter().collect() })) }
+}
+
+/// At most one field, since several would have no order.
+pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    const { assert!(N <= 1) };
+    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Value { kind: Some(Kind::StructValue(Struct { fields })) }
 }
 
 /// Reading of Tulle's own data.

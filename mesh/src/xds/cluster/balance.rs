@@ -2,6 +2,8 @@
 //!
 //! A client takes the first policy of the list that it knows. So a list holds Tulle's own policy first, then Envoy's, then the
 //! one that gRPC has: round robin under weighted localities, without which gRPC would pass over the localities' weights.
+//! Envoy has weighted localities as a setting of each policy, and refuses that form. So its round robin stands in front
+//! of it as a `TypedStruct`, which Envoy reads as the policy and gRPC does not know.
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
@@ -18,6 +20,8 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::
 use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
+
+use prost::Name;
 
 use crate::model::LoadBalancer;
 use crate::xds::error::{At, Decoded, FieldError, required, unsupported};
@@ -43,12 +47,17 @@ pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
     };
     let policies = match balancer {
         LoadBalancer::PeakEwma => vec![
-            policy("tulle.peak_ewma", proto::own_extension(PEAK_EWMA, Fields::new())),
+            policy("tulle.peak_ewma", proto::extension_fields(PEAK_EWMA, Fields::new())),
             least_request(DEFAULT_CHOICES),
             round_robin_by_locality(),
         ],
         LoadBalancer::LeastRequest { choices } => vec![least_request(choices), round_robin_by_locality()],
-        LoadBalancer::RoundRobin => vec![round_robin_by_locality()],
+        LoadBalancer::RoundRobin => {
+            let weighted = proto::object([("locality_weighted_lb_config", proto::object([]))]);
+            let fields = [("locality_lb_config".to_owned(), weighted)].into();
+            let config = proto::extension_fields(&RoundRobin::type_url(), fields);
+            vec![policy("envoy.load_balancing_policies.round_robin", config), round_robin_by_locality()]
+        }
         LoadBalancer::Random => {
             let config = Random { locality_lb_config: by_weight() };
             let random = policy("envoy.load_balancing_policies.random", proto::any(&config));
@@ -92,14 +101,15 @@ fn decode_list(list: &pb::LoadBalancingPolicy, may_nest: bool) -> Decoded<LoadBa
 }
 
 fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> {
-    if proto::decode_own_extension(config, PEAK_EWMA)?.is_some() {
+    if proto::decode_fields(config, PEAK_EWMA)?.is_some() {
         return Ok(Some(LoadBalancer::PeakEwma));
     }
     if proto::is::<LeastRequest>(config) {
         let least: LeastRequest = proto::unpack(config)?;
         return decode_choices(least.choice_count).map(Some);
     }
-    if proto::is::<RoundRobin>(config) {
+    let by_fields = proto::decode_fields(config, &RoundRobin::type_url())?.is_some();
+    if by_fields || proto::is::<RoundRobin>(config) {
         return Ok(Some(LoadBalancer::RoundRobin));
     }
     if proto::is::<Random>(config) {

@@ -33,7 +33,7 @@ pub(super) fn encode(limit: &LocalRateLimit) -> Any {
         ("tokensPerFill", proto::number(limit.tokens_per_fill)),
         ("fillInterval", proto::text(format!("{}ns", limit.fill_interval.as_nanos()))),
     ];
-    proto::own_extension(OWN, fields.map(|(name, value)| (name.to_owned(), value)).into())
+    proto::extension_fields(OWN, fields.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 /// `None` for another filter; `Some(None)` for a limit that is switched off.
@@ -41,7 +41,7 @@ pub(super) fn decode(config: &Any) -> Decoded<Option<Option<LocalRateLimit>>> {
     if proto::is::<pb::LocalRateLimit>(config) {
         return decode_plain(proto::unpack(config)?).map(Some);
     }
-    let Some(fields) = proto::decode_own_extension(config, OWN)? else { return Ok(None) };
+    let Some(fields) = proto::decode_fields(config, OWN)? else { return Ok(None) };
     decode_own(&fields).at("value").map(|limit| Some(Some(limit)))
 }
 

@@ -56,7 +56,38 @@ pub(super) fn decode_http(filter: &str, rbac: http::Rbac) -> Decoded<Vec<Authori
 pub(super) fn decode_network(filter: &str, rbac: network::Rbac) -> Decoded<Vec<Authorization>> {
     unsupported(rbac.matcher.is_some(), "matcher", "use rules")?;
     unsupported(rbac.shadow_matcher.is_some(), "shadow_matcher", "use shadow_rules")?;
-    decode_sets(filter, rbac.rules, rbac.shadow_rules)
+    let sets = decode_sets(filter, rbac.rules, rbac.shadow_rules)?;
+    for policy in sets.iter().flat_map(|set| &set.policies) {
+        if policy.permissions.iter().any(asks_request) || policy.principals.iter().any(asks_requester) {
+            let problem = "a connection has neither headers nor a path: put the policy in an HTTP filter";
+            return Err(FieldError::new(problem)).at_key("policies", &policy.name);
+        }
+    }
+    Ok(sets)
+}
+
+/// Whether a permission can only be checked on a request. On a connection it would never hold, and a policy that denies
+/// would let pass what it names; Envoy refuses it as well.
+fn asks_request(permission: &Permission) -> bool {
+    match permission {
+        Permission::Header(_) | Permission::UrlPath(_) => true,
+        Permission::And(all) | Permission::Or(all) => all.iter().any(asks_request),
+        Permission::Not(inner) => asks_request(inner),
+        Permission::Any
+        | Permission::DestinationPort(_)
+        | Permission::DestinationIp(_)
+        | Permission::RequestedServerName(_) => false,
+    }
+}
+
+/// The same for a principal.
+fn asks_requester(principal: &Principal) -> bool {
+    match principal {
+        Principal::Header(_) | Principal::UrlPath(_) => true,
+        Principal::And(all) | Principal::Or(all) => all.iter().any(asks_requester),
+        Principal::Not(inner) => asks_requester(inner),
+        Principal::Any | Principal::Authenticated(_) | Principal::SourceIp(_) => false,
+    }
 }
 
 /// Without rules, a filter lets everything pass, as in Envoy.

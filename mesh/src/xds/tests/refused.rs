@@ -163,6 +163,36 @@ fn a_policy_that_would_not_be_followed_is_refused() {
 }
 
 #[test]
+fn a_condition_on_a_request_is_refused_for_a_connection() {
+    use crate::model::*;
+    let header = HeaderMatch { name: "x".into(), test: HeaderTest::Present(true), invert: false };
+    let policy = Policy {
+        name: "p".into(),
+        permissions: vec![Permission::Any],
+        principals: vec![Principal::Not(Box::new(Principal::Header(header)))],
+    };
+    let set =
+        Authorization { name: "a".into(), action: Action::Deny, policies: vec![policy], audit_only: false };
+    let proxy = TcpProxy { backends: vec![("c".into(), 1)], idle_timeout: None, access_log: None };
+    let chain = FilterChain {
+        name: "tcp".into(),
+        matches: ChainMatch::default(),
+        tls: None,
+        authorization: vec![set],
+        protocol: Protocol::Tcp(proxy),
+    };
+    let listener = Listener {
+        name: "l".into(),
+        direction: TrafficDirection::Inbound,
+        address: None,
+        chains: vec![chain],
+    };
+    let error = listener::decode(listener::encode(&listener)).unwrap_err().to_string();
+    let expected = "filter_chains[0].filters[0].typed_config.policies[\"p\"]: a connection has neither headers nor a path";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
 fn a_listener_without_a_way_for_its_connections_is_refused() {
     let refused = |message| listener::decode(message).unwrap_err().to_string();
     let named = || listener_pb::Listener { name: "l".into(), ..Default::default() };

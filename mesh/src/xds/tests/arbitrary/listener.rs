@@ -22,7 +22,7 @@ fn chain() -> BoxedStrategy<FilterChain> {
     let tls = (any::<bool>(), vec(name(), 0..3))
         .prop_map(|(require_client_certificate, alpn)| DownstreamTls { require_client_certificate, alpn });
     let matches = prop_oneof![Just(ChainMatch::default()), chain_match()];
-    (name(), matches, of(tls), vec(authorization(), 0..2), protocol)
+    (name(), matches, of(tls), vec(authorization(false), 0..2), protocol)
         .prop_map(|(name, matches, tls, authorization, protocol)| FilterChain {
             name,
             matches,
@@ -76,7 +76,7 @@ fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
         AdaptiveConcurrency { min_concurrency: least, max_concurrency: least + more, update_interval }
     });
     let filter = prop_oneof![
-        authorization().prop_map(HttpFilter::Authorization),
+        authorization(true).prop_map(HttpFilter::Authorization),
         rate_limit().prop_map(HttpFilter::LocalRateLimit),
         concurrency.prop_map(HttpFilter::AdaptiveConcurrency),
         // A fault that does nothing is not kept: it stands for "routes may have faults".
@@ -126,9 +126,10 @@ fn tcp() -> impl Strategy<Value = TcpProxy> {
         .prop_map(|(backends, idle_timeout, access_log)| TcpProxy { backends, idle_timeout, access_log })
 }
 
-fn authorization() -> BoxedStrategy<Authorization> {
+/// A set for requests, or (without) for connections, which have neither headers nor a path.
+fn authorization(requests: bool) -> BoxedStrategy<Authorization> {
     let action = select(vec![Action::Allow, Action::Deny, Action::Audit]);
-    let policy = (vec(permission(), 1..3), vec(principal(), 1..3));
+    let policy = (vec(permission(requests), 1..3), vec(principal(requests), 1..3));
     let policies = proptest::collection::btree_map(name(), policy, 0..4).prop_map(|policies| {
         let policy = |(name, (permissions, principals))| Policy { name, permissions, principals };
         policies.into_iter().map(policy).collect()
@@ -138,11 +139,14 @@ fn authorization() -> BoxedStrategy<Authorization> {
         .boxed()
 }
 
-fn permission() -> BoxedStrategy<Permission> {
-    let leaf = prop_oneof![
-        Just(Permission::Any),
+fn permission(requests: bool) -> BoxedStrategy<Permission> {
+    let of_request = prop_oneof![
         header_match().prop_map(Permission::Header),
         string_match().prop_map(Permission::UrlPath),
+    ];
+    let leaf = prop_oneof![
+        if requests { of_request.boxed() } else { Just(Permission::Any).boxed() },
+        Just(Permission::Any),
         port().prop_map(Permission::DestinationPort),
         network().prop_map(Permission::DestinationIp),
         string_match().prop_map(Permission::RequestedServerName),
@@ -157,13 +161,14 @@ fn permission() -> BoxedStrategy<Permission> {
     .boxed()
 }
 
-fn principal() -> BoxedStrategy<Principal> {
+fn principal(requests: bool) -> BoxedStrategy<Principal> {
+    let of_request =
+        prop_oneof![header_match().prop_map(Principal::Header), string_match().prop_map(Principal::UrlPath)];
     let leaf = prop_oneof![
+        if requests { of_request.boxed() } else { Just(Principal::Any).boxed() },
         Just(Principal::Any),
         of(string_match()).prop_map(Principal::Authenticated),
         network().prop_map(Principal::SourceIp),
-        header_match().prop_map(Principal::Header),
-        string_match().prop_map(Principal::UrlPath),
     ];
     leaf.prop_recursive(3, 8, 3, |inner| {
         prop_oneof![
