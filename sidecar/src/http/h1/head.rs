@@ -41,11 +41,6 @@ impl HeadEnd {
         self.looked = bytes.len();
         Ok(None)
     }
-
-    /// Whether the first line has ended.
-    pub(crate) fn first_line_ended(&self) -> bool {
-        self.line > 0
-    }
 }
 
 /// Gives `parse` room for `limit` fields.

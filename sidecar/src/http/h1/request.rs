@@ -63,8 +63,8 @@ impl RequestReader {
                 self.leading = 0;
                 parse(&bytes.split_to(len).freeze(), limits.fields).map(Some)
             }
-            None if bytes.len() <= limits.bytes && !self.target_too_long(bytes) => Ok(None),
-            _ if self.target_too_long(bytes) => Err(Refusal::URI_TOO_LONG),
+            None if bytes.len() <= limits.bytes && !target_too_long(bytes) => Ok(None),
+            _ if target_too_long(bytes) => Err(Refusal::URI_TOO_LONG),
             _ => Err(Refusal::HEADERS_TOO_LARGE),
         }
     }
@@ -80,10 +80,11 @@ impl RequestReader {
         }
         Ok(!matches!(bytes.as_ref(), [] | [b'\r']))
     }
+}
 
-    fn target_too_long(&self, bytes: &BytesMut) -> bool {
-        !self.end.first_line_ended() && bytes.len() > MAX_TARGET
-    }
+/// Whether the request line is longer than the longest target.
+fn target_too_long(bytes: &[u8]) -> bool {
+    bytes.len() > MAX_TARGET && !bytes[..MAX_TARGET].contains(&b'\n')
 }
 
 fn parse(head: &Bytes, max_fields: usize) -> Result<RequestHead, Refusal> {

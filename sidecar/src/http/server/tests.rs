@@ -1,2 +1,3 @@
 mod framing;
+mod http1;
 mod smuggling;
