@@ -23,11 +23,11 @@ mod limit;
 mod retry;
 mod upstream;
 
-mod admin;
+pub mod admin;
 mod snapshot;
 mod telemetry;
 mod xds;
 
 mod error;
 
-pub use app::run;
+pub use app::{RunError, run};

@@ -13,11 +13,11 @@ use tulle_mesh::model::Transport;
 
 use super::chain::{self, Facts};
 use super::connection::Connection;
-use super::pending::ServerOptions;
 use super::place::Role;
 use super::refusal::Refusal;
 use crate::detect::{Detector, Spoken};
 use crate::http::proxy::Target;
+use crate::http::server::ServerOptions;
 use crate::io::{Prefixed, Stream};
 use crate::snapshot::{ChainProtocol, Current, Listener, TcpRoutes};
 use crate::tcp::{NoUpstream, Route, Upstream};

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::connection::{Connection, Opened};
-use super::pending::{ServerOptions, serve_http1, serve_http2};
+use super::pending::{serve_http1, serve_http2};
 use crate::detect::{Detector, Spoken};
 use crate::http::proxy::{Downstream, Proxy, Target};
+use crate::http::server::ServerOptions;
 use crate::io::Stream;
 use crate::upstream::HttpVersion;
 

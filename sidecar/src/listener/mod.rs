@@ -18,5 +18,5 @@ mod refusal;
 
 pub(crate) use accept::Acceptor;
 pub(crate) use connection::{Accepted, serve};
-pub(crate) use place::{BindError, Bound, Place, Role, bind};
+pub(crate) use place::{Addresses, BindError, Bound, Place, bind};
 pub(crate) use refusal::Refusals;

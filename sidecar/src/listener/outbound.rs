@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::connection::{Connection, Opened};
-use super::pending::ServerOptions;
 use super::refusal::Refusal;
 use crate::config::OutboundPolicy;
 use crate::detect::{Detector, PATIENCE};
 use crate::http::proxy::Target;
+use crate::http::server::ServerOptions;
 use crate::io::Stream;
 use crate::worker::NoListener;
 
@@ -28,9 +28,12 @@ impl Connection {
                 Some(listener) => self.follow(socket, &current, listener, SILENCE_LIMIT).await,
                 None => self.without_listener(socket, name).await,
             },
-            Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => {
-                self.session(None).pass_through(Stream::from(socket), name).await;
-            }
+            Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => match name
+                .parse()
+            {
+                Ok(destination) => self.session(None).pass_through(Stream::from(socket), &destination).await,
+                Err(_) => self.without_listener(socket, name).await,
+            },
             Err(NoListener::Unknown | NoListener::Unavailable) => self.without_listener(socket, name).await,
         }
     }

@@ -1,22 +1,10 @@
-//! The HTTP server's interface until `crate::http::server` holds it.
+//! Stands in for the HTTP server until the proxy is a handler.
 
 use crate::http::proxy::Proxy;
+use crate::http::server::ServerOptions;
 use crate::io::Stream;
 use crate::worker::drain::Drain;
 
-#[derive(Default)]
-pub(crate) struct ServerOptions {}
+pub(crate) async fn serve_http1(_: Stream, _: &Proxy, _: &ServerOptions, _: &Drain) {}
 
-impl From<&tulle_mesh::model::HttpConnection> for ServerOptions {
-    fn from(_: &tulle_mesh::model::HttpConnection) -> Self {
-        Self {}
-    }
-}
-
-pub(crate) async fn serve_http1(_: Stream, _: &Proxy, _: &ServerOptions, _: &Drain) {
-    unimplemented!("the wire founder's")
-}
-
-pub(crate) async fn serve_http2(_: Stream, _: &Proxy, _: &ServerOptions, _: &Drain) {
-    unimplemented!("the wire founder's")
-}
+pub(crate) async fn serve_http2(_: Stream, _: &Proxy, _: &ServerOptions, _: &Drain) {}

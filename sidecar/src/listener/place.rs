@@ -1,6 +1,5 @@
 //! The addresses that the sidecar listens on.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -49,14 +48,46 @@ pub(crate) struct Bound {
 pub(crate) struct Addresses {
     /// The forward proxy.
     pub(crate) proxy: SocketAddr,
-    /// The local ports, by service.
-    pub(crate) ports: BTreeMap<String, SocketAddr>,
-    /// What peers dial, by the application's address.
-    pub(crate) inbound: BTreeMap<SocketAddr, SocketAddr>,
+    /// The local ports, in the order of the settings.
+    pub(crate) ports: Vec<ServiceAddress>,
+    /// What peers dial, in the order of the settings.
+    pub(crate) inbound: Vec<AppAddress>,
     /// The admin interface.
     pub(crate) admin: SocketAddr,
     /// Health and metrics.
     pub(crate) health: SocketAddr,
+}
+
+/// Where a service is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ServiceAddress {
+    /// `<name>:<port>`
+    pub(crate) service: String,
+    /// The local address.
+    pub(crate) address: SocketAddr,
+}
+
+/// Where peers reach an application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct AppAddress {
+    /// Its own address.
+    pub(crate) app: SocketAddr,
+    /// What peers dial.
+    pub(crate) address: SocketAddr,
+}
+
+impl Addresses {
+    /// `config` with the ports that were bound in place of 0.
+    pub(crate) fn apply(&self, mut config: Config) -> Config {
+        config.outbound.proxy = self.proxy;
+        for (port, bound) in config.outbound.ports.iter_mut().zip(&self.ports) {
+            port.listen = bound.address;
+        }
+        for (port, bound) in config.inbound.iter_mut().zip(&self.inbound) {
+            port.listen = bound.address;
+        }
+        Config { admin: self.admin, health: self.health, ..config }
+    }
 }
 
 /// Takes all addresses of `config`.
@@ -68,18 +99,18 @@ pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
     let mut add = |listener, address, role| listeners.push((listener, Arc::new(Place { address, role })));
     let (proxy, proxy_address) = listen("outbound.proxy", config.outbound.proxy)?;
     add(proxy, proxy_address, Role::Proxy);
-    let mut ports = BTreeMap::new();
+    let mut ports = Vec::new();
     for port in &config.outbound.ports {
         let (listener, address) = listen("outbound.ports", port.listen)?;
         let service = port.service.to_string();
         add(listener, address, Role::Service(service.as_str().into()));
-        ports.insert(service, address);
+        ports.push(ServiceAddress { service, address });
     }
-    let mut inbound = BTreeMap::new();
+    let mut inbound = Vec::new();
     for port in &config.inbound {
         let (listener, address) = listen("inbound", port.listen)?;
         add(listener, address, Role::Inbound);
-        inbound.insert(port.app, address);
+        inbound.push(AppAddress { app: port.app, address });
     }
     let (admin, admin_address) = listen("admin", config.admin)?;
     let (health, health_address) = listen("health", config.health)?;

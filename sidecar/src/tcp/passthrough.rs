@@ -6,21 +6,23 @@
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
+use tulle_mesh::address::ServicePort;
 use tulle_mesh::model::TrafficDirection;
 
 use super::copy::{End, relay};
 use super::{DEFAULT_IDLE_TIMEOUT, Ending, Session};
+use crate::dns::Lookups;
 use crate::io::Stream;
 use crate::telemetry::metrics::HttpLabels;
 use crate::telemetry::record::{ConnectionRecord, Failure};
-use crate::upstream::prepare;
+use crate::upstream::{DEFAULT_CONNECT_TIMEOUT, prepare};
 
 /// The service under which they are counted.
 pub(crate) const SERVICE: &str = "passthrough";
 
 impl Session<'_> {
-    /// Carries a connection to `destination` (`<name>:<port>`) from its start to its end.
-    pub(crate) async fn pass_through(&self, mut client: Stream, destination: &str) {
+    /// Carries a connection to `destination` from its start to its end.
+    pub(crate) async fn pass_through(&self, mut client: Stream, destination: &ServicePort) {
         let series = self.worker.telemetry.metrics.tcp(HttpLabels {
             direction: TrafficDirection::Outbound,
             service: SERVICE.into(),
@@ -30,7 +32,7 @@ impl Session<'_> {
         let mut record = self.record(&series, None);
         record.cluster = SERVICE;
         let details;
-        let ending = match dial(destination).await {
+        let ending = match dial(&self.worker.lookups, destination).await {
             Ok((socket, address)) => {
                 let mut stream = Stream::from(socket);
                 let relayed = relay(&mut client, &mut stream, Some(DEFAULT_IDLE_TIMEOUT)).await;
@@ -61,15 +63,20 @@ impl Session<'_> {
 }
 
 /// Connects to the first address of `destination` that answers.
-async fn dial(destination: &str) -> std::io::Result<(TcpStream, SocketAddr)> {
+async fn dial(lookups: &Lookups, destination: &ServicePort) -> Result<(TcpStream, SocketAddr), String> {
     let connect = async {
-        let socket = TcpStream::connect(destination).await?;
-        prepare(&socket)?;
-        let address = socket.peer_addr()?;
-        Ok((socket, address))
+        let addresses = lookups.resolve(&destination.fqdn).await.map_err(|error| error.to_string())?;
+        let mut last = String::new();
+        for ip in addresses {
+            let address = SocketAddr::new(ip, destination.port);
+            let socket = TcpStream::connect(address).await;
+            match socket.and_then(|socket| prepare(&socket).map(|()| socket)) {
+                Ok(socket) => return Ok((socket, address)),
+                Err(error) => last = format!("{address}: {error}"),
+            }
+        }
+        Err(last)
     };
-    match tokio::time::timeout(crate::upstream::DEFAULT_CONNECT_TIMEOUT, connect).await {
-        Ok(result) => result,
-        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-    }
+    let limit = tokio::time::timeout(DEFAULT_CONNECT_TIMEOUT, connect).await;
+    limit.unwrap_or_else(|_| Err(format!("no connection within {DEFAULT_CONNECT_TIMEOUT:?}")))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tulle_mesh::identity::SpiffeId;
@@ -22,6 +23,8 @@ pub(crate) struct CertificateFacts {
     pub(crate) serial: String,
     /// Its subject, in text.
     pub(crate) subject: String,
+    /// SHA-256 over its DER, in hexadecimal.
+    pub(crate) fingerprint: String,
     /// Valid from, by the issuer's clock.
     pub(crate) not_before: SystemTime,
     /// Valid until.
@@ -58,6 +61,7 @@ impl CertificateFacts {
             signs: certificate.is_ca() || signs_by_usage,
             serial: certificate.raw_serial_as_string(),
             subject: certificate.subject().to_string(),
+            fingerprint: hex(digest(&SHA256, der).as_ref()),
             not_before: time(validity.not_before.timestamp()),
             not_after: time(validity.not_after.timestamp()),
         })
@@ -197,4 +201,8 @@ fn read_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String>
         CertificateFacts::read(certificate).map_err(|e| e.to_string())?;
     }
     Ok(certificates)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,9 +1,9 @@
 //! How a worker's connections learn that the sidecar goes away.
 //!
-//! A drain has two steps. First ([`Phase::Lame`]) peers are told to go elsewhere, but whatever they still send is
+//! A drain has steps. First ([`Phase::Lame`]) peers are told to go elsewhere, but whatever they still send is
 //! served: HTTP/1 answers carry `Connection: close`, HTTP/2 connections send GOAWAY. Some time later
-//! ([`Phase::Closing`]) connections without a request in flight are closed. Nothing in flight is ever cut here; that
-//! is for the end of the grace period, when the process exits.
+//! ([`Phase::Closing`]) connections without a request in flight are closed. What is in flight is cut only by the end of
+//! the process ([`Phase::Over`]).
 
 use std::cell::Cell;
 
@@ -19,6 +19,8 @@ pub(crate) enum Phase {
     Lame,
     /// Connections are closed as soon as nothing is in flight on them.
     Closing,
+    /// The process ends, and what is still in flight with it.
+    Over,
 }
 
 /// One worker's view of the drain.

@@ -20,6 +20,7 @@ use self::drain::Drain;
 pub(crate) use self::load::{Load, OpenConnection};
 pub(crate) use self::thread::{Seat, Signals, Spawned, spawn};
 use crate::config::OutboundPolicy;
+use crate::dns::Lookups;
 use crate::listener::Refusals;
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
@@ -42,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) refusals: Refusals,
     /// Whether the sidecar goes away.
     pub(crate) drain: Rc<Drain>,
+    /// Where addresses of hosts outside the mesh are asked for.
+    pub(crate) lookups: Lookups,
     /// What happens to destinations that the mesh does not know.
     pub(crate) outbound_policy: OutboundPolicy,
     /// How long configuration is waited for.
@@ -57,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) telemetry: Arc<Telemetry>,
     /// Where demands for configuration go.
     pub(crate) demands: UnboundedSender<Demand>,
+    /// Where addresses of hosts outside the mesh are asked for.
+    pub(crate) lookups: Lookups,
     /// What happens to destinations that the mesh does not know.
     pub(crate) outbound_policy: OutboundPolicy,
     /// How long configuration is waited for.
@@ -74,6 +79,7 @@ impl Worker {
             refusals: Refusals::new(&shared.telemetry.metrics),
             telemetry: shared.telemetry,
             drain: Rc::default(),
+            lookups: shared.lookups,
             outbound_policy: shared.outbound_policy,
             demand_timeout: shared.demand_timeout,
             rng: Cell::new(fastrand::u64(..)),

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{Shared, Worker};
 use crate::config::OutboundPolicy;
+use crate::dns::Lookups;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Telemetry, Workload};
 use crate::xds::Demand;
@@ -26,6 +27,7 @@ pub(crate) fn shared() -> (Shared, UnboundedReceiver<Demand>) {
     let shared = Shared {
         telemetry,
         demands,
+        lookups: Lookups::channel().0,
         outbound_policy: OutboundPolicy::AllowAny,
         demand_timeout: Duration::from_millis(500),
     };

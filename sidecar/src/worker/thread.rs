@@ -44,7 +44,7 @@ impl Spawned {
         self.loads.iter().map(Load::connections).sum()
     }
 
-    /// Waits for the workers' end, which comes when the sender of their drain phase is dropped.
+    /// Waits for the workers' end, which comes with [`Phase::Over`].
     ///
     /// # Errors
     /// The first error that kept a worker from starting.
@@ -61,7 +61,7 @@ impl Spawned {
 pub(crate) struct Signals {
     /// The newest snapshot.
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// How far the drain has come; the worker ends when the sender is dropped.
+    /// How far the drain has come.
     pub(crate) drain: watch::Receiver<Phase>,
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Signals {
 pub(crate) fn spawn(
     number: usize,
     listeners: Listeners,
-    shared: &Shared,
+    shared: Shared,
     signals: &Signals,
 ) -> io::Result<Spawned> {
     let (seats, receivers): (Vec<Seat>, Vec<_>) = (0..number)
@@ -133,7 +133,8 @@ async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Re
     loop {
         let phase = *drain.borrow_and_update();
         worker.drain.advance(phase);
-        if drain.changed().await.is_err() {
+        // A control thread that is gone can't end the worker any more.
+        if phase == Phase::Over || drain.changed().await.is_err() {
             // The runtime ends with this future, and every connection with it.
             return Ok(());
         }

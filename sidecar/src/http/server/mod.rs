@@ -86,6 +86,19 @@ impl ServerOptions {
     const MAX_CONCURRENT_STREAMS: u32 = 400;
 }
 
+impl Default for ServerOptions {
+    fn default() -> Self {
+        let size = |limit| usize::try_from(limit).unwrap_or(usize::MAX);
+        Self {
+            idle_timeout: Self::IDLE_TIMEOUT,
+            stream_idle_timeout: Some(Self::STREAM_IDLE_TIMEOUT),
+            head_timeout: Self::HEAD_TIMEOUT,
+            head: HeadLimits { bytes: size(Self::MAX_HEAD_BYTES), fields: size(Self::MAX_HEAD_FIELDS) },
+            max_concurrent_streams: Self::MAX_CONCURRENT_STREAMS,
+        }
+    }
+}
+
 impl From<&HttpConnection> for ServerOptions {
     fn from(model: &HttpConnection) -> Self {
         let stream_idle = model.stream_idle_timeout.unwrap_or(Self::STREAM_IDLE_TIMEOUT);

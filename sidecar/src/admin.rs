@@ -1,1 +1,0 @@
-//! The admin interface on loopback, and health and metrics for everyone.
