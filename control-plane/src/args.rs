@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tulle_mesh::identity::TrustDomain;
+use tulle_mesh::model::PerMillion;
 
 /// The control plane of a Tulle mesh.
 ///
@@ -56,9 +57,24 @@ pub struct Args {
     /// hold several with commas between them.
     #[arg(long = "name", value_name = "NAME", env = "TULLE_NAMES", value_delimiter = ',')]
     pub names: Vec<String>,
+    /// Which part of the requests that arrive without a sampling decision is traced, in percent, where no
+    /// TelemetryPolicy says.
+    #[arg(
+        long, value_name = "PERCENT", env = "TULLE_TRACE_SAMPLING", default_value = "1", value_parser = percent
+    )]
+    pub trace_sampling: PerMillion,
     /// How log lines are written. What is logged is told by TULLE_LOG, for example "debug" or "tulle_control_plane=debug".
     #[arg(long, value_name = "FORMAT", env = "TULLE_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+fn percent(text: &str) -> Result<PerMillion, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => {
+            Ok(PerMillion((percent * 10_000.0).round() as u32))
+        }
+        _ => Err("write a number from 0 to 100".into()),
+    }
 }
 
 /// How log lines are written.
@@ -114,6 +130,7 @@ mod tests {
         assert_eq!(args.listen.port(), 15012);
         assert!(args.http.ip().is_loopback());
         assert_eq!(args.trust_domain.as_str(), "cluster.local");
+        assert_eq!(args.trace_sampling, PerMillion::percent(1));
         assert_eq!(args.names, ["a", "b", "c"]);
     }
 
@@ -124,6 +141,7 @@ mod tests {
             (vec!["x", "--manifests", "m"], "--state"),
             (vec!["x", "--manifests", "m", "--state", "s", "--listen", "15012"], "--listen"),
             (vec!["x", "--manifests", "m", "--state", "s", "--trust-domain", "A_B!"], "trust domain"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--trace-sampling", "101"], "0 to 100"),
             (vec!["x", "rotate-root", "back", "--state", "s"], "prepare"),
         ] {
             let error = Cli::try_parse_from(flags).expect_err("not valid");

@@ -29,6 +29,7 @@ use crate::grpc::{GrpcError, Services};
 use crate::metrics::Metrics;
 use crate::source::{ManifestsSource, SourceError};
 use crate::status::Board;
+use crate::world::MeshSettings;
 use crate::xds::hub::Hub;
 use crate::xds::proxies::Proxies;
 use crate::xds::resources::Resources;
@@ -76,10 +77,15 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
         Arc::new(Authority::open(&args.state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?);
     let (source, loaded) = ManifestsSource::load(&args.manifests).map_err(Error::Source)?;
 
+    let settings = MeshSettings {
+        trust_domain: args.trust_domain,
+        cluster_domain: args.cluster_domain,
+        sampling: args.trace_sampling,
+    };
     let metrics = Arc::new(Metrics::new());
     let proxies = Arc::new(Proxies::default());
     let board = Arc::new(Board::new(Arc::clone(&metrics)));
-    let resources = Arc::new(Resources::new(authority.bundle()));
+    let resources = Arc::new(Resources::new(settings, authority.bundle()));
     let hub = Hub::new(Arc::clone(&resources) as Arc<_>);
     board.publish(&loaded, resources.update(&loaded));
 

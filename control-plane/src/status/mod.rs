@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::api::types::{ObjectList, ObjectStatus, ProblemStatus};
+use crate::api::types::{Condition, ObjectList, ObjectStatus, ParentStatus, ProblemStatus};
 use crate::metrics::Metrics;
 use crate::source::{Loaded, ObjectRef, Problem, Severity};
+use crate::world;
 use crate::xds::resources::Update;
 
 /// The state of all objects after the last update.
@@ -70,6 +71,14 @@ fn list(objects: Vec<ObjectRef>, update: &Update) -> ObjectList {
             None => list.problems.push(shown),
         }
     }
+    for (object, parents) in &update.statuses {
+        if let Some(status) = statuses.get_mut(object) {
+            status.parents = parents.iter().map(ParentStatus::from).collect();
+            status.in_force &= parents.iter().any(|parent| {
+                parent.conditions.iter().all(|condition| condition.kind != "Accepted" || condition.status)
+            });
+        }
+    }
     list.objects = statuses.into_values().collect();
     list
 }
@@ -82,6 +91,22 @@ fn status(object: &ObjectRef, in_force: bool) -> ObjectStatus {
         in_force,
         parents: Vec::new(),
         problems: Vec::new(),
+    }
+}
+
+impl From<&world::ParentStatus> for ParentStatus {
+    fn from(status: &world::ParentStatus) -> Self {
+        let condition = |condition: &world::Condition| Condition {
+            kind: condition.kind.into(),
+            status: condition.status,
+            reason: condition.reason.into(),
+            message: condition.message.clone(),
+        };
+        Self {
+            parent: status.parent.to_string(),
+            section: status.section.clone(),
+            conditions: status.conditions.iter().map(condition).collect(),
+        }
     }
 }
 

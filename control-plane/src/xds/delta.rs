@@ -130,7 +130,7 @@ impl Session for Delta {
 
     fn changed(&mut self, changed: &Changed) {
         for state in &mut self.types {
-            state.changed(changed.names(state.kind));
+            state.changed(changed.names(state.kind), changed.renamed(state.kind));
         }
     }
 
@@ -319,9 +319,12 @@ impl TypeState {
         self.pending.extend(catalog.names(self.kind, caller));
     }
 
-    fn changed(&mut self, names: &HashSet<Arc<str>>) {
+    fn changed(&mut self, names: &HashSet<Arc<str>>, renamed: bool) {
         if !self.opened {
             return;
+        }
+        if renamed {
+            self.pending.extend(self.asked.keys().cloned());
         }
         for name in names {
             if self.wildcard || self.asked.contains_key(name) {

@@ -97,6 +97,8 @@ fn fingerprint(name: &str, version: &str) -> u64 {
 pub struct Changed {
     /// Their names, and the aliases that they have or had, by place in [`PUSH_ORDER`].
     names: [HashSet<Arc<str>>; 5],
+    /// Any name or address of a listener may mean another one than before.
+    renamed_listeners: bool,
     /// Since when the catalog has it.
     pub at: Instant,
 }
@@ -108,7 +110,19 @@ impl Changed {
         for (kind, name) in names {
             by_kind[place(kind)].insert(name);
         }
-        Self { names: by_kind, at: Instant::now() }
+        Self { names: by_kind, renamed_listeners: false, at: Instant::now() }
+    }
+
+    /// Adds that any name or address of a listener may mean another one than before.
+    #[must_use]
+    pub fn with_renamed_listeners(mut self) -> Self {
+        self.renamed_listeners = true;
+        self
+    }
+
+    /// Whether every name of a kind must be looked up again.
+    fn renamed(&self, kind: Kind) -> bool {
+        self.renamed_listeners && kind == Kind::Listener
     }
 
     /// What changed of a kind.

@@ -88,6 +88,9 @@ impl Session for StateOfTheWorld {
 
     fn changed(&mut self, changed: &Changed) {
         for state in &mut self.types {
+            if changed.renamed(state.kind) {
+                state.doubtful |= !state.names.is_empty();
+            }
             for name in changed.names(state.kind) {
                 if state.wildcard || state.names.contains(name) {
                     state.look_at(name, false);

@@ -3,6 +3,7 @@
 
 mod certificates;
 mod delta;
+mod mesh;
 mod program;
 mod sotw;
 mod support;

@@ -18,14 +18,14 @@ use tulle_control_plane::xds::Kind;
 use super::support::{DeltaStream, PATIENCE, connect, token};
 
 /// A control plane that runs as a process of its own.
-struct Program {
+pub struct Program {
     folder: TempDir,
     child: Child,
     ready: Ready,
 }
 
 impl Program {
-    async fn start(manifests: &[(&str, &str)]) -> Self {
+    pub async fn start(manifests: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("manifests")).unwrap();
         for (name, text) in manifests {
@@ -44,15 +44,39 @@ impl Program {
         Self { folder, child, ready }
     }
 
+    /// Puts a manifest in place whole, as an editor does.
+    pub fn write(&self, name: &str, text: &str) {
+        let manifests = self.folder.path().join("manifests");
+        fs::write(manifests.join(".half"), text).unwrap();
+        fs::rename(manifests.join(".half"), manifests.join(name)).unwrap();
+    }
+
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.folder.path().join("manifests").join(name)).unwrap();
+    }
+
+    /// Waits until the list of objects shows something.
+    pub async fn until<T>(&self, shows: impl Fn(&ObjectList) -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                if let Some(shown) = shows(&self.objects().await) {
+                    return shown;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, waiting).await.expect("the list of objects shows it")
+    }
+
     fn state(&self) -> std::path::PathBuf {
         self.folder.path().join("state")
     }
 
-    async fn get(&self, path: &str) -> (u16, String) {
+    pub async fn get(&self, path: &str) -> (u16, String) {
         get(self.ready.http, path).await
     }
 
-    async fn objects(&self) -> ObjectList {
+    pub async fn objects(&self) -> ObjectList {
         serde_json::from_str(&self.get("/api/v1/objects").await.1).unwrap()
     }
 
@@ -60,7 +84,7 @@ impl Program {
         serde_json::from_str(&self.get("/api/v1/proxies").await.1).unwrap()
     }
 
-    async fn delta(&self, namespace: &str, account: &str) -> DeltaStream {
+    pub async fn delta(&self, namespace: &str, account: &str) -> DeltaStream {
         let root = fs::read_to_string(self.state().join("root.pem")).unwrap();
         let channel = connect(self.ready.xds, &root, None).await.unwrap();
         let token = token(&self.state(), namespace, account);
@@ -68,7 +92,7 @@ impl Program {
     }
 
     /// Ends it as a supervisor does; it must say that all was well.
-    async fn end(mut self) {
+    pub async fn end(mut self) {
         let pid = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
         let status = timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap();
