@@ -45,6 +45,10 @@ pub(crate) struct Snapshot {
 /// A worker's own handle on the snapshot in force: cloned for each request without touching memory that other
 /// workers write.
 #[derive(Clone)]
+#[expect(
+    clippy::redundant_allocation,
+    reason = "the outer count is the worker's own, the inner one is shared by all"
+)]
 pub(crate) struct Current(Rc<Arc<Snapshot>>);
 
 impl Current {

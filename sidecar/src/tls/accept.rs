@@ -11,6 +11,7 @@ use tulle_mesh::model::DownstreamTls;
 
 use super::certificate::CertificateFacts;
 use super::error::{HandshakeError, Reason, Rejection};
+use super::failures::Side;
 use super::material::{Alpn, Material};
 use super::verify::identity;
 
@@ -24,7 +25,7 @@ pub(crate) struct Accepted<IO> {
     pub(crate) alpn: Option<Alpn>,
 }
 
-/// Takes the handshake of a client. The caller limits its time. Each failure is logged here, once.
+/// Takes the handshake of a client. The caller limits its time. Each failure is counted and logged here, once.
 ///
 /// # Errors
 /// When the client does not prove to be a workload of the mesh, or does not speak mesh TLS.
@@ -38,7 +39,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let result = handshake(io, material, tls, address).await;
-    result.inspect_err(|error| error.log("server"))
+    result.inspect_err(|error| error.report(Side::Server, &material.failures))
 }
 
 async fn handshake<IO>(

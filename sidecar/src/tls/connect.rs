@@ -11,6 +11,7 @@ use tulle_mesh::identity::SpiffeId;
 
 use super::certificate::CertificateFacts;
 use super::error::{HandshakeError, Reason, Rejection};
+use super::failures::Side;
 use super::material::{Alpn, Material};
 use super::verify::identity;
 use crate::balance::EndpointTls;
@@ -42,7 +43,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let result = handshake(io, material, endpoint, alpn, address).await;
-    result.inspect_err(|error| error.log("client"))
+    result.inspect_err(|error| error.report(Side::Client, &material.failures))
 }
 
 async fn handshake<IO>(

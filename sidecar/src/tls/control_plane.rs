@@ -154,7 +154,7 @@ impl ControlPlane {
         let expected = || format!("{} or {server_name}", self.identity);
         tls.connect(name, socket)
             .await
-            .map_err(|e| ControlPlaneError::Tls(HandshakeError::from_io(peer, expected(), &e)))
+            .map_err(|e| ControlPlaneError::Tls(Box::new(HandshakeError::from_io(peer, expected(), &e))))
     }
 
     fn token(&self) -> Result<Option<MetadataValue<Ascii>>, ControlPlaneError> {
@@ -195,7 +195,7 @@ pub(crate) enum ControlPlaneError {
     /// It took too long.
     Timeout(config::ControlAddress),
     /// The server is someone else, or does not speak TLS.
-    Tls(HandshakeError),
+    Tls(Box<HandshakeError>),
     /// The server does not speak HTTP/2.
     Http(String),
 }

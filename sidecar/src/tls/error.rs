@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use super::failures::{Failures, Side};
+
 /// Why a handshake failed. The text of each is a label in metrics and logs, and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reason {
@@ -35,6 +37,23 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order of the variants.
+    pub(super) const ALL: [Self; 13] = [
+        Self::Expired,
+        Self::NotYetValid,
+        Self::UnknownIssuer,
+        Self::WrongTrustDomain,
+        Self::WrongIdentity,
+        Self::NoCertificate,
+        Self::NoSpiffeId,
+        Self::NotALeaf,
+        Self::WrongPurpose,
+        Self::BadCertificate,
+        Self::RefusedByPeer,
+        Self::Protocol,
+        Self::Closed,
+    ];
+
     /// The label.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -105,11 +124,12 @@ impl HandshakeError {
         Self::new(peer, expected, rejection(error))
     }
 
-    /// Writes the one line about this failure. `side` is ours: `client` or `server`.
-    pub(super) fn log(&self, side: &'static str) {
+    /// Counts this failure, and writes the one line about it. `side` is ours.
+    pub(super) fn report(&self, side: Side, failures: &Failures) {
+        failures.count(side, self.reason);
         tracing::warn!(
             reason = self.reason.as_str(),
-            side,
+            side = side.as_str(),
             peer = %self.peer,
             expected = self.expected,
             presented = self.presented.as_deref().unwrap_or("nothing"),

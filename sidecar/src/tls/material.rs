@@ -9,10 +9,12 @@ use rustls::server::ServerSessionMemoryCache;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use serde::Serialize;
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::DownstreamTls;
 
-use super::certificate::{CertificateFacts, Leaf, TrustBundle};
+use super::certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
+use super::failures::Failures;
 use super::verify::{ControlPlaneVerifier, PeerVerifier, provider};
 
 /// How many sessions are kept for resumption, at each end.
@@ -55,6 +57,8 @@ pub(crate) struct Material {
     pub(crate) generation: u64,
     /// Whose workloads may talk to this one.
     pub(super) trust_domain: TrustDomain,
+    /// Where failed handshakes are counted.
+    pub(super) failures: Arc<Failures>,
     key: Arc<SingleCertAndKey>,
     required: ServerConfigs,
     optional: ServerConfigs,
@@ -74,7 +78,12 @@ impl Material {
     ///
     /// # Errors
     /// When the leaf is not a workload's, the key is not the leaf's, or a root is broken.
-    pub(crate) fn new(leaf: &Leaf, bundle: &TrustBundle, generation: u64) -> Result<Self, MaterialError> {
+    pub(crate) fn new(
+        leaf: &Leaf,
+        bundle: &TrustBundle,
+        generation: u64,
+        failures: &Arc<Failures>,
+    ) -> Result<Self, MaterialError> {
         let first = leaf.chain.first().ok_or_else(|| MaterialError::Leaf("the chain is empty".into()))?;
         let facts = CertificateFacts::read(first).map_err(|e| MaterialError::Leaf(e.to_string()))?;
         let identity = facts.spiffe_id().map_err(|e| MaterialError::Leaf(e.to_string()))?;
@@ -112,6 +121,7 @@ impl Material {
                 .map(CertificateFacts::read)
                 .collect::<Result<_, _>>()
                 .map_err(|e| MaterialError::Root(e.to_string()))?,
+            failures: Arc::clone(failures),
             key,
             leaf: facts,
             identity,
@@ -123,6 +133,16 @@ impl Material {
     /// Whether the leaf is valid at `now`.
     pub(crate) fn is_valid(&self, now: SystemTime) -> bool {
         self.leaf.valid_at(now).is_ok()
+    }
+
+    /// What may be told of it to anyone.
+    pub(crate) fn describe(&self) -> MaterialStatus {
+        MaterialStatus {
+            identity: self.identity.clone(),
+            generation: self.generation,
+            leaf: CertificateStatus::new(&self.leaf),
+            roots: self.roots.iter().map(CertificateStatus::new).collect(),
+        }
     }
 
     /// The configuration of the server end that a listener asks for.
@@ -157,6 +177,45 @@ impl fmt::Debug for Material {
             .field("serial", &self.leaf.serial)
             .field("generation", &self.generation)
             .finish_non_exhaustive()
+    }
+}
+
+/// A workload's certificate and trust bundle, without the key.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MaterialStatus {
+    /// Who the workload is.
+    pub(crate) identity: SpiffeId,
+    /// Grows by one with each new leaf or bundle.
+    pub(crate) generation: u64,
+    /// The leaf.
+    pub(crate) leaf: CertificateStatus,
+    /// The trust bundle.
+    pub(crate) roots: Vec<CertificateStatus>,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CertificateStatus {
+    /// Its subject; empty for leaves.
+    pub(crate) subject: String,
+    /// Hexadecimal.
+    pub(crate) serial: String,
+    /// RFC 3339.
+    pub(crate) not_before: String,
+    /// RFC 3339.
+    pub(crate) not_after: String,
+}
+
+impl CertificateStatus {
+    fn new(facts: &CertificateFacts) -> Self {
+        Self {
+            subject: facts.subject.clone(),
+            serial: facts.serial.clone(),
+            not_before: stamp(facts.not_before),
+            not_after: stamp(facts.not_after),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod certificate;
 mod connect;
 mod control_plane;
 mod error;
+mod failures;
 mod issue;
 mod material;
 mod rotate;
@@ -29,6 +30,8 @@ pub(crate) use connect::{Connected, connect};
 pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof, Session};
 pub(crate) use error::{HandshakeError, Reason};
 #[cfg(test)]
+pub(crate) use failures::Failures;
+#[cfg(test)]
 pub(crate) use issue::{CertificateRequest, CertificateResponse};
-pub(crate) use material::{Alpn, Material, MaterialError};
+pub(crate) use material::{Alpn, Material, MaterialStatus};
 pub(crate) use rotate::{FILE_CHECK, Rotation, keep_issued, keep_read};

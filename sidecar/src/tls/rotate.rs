@@ -16,10 +16,12 @@ use tulle_mesh::identity::SpiffeId;
 
 use super::certificate::{Leaf, TrustBundle, stamp};
 use super::control_plane::{ControlPlane, ControlPlaneError, Proof};
+use super::failures::Failures;
 use super::issue::{IssueError, issue};
 use super::material::{Material, MaterialError};
 use crate::backoff::Backoff;
 use crate::config::IdentityFiles;
+use crate::telemetry::metrics::{Gauge, Registry};
 
 /// How often files are looked at.
 pub(crate) const FILE_CHECK: Duration = Duration::from_secs(5);
@@ -32,12 +34,20 @@ pub(crate) struct Rotation {
     bundle: TrustBundle,
     generation: u64,
     current: watch::Sender<Option<Arc<Material>>>,
+    failures: Arc<Failures>,
+    expiry: Arc<Gauge>,
 }
 
 impl Rotation {
     /// Starts with a bundle and without a leaf.
-    pub(crate) fn new(bundle: TrustBundle) -> Self {
-        Self { leaf: None, bundle, generation: 0, current: watch::Sender::new(None) }
+    pub(crate) fn new(bundle: TrustBundle, metrics: &Registry) -> Self {
+        let expiry = metrics.gauge(
+            "tulle_certificate_not_after_seconds",
+            "Until when the workload's certificate is valid, in Unix time; 0 without one.",
+            &[],
+        );
+        let failures = Arc::new(Failures::new(metrics));
+        Self { leaf: None, bundle, generation: 0, current: watch::Sender::new(None), failures, expiry }
     }
 
     /// Follows what is in force.
@@ -61,7 +71,7 @@ impl Rotation {
     /// When they don't make a usable whole; what was in force stays.
     pub(crate) fn renew(&mut self, leaf: Leaf, bundle: Option<TrustBundle>) -> Result<(), MaterialError> {
         let bundle = bundle.unwrap_or_else(|| self.bundle.clone());
-        let material = Material::new(&leaf, &bundle, self.generation + 1)?;
+        let material = self.material(&leaf, &bundle)?;
         self.leaf = Some(leaf);
         self.bundle = bundle;
         self.put(material);
@@ -76,8 +86,7 @@ impl Rotation {
         if bundle == self.bundle {
             return Ok(());
         }
-        let material =
-            self.leaf.as_ref().map(|leaf| Material::new(leaf, &bundle, self.generation + 1)).transpose()?;
+        let material = self.leaf.as_ref().map(|leaf| self.material(leaf, &bundle)).transpose()?;
         self.bundle = bundle;
         if let Some(material) = material {
             self.put(material);
@@ -85,8 +94,14 @@ impl Rotation {
         Ok(())
     }
 
+    fn material(&self, leaf: &Leaf, bundle: &TrustBundle) -> Result<Material, MaterialError> {
+        Material::new(leaf, bundle, self.generation + 1, &self.failures)
+    }
+
     fn put(&mut self, material: Material) {
         self.generation = material.generation;
+        let not_after = material.leaf.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.expiry.set(i64::try_from(not_after.as_secs()).unwrap_or(i64::MAX));
         tracing::info!(
             identity = %material.identity,
             serial = material.leaf.serial,

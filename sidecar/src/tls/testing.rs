@@ -114,7 +114,7 @@ impl Authority {
 
     /// The material of a leaf as it shall be.
     pub(crate) fn material_of(&self, request: &Request) -> Arc<Material> {
-        Arc::new(Material::new(&self.leaf(request), &self.bundle(), 1).expect("material"))
+        Arc::new(Material::new(&self.leaf(request), &self.bundle(), 1, &Arc::default()).expect("material"))
     }
 }
 

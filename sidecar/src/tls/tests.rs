@@ -13,6 +13,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tulle_mesh::model::{DownstreamTls, StringMatch};
 
+use super::failures::Side;
+use super::material::MaterialError;
 use super::testing::{Authority, Request};
 use super::verify::provider;
 use super::*;
@@ -108,6 +110,7 @@ async fn an_endpoint_with_another_identity_is_refused() {
     assert_eq!(error.expected, CART);
     assert_eq!(error.presented.as_deref(), Some("spiffe://mesh.test/ns/shop/sa/stock"));
     assert_eq!(error.peer, address());
+    assert_eq!(web.failures.value(Side::Client, Reason::WrongIdentity), 1);
 }
 
 #[tokio::test]
@@ -278,10 +281,10 @@ async fn a_resumed_session_ends_with_the_certificate() {
 fn material_refuses_what_peers_would_refuse() {
     let ca = Authority::new("root");
     let leaf = ca.leaf(&Request { uris: vec![], ..Request::workload(WEB) });
-    assert!(matches!(Material::new(&leaf, &ca.bundle(), 1), Err(MaterialError::Leaf(_))));
+    assert!(matches!(Material::new(&leaf, &ca.bundle(), 1, &Arc::default()), Err(MaterialError::Leaf(_))));
     let (a, b) = (ca.leaf(&Request::workload(WEB)), ca.leaf(&Request::workload(WEB)));
     let mixed = Leaf::new(a.chain.clone(), b.key());
-    assert!(matches!(Material::new(&mixed, &ca.bundle(), 1), Err(MaterialError::Key(_))));
+    assert!(matches!(Material::new(&mixed, &ca.bundle(), 1, &Arc::default()), Err(MaterialError::Key(_))));
     assert!(!format!("{a:?} {:?}", ca.material(WEB)).contains("PRIVATE"));
     assert!(TrustBundle::from_pem(b"").is_err());
     assert!(TrustBundle::from_pem(ca.pem().as_bytes()).is_ok_and(|bundle| bundle == ca.bundle()));

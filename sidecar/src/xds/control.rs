@@ -38,7 +38,7 @@ pub(crate) struct Control {
     control_plane: ControlPlane,
     rotation: Arc<Mutex<Rotation>>,
     resolver: Resolver,
-    engine: Engine,
+    pub(super) engine: Engine,
     /// How often identity files are looked at.
     file_check: Duration,
     demands: mpsc::UnboundedReceiver<Demand>,
@@ -82,7 +82,8 @@ impl Control {
             SpiffeId::workload(&config.trust_domain, &workload.namespace, &workload.service_account)
                 .map_err(StartError::Identity)?;
         let control_plane = ControlPlane::new(config.control_plane.clone(), &config.trust_domain);
-        let rotation = Rotation::new(control_plane.configured_bundle().map_err(StartError::Files)?);
+        let rotation =
+            Rotation::new(control_plane.configured_bundle().map_err(StartError::Files)?, &telemetry.metrics);
         let resolver = Resolver::system().map_err(StartError::Dns)?;
 
         let (demand_sender, demands) = mpsc::unbounded_channel();
@@ -108,6 +109,15 @@ impl Control {
             interest: Interest::new(&config, secrets),
             subscriptions: Subscriptions::new(node(&config)),
             builder: Builder::new(Arc::clone(&telemetry), &config.inbound),
+            stream_open: telemetry.metrics.gauge(
+                "tulle_xds_stream_open",
+                "1 while the control plane is heard, else 0.",
+                &[],
+            ),
+            responses: ["accepted", "rejected"].map(|outcome| {
+                let help = "Responses of the control plane; of a rejected one, the good part was taken.";
+                telemetry.metrics.counter("tulle_xds_responses", help, &[("outcome", outcome)])
+            }),
             telemetry,
             rotation: Arc::clone(&rotation),
             snapshots: snapshot_sender,

@@ -22,6 +22,7 @@ use super::subscribe::{Subscriptions, kind_of};
 use crate::dns::Watched;
 use crate::snapshot::{Builder, Snapshot, Sources, hosts_of};
 use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::{Counter, Gauge};
 use crate::tls::{Rotation, TrustBundle};
 
 /// The name of the trust bundle among the secrets.
@@ -45,6 +46,9 @@ pub(super) struct Engine {
     pub(super) readiness: watch::Sender<Readiness>,
     pub(super) disk: Option<Disk>,
     pub(super) status: StreamStatus,
+    pub(super) stream_open: Arc<Gauge>,
+    /// Accepted and rejected ones.
+    pub(super) responses: [Arc<Counter>; 2],
     /// What is needed, as of the last [`Engine::flush`].
     pub(super) wanted: Names,
     pub(super) requests: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
@@ -110,11 +114,13 @@ impl Engine {
             Event::Closed(reason) => {
                 self.requests = None;
                 self.status.open = false;
+                self.stream_open.set(0);
                 self.status.last_error = Some(reason);
                 self.deadlines.clear();
             }
             Event::Response(response) => {
                 self.status.open = true;
+                self.stream_open.set(1);
                 self.status.responses += 1;
                 self.response(*response);
             }
@@ -127,6 +133,7 @@ impl Engine {
             let applied = self.cache.apply(kind, response, &self.wanted[kind]);
             if kind == Kind::Secret { applied.and(self.trust()) } else { applied }
         });
+        self.responses[usize::from(outcome.is_err())].increment();
         if let Err(problems) = &outcome {
             tracing::warn!("rejected a part of what the control plane sent: {}", problems.join("; "));
         }
@@ -150,17 +157,24 @@ impl Engine {
 
     /// Acts on all that has happened since it was last called.
     pub(super) fn flush(&mut self, names: &mut Watched, now: Instant) {
-        self.wanted = self.interest.wanted(&self.cache, self.builder.clusters_in_force());
-        self.cache.prune(&self.wanted);
-        names.watch(&self.hosts());
-        self.subscribe(now);
+        self.follow(names, now);
         if std::mem::take(&mut self.changed) {
             self.publish(names, now);
+            // What only versions needed that have just been replaced is needed no more.
+            self.follow(names, now);
         }
         for (type_url, nonce, outcome) in std::mem::take(&mut self.answers) {
             let answer = self.subscriptions.answer(&type_url, nonce, outcome);
             self.send(answer);
         }
+    }
+
+    /// Brings what is held, watched and subscribed to up to what is needed.
+    fn follow(&mut self, names: &mut Watched, now: Instant) {
+        self.wanted = self.interest.wanted(&self.cache, self.builder.clusters_in_force());
+        self.cache.prune(&self.wanted);
+        names.watch(&self.hosts());
+        self.subscribe(now);
     }
 
     fn hosts(&self) -> BTreeSet<Arc<str>> {

@@ -24,6 +24,8 @@ mod stream;
 mod subscribe;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

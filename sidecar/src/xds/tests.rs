@@ -8,12 +8,14 @@ use tokio::time::timeout;
 use tulle_mesh::model::{Discovery, HostPort, RouteSource, Secret, SecretValue, TrafficDirection};
 use tulle_mesh::xds::{Kind, Resource};
 
+use super::fixtures::*;
 use super::testing::*;
 use super::{Demand, Handle};
 use crate::snapshot::{ChainProtocol, Snapshot};
 
 mod certificates;
 mod failures;
+mod timers;
 
 pub(super) const STOCK: &str = "stock.shop.svc.cluster.local:80";
 pub(super) const STOCK_CLUSTER: &str = "outbound|80||stock.shop.svc.cluster.local";
