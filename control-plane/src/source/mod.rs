@@ -6,6 +6,7 @@
 
 pub mod manifests;
 mod problem;
+pub(crate) mod route;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -134,6 +135,8 @@ pub trait Kind:
     /// Its objects belong to a namespace.
     const NAMESPACED: bool;
 
+    /// What is wrong with the form of a field, beyond its type.
+    fn check(&self) -> Result<(), FieldFault>;
     /// The object's metadata.
     fn meta(&self) -> &ObjectMeta;
     /// The object's metadata.
@@ -144,13 +147,16 @@ pub trait Kind:
     fn table_mut(objects: &mut Objects) -> &mut Table<Self>;
 }
 
+/// The path of a field below `spec`, and what is wrong with it.
+pub type FieldFault = (String, String);
+
 /// Does something with each kind: calls a method of a [`KindVisitor`] with the kind's type.
 pub(crate) trait KindVisitor {
     fn visit<T: Kind>(&mut self);
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $field:ident: $type:ty = $group:literal $versions:tt $kind:literal $strict:literal $namespaced:literal;)*) => {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $group:literal $versions:tt $kind:literal $strict:literal $namespaced:literal $($check:path)?;)*) => {
         /// All objects that the mesh is made of.
         #[derive(Clone, Debug, Default)]
         pub struct Objects { $($(#[$doc])* pub $field: Table<$type>,)* }
@@ -162,6 +168,10 @@ macro_rules! kinds {
             const STRICT: bool = $strict;
             const NAMESPACED: bool = $namespaced;
 
+            fn check(&self) -> Result<(), FieldFault> {
+                $($check(&self.spec)?;)?
+                Ok(())
+            }
             fn meta(&self) -> &ObjectMeta { &self.metadata }
             fn meta_mut(&mut self) -> &mut ObjectMeta { &mut self.metadata }
             fn table(objects: &Objects) -> &Table<Self> { &objects.$field }
@@ -186,13 +196,13 @@ kinds! {
     /// Pods.
     pods: Pod = "" ["v1"] "Pod" false true;
     /// HTTP routes.
-    http_routes: httproutes::HttpRoute = "gateway.networking.k8s.io" ["v1", "v1beta1"] "HTTPRoute" true true;
+    http_routes: httproutes::HttpRoute = "gateway.networking.k8s.io" ["v1", "v1beta1"] "HTTPRoute" true true route::Spec::check;
     /// gRPC routes.
-    grpc_routes: grpcroutes::GrpcRoute = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "GRPCRoute" true true;
+    grpc_routes: grpcroutes::GrpcRoute = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "GRPCRoute" true true route::Spec::check;
     /// TLS routes.
-    tls_routes: tlsroutes::TlsRoute = "gateway.networking.k8s.io" ["v1", "v1alpha3", "v1alpha2"] "TLSRoute" true true;
+    tls_routes: tlsroutes::TlsRoute = "gateway.networking.k8s.io" ["v1", "v1alpha3", "v1alpha2"] "TLSRoute" true true route::Spec::check;
     /// TCP routes.
-    tcp_routes: tcproutes::TcpRoute = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "TCPRoute" true true;
+    tcp_routes: tcproutes::TcpRoute = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "TCPRoute" true true route::Spec::check;
     /// Grants of references between namespaces.
     reference_grants: referencegrants::ReferenceGrant = "gateway.networking.k8s.io" ["v1", "v1beta1"] "ReferenceGrant" true true;
     /// Workloads outside a cluster.

@@ -178,12 +178,10 @@ impl Inbound<'_> {
                     chains.push(tcp("mtls-tcp", mesh_match(mode, &names, &[]), Some(mesh_tls(&[]))));
                 }
                 if mode != MtlsMode::Strict {
-                    let detected = ChainMatch {
-                        application_protocols: ["http/1.1", "h2c"].map(Into::into).into(),
-                        ..starts_with(Transport::Plaintext)
-                    };
-                    chains.push(http("plaintext-http", detected, None));
-                    chains.push(tcp("plaintext-tcp", ChainMatch::default(), None));
+                    chains.push(http("plaintext-http", detected_http(), None));
+                    chains.push(tcp("plaintext-tcp", starts_with(Transport::Plaintext), None));
+                    // The application's own TLS, whatever protocol it offers inside.
+                    chains.push(tcp("own-tls", starts_with(Transport::Tls), None));
                 }
                 chains
             }
@@ -328,7 +326,17 @@ fn mesh_tls(alpn: &[&str]) -> DownstreamTls {
     DownstreamTls { require_client_certificate: true, alpn: alpn.iter().copied().map(Into::into).collect() }
 }
 
-fn starts_with(transport: Transport) -> ChainMatch {
+/// What is found to be HTTP by its first bytes. Chains are told apart by transport before they are by protocol, so one that
+/// is for plaintext must say so.
+pub(super) fn detected_http() -> ChainMatch {
+    ChainMatch {
+        application_protocols: ["http/1.1", "h2c"].map(Into::into).into(),
+        ..starts_with(Transport::Plaintext)
+    }
+}
+
+/// How a connection starts, without regard to anything else.
+pub(super) fn starts_with(transport: Transport) -> ChainMatch {
     ChainMatch { transport: Some(transport), ..ChainMatch::default() }
 }
 

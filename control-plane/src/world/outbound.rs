@@ -13,7 +13,7 @@ use tulle_mesh::model::{
     UpstreamProtocol, UpstreamTls, VirtualHost,
 };
 
-use super::inbound::{direct_cluster, http_connection};
+use super::inbound::{detected_http, direct_cluster, http_connection, starts_with};
 use super::policies::Attached;
 use super::routes::{Builder, Group, RouteKind, TcpRule, direct_route};
 use super::services::{Port, Protocol, Service};
@@ -57,7 +57,7 @@ pub(super) fn listener(
     let routes = builder.http(name.clone(), service, port, group);
     let http = http_chain(RouteSource::Named(name), telemetry);
     let chains = match protocol {
-        Protocol::Detect => vec![detected(http), tcp_chain(to_service(port), telemetry)],
+        Protocol::Detect => detected(http, to_service(port), telemetry),
         _ => vec![http],
     };
     (made(chains), Some(routes))
@@ -83,7 +83,7 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
         chains: match protocol {
             Protocol::Http | Protocol::Http2 => vec![http],
             Protocol::Tcp => vec![tcp_chain(tcp, telemetry)],
-            Protocol::Detect => vec![detected(http), tcp_chain(tcp, telemetry)],
+            Protocol::Detect => detected(http, tcp, telemetry),
         },
     }
 }
@@ -169,9 +169,16 @@ fn http_chain(routes: RouteSource, telemetry: &Telemetry) -> FilterChain {
     }
 }
 
-fn detected(mut chain: FilterChain) -> FilterChain {
-    chain.matches.application_protocols = ["http/1.1", "h2c"].map(Into::into).into();
-    chain
+/// HTTP where the first bytes are, else bytes; the application's own TLS too.
+fn detected(mut http: FilterChain, rule: TcpRule, telemetry: &Telemetry) -> Vec<FilterChain> {
+    http.matches = detected_http();
+    let mut plaintext = tcp_chain(rule, telemetry);
+    plaintext.name = "tcp".into();
+    plaintext.matches = starts_with(Transport::Plaintext);
+    let mut tls = plaintext.clone();
+    tls.name = "tls".into();
+    tls.matches = starts_with(Transport::Tls);
+    vec![http, plaintext, tls]
 }
 
 fn tcp_chain(rule: TcpRule, telemetry: &Telemetry) -> FilterChain {

@@ -52,7 +52,14 @@ pub(super) fn decode<T: Kind>(file: &Path, node: &Node) -> (ObjectRef, Option<Ob
         problems.push(report(&path, severity, reason, fix));
     }
     let value = match decoded {
-        Ok(value) => Some(value),
+        Ok(value) => {
+            if let Err((path, reason)) = value.check() {
+                let path: Vec<Step> =
+                    std::iter::once(Step::Field("spec".into())).chain(parse_path(&path)).collect();
+                problems.push(report(&path, Severity::Error, reason, "correct the value".into()));
+            }
+            Some(value)
+        }
         Err(error) => {
             let mut path = error_steps(error.path());
             let message = error.inner().to_string();
@@ -200,6 +207,12 @@ fn steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
     let mut steps = steps(parent);
     steps.extend(step);
     steps
+}
+
+/// Reads `rules[0].timeouts`.
+fn parse_path(path: &str) -> Vec<Step> {
+    let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
+    parts.map(|part| part.parse().map_or_else(|_| Step::Field(part.into()), Step::Index)).collect()
 }
 
 fn error_steps(path: &serde_path_to_error::Path) -> Vec<Step> {

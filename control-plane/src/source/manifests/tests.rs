@@ -135,6 +135,13 @@ fn each_fault_is_reported_with_its_line_and_what_to_do() {
             ],
         ),
         (
+            "a bad duration in a type that takes any text",
+            &ROUTE.replace("port: 80", "port: 80\n    timeouts: {request: 1.5s}"),
+            &[
+                "x.yaml:15:16: error: HTTPRoute shop/stock: spec.rules[0].timeouts.request: \"1.5s\" is not a duration: write numbers with the units h, m, s or ms, such as 1m30s; correct the value",
+            ],
+        ),
+        (
             "a misspelled kind",
             "apiVersion: tulle.dev/v1alpha1\nkind: InboundPolcy\nmetadata: {name: p}\n",
             &[

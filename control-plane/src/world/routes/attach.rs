@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::raw::ParentRef;
 use super::read::{MeshRoute, RouteKind};
+use crate::source::route::ParentRef;
 use crate::source::{Key, ObjectRef};
 use crate::world::report::{Condition, ParentStatus, Report};
 use crate::world::services::{Port, Protocol, Service, Services, port_number};

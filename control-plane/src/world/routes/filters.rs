@@ -11,8 +11,8 @@ use tulle_mesh::model::{
     PathRewrite, PerMillion, Redirect,
 };
 
-use super::raw::{self, BackendRef, Filter, HeaderModifier, PathModifier};
 use crate::kinds::{Fraction, GROUP, HTTPFaultFilter};
+use crate::source::route::{self as raw, BackendRef, Filter, HeaderModifier, PathModifier};
 use crate::source::{Key, Kind, Objects};
 use crate::world::report::{Condition, Report, Subject};
 use crate::world::services::{Services, port_number};

@@ -6,7 +6,6 @@
 
 mod attach;
 mod filters;
-mod raw;
 mod read;
 
 use std::collections::BTreeSet;

@@ -8,9 +8,9 @@ use tulle_mesh::model::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, Regex, R
 use tulle_mesh::route::precedence::ANY_SEGMENT;
 
 use super::filters::{Applied, Reader};
-use super::raw::{self, Match, Method, ParentRef, Spec, Typed};
 use crate::kinds::{RetrySettings, SessionPersistence, TimeoutSettings};
-use crate::source::{Key, Kind, Objects};
+use crate::source::route::{self as raw, Match, Method, ParentRef, Spec, Typed};
+use crate::source::{FieldFault, Key, Kind, Objects};
 use crate::world::policies::{by_age, created};
 use crate::world::report::{Condition, Report, Subject};
 use crate::world::services::Services;
@@ -69,10 +69,12 @@ pub(in crate::world) fn read_all(
 ) -> Vec<MeshRoute> {
     let mut routes = Vec::new();
     let mut add =
-        |kind, key: &Key, subject: Subject, created, spec: Result<Spec, String>, report: &mut Report| {
+        |kind, key: &Key, subject: Subject, created, spec: Result<Spec, FieldFault>, report: &mut Report| {
             match spec {
                 Ok(spec) => routes.push(read(kind, key, subject, created, spec, objects, services, report)),
-                Err(reason) => report.error(&subject, "spec", reason, "correct the value"),
+                Err((path, reason)) => {
+                    report.error(&subject, format!("spec.{path}"), reason, "correct the value")
+                }
             }
         };
     for (key, object) in by_age(&objects.grpc_routes) {

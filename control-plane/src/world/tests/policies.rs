@@ -1,0 +1,509 @@
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use http::Method;
+use tulle_mesh::authorize::{Authorizer, Facts, Verdict};
+use tulle_mesh::identity::SpiffeId;
+use tulle_mesh::model::{
+    AccessLogFormat, Authorization, FilterChain, HashPolicy, HttpConnection, HttpFilter, LoadBalancer,
+    PerMillion, Protocol, RouteAction, Transport,
+};
+
+use super::support::{problems, routes, service, workload, world};
+use crate::world::World;
+
+const INBOUND: &str = "tulle/inbound/127.0.0.1:25001";
+
+fn policy(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{spec}}}\n"
+    )
+}
+
+const CART: &str = "targetRefs: [{kind: Service, name: cart}]";
+const SHOP: &str = "targetRefs: [{kind: Namespace, name: shop}]";
+
+/// Service `cart` on a port with that name, one workload behind it, and policies.
+fn with(port: &str, policies: &[String]) -> World {
+    let world = world(&format!(
+        "{}{}{}",
+        service("shop", "cart", &format!("ports: [{{name: {port}, port: 80, targetPort: http}}]")),
+        workload("shop", "cart-1", "cart", "127.0.0.1", 8080, 25001).replace("{name: http,", "{name: http,"),
+        policies.concat()
+    ));
+    assert_eq!(problems(&world), Vec::<String>::new());
+    world
+}
+
+fn chains(world: &World) -> &[FilterChain] {
+    &world.listener(INBOUND).expect("made").chains
+}
+
+fn names(world: &World) -> Vec<&str> {
+    chains(world).iter().map(|chain| chain.name.as_str()).collect()
+}
+
+fn http(chain: &FilterChain) -> &HttpConnection {
+    match &chain.protocol {
+        Protocol::Http(http) => http,
+        Protocol::Tcp(_) => panic!("{} does not carry HTTP", chain.name),
+    }
+}
+
+#[test]
+fn modes_decide_which_connections_are_let_in() {
+    let mode = |mode: &str| policy("InboundPolicy", "p", &format!("{SHOP}, mtls: {{mode: {mode}}}"));
+    let cases = [
+        ("http", vec![], "mtls-http plaintext-http"),
+        ("http", vec![mode("Strict")], "mtls-http"),
+        ("http", vec![mode("Disabled")], "plaintext-http"),
+        ("tcp", vec![], "mtls-tcp plaintext-tcp"),
+        ("tcp", vec![mode("Strict")], "mtls-tcp"),
+        ("any", vec![], "mtls-http mtls-tcp plaintext-http plaintext-tcp own-tls"),
+        ("any", vec![mode("Strict")], "mtls-http mtls-tcp"),
+        ("any", vec![mode("Disabled")], "plaintext-http plaintext-tcp own-tls"),
+    ];
+    for (port, policies, expected) in cases {
+        let world = world(&format!(
+            "{}{}{}",
+            service("shop", "cart", &format!("ports: [{{name: {port}, port: 80, targetPort: main}}]")),
+            workload("shop", "cart-1", "cart", "127.0.0.1", 8080, 25001).replace("name: http", "name: main"),
+            policies.concat()
+        ));
+        assert_eq!(names(&world).join(" "), expected, "{port} {policies:?}");
+        for chain in chains(&world).iter().filter(|chain| chain.name.starts_with("mtls")) {
+            assert_eq!(chain.matches.transport, Some(Transport::Tls));
+            assert!(chain.tls.as_ref().is_some_and(|tls| tls.require_client_certificate), "{port}");
+        }
+    }
+}
+
+#[test]
+fn the_mesh_s_tls_is_told_from_the_application_s_own_by_server_name() {
+    let world = with("tcp", &[]);
+    assert_eq!(
+        chains(&world)[0].matches.server_names,
+        ["outbound_.80_._.cart.shop.svc.cluster.local", "outbound_.25001_._.127.0.0.1"]
+    );
+}
+
+#[test]
+fn a_policy_of_a_service_goes_before_one_of_its_namespace_field_by_field() {
+    let world = with(
+        "http",
+        &[
+            policy(
+                "InboundPolicy",
+                "all",
+                &format!("{SHOP}, mtls: {{mode: Strict}}, rateLimit: {{total: {{count: 5}}}}"),
+            ),
+            policy(
+                "InboundPolicy",
+                "own",
+                &format!("{CART}, rateLimit: {{perClient: {{count: 7, interval: 1m}}}}"),
+            ),
+        ],
+    );
+    assert_eq!(names(&world), ["mtls-http"], "the Service's policy says nothing about mTLS");
+    let limits: Vec<_> = http(&chains(&world)[0])
+        .filters
+        .iter()
+        .filter_map(|filter| match filter {
+            HttpFilter::LocalRateLimit(limit) => {
+                Some((limit.name.as_str(), limit.per_client, limit.burst, limit.fill_interval))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(limits, [("shop/own/per-client", true, 7, Duration::from_secs(60))]);
+}
+
+#[test]
+fn exceptions_for_ports_hold_for_the_application_s_port() {
+    let world = with(
+        "http",
+        &[policy(
+            "InboundPolicy",
+            "p",
+            &format!(
+                "{SHOP}, mtls: {{mode: Strict}}, ports: [{{port: 8080, mtls: {{mode: Permissive}}, protocol: TCP}}]"
+            ),
+        )],
+    );
+    assert_eq!(names(&world), ["mtls-tcp", "plaintext-tcp"]);
+}
+
+#[test]
+fn rate_limits_for_single_clients_name_their_identities() {
+    let spec = format!(
+        "{CART}, rateLimit: {{total: {{count: 9}}, overrides: [{{clientRefs: [{{kind: ServiceAccount, name: batch}}, {{kind: ServiceAccount, name: etl, namespace: data}}], rate: {{count: 2}}}}]}}"
+    );
+    let world = with("http", &[policy("InboundPolicy", "p", &spec)]);
+    let clients: Vec<_> = http(&chains(&world)[0])
+        .filters
+        .iter()
+        .filter_map(|filter| match filter {
+            HttpFilter::LocalRateLimit(limit) => Some(limit.clients.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        clients,
+        [
+            vec![],
+            vec![
+                "spiffe://mesh.test/ns/shop/sa/batch".to_owned(),
+                "spiffe://mesh.test/ns/data/sa/etl".to_owned()
+            ]
+        ]
+    );
+}
+
+#[test]
+fn http_is_limited_by_concurrency_in_any_case() {
+    let world = with("http", &[]);
+    for chain in chains(&world) {
+        assert!(matches!(http(chain).filters[..], [HttpFilter::AdaptiveConcurrency(_)]), "{}", chain.name);
+    }
+}
+
+/// Whether a peer may do something, as the sidecar's engine decides.
+fn allowed(chain: &FilterChain, peer: &str, method: &Method, path: &str) -> bool {
+    let peer: Option<SpiffeId> =
+        (!peer.is_empty()).then(|| format!("spiffe://mesh.test/ns/{peer}").parse().expect("valid"));
+    let headers = http::HeaderMap::new();
+    let view = tulle_mesh::route::RequestView::new(method, "cart", path, &headers);
+    let facts = |request| Facts {
+        peer: peer.as_ref(),
+        source_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        destination: "127.0.0.1:25001".parse().expect("an address"),
+        server_name: None,
+        request,
+    };
+    let passes = |sets: Vec<Authorization>, request| {
+        !matches!(Authorizer::compile(sets).check(&facts(request)), Verdict::Denied { .. })
+    };
+    let on_requests = match &chain.protocol {
+        Protocol::Tcp(_) => Vec::new(),
+        Protocol::Http(http) => http
+            .filters
+            .iter()
+            .filter_map(|filter| match filter {
+                HttpFilter::Authorization(set) => Some(set.clone()),
+                _ => None,
+            })
+            .collect(),
+    };
+    passes(chain.authorization.clone(), None) && passes(on_requests, Some(&view))
+}
+
+#[test]
+fn authorization_is_by_identity_port_method_and_path() {
+    let allow = |name: &str, rest: &str| {
+        policy(
+            "AuthorizationPolicy",
+            name,
+            &format!("targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: cart}}}}}}], {rest}"),
+        )
+    };
+    let web = "sources: [{type: ServiceAccount, serviceAccount: {name: web}}]";
+    let get = "http: {methods: [GET], paths: [{value: /api}]}";
+    let policies = [
+        ("anyone, without a policy", vec![], "", "POST", "/", true),
+        (
+            "by account",
+            vec![allow("a", &format!("action: ALLOW, rules: [{{{web}}}]"))],
+            "shop/sa/web",
+            "GET",
+            "/",
+            true,
+        ),
+        (
+            "another account",
+            vec![allow("a", &format!("action: ALLOW, rules: [{{{web}}}]"))],
+            "shop/sa/other",
+            "GET",
+            "/",
+            false,
+        ),
+        (
+            "no identity",
+            vec![allow("a", &format!("action: ALLOW, rules: [{{{web}}}]"))],
+            "",
+            "GET",
+            "/",
+            false,
+        ),
+        (
+            "an account of that name elsewhere",
+            vec![allow("a", &format!("action: ALLOW, rules: [{{{web}}}]"))],
+            "x/sa/web",
+            "GET",
+            "/",
+            false,
+        ),
+        (
+            "any account of a namespace",
+            vec![allow(
+                "a",
+                "action: ALLOW, rules: [{sources: [{type: ServiceAccount, serviceAccount: {namespace: x, name: '*'}}]}]",
+            )],
+            "x/sa/web",
+            "GET",
+            "/",
+            true,
+        ),
+        (
+            "a namespace whose name only starts so",
+            vec![allow(
+                "a",
+                "action: ALLOW, rules: [{sources: [{type: ServiceAccount, serviceAccount: {namespace: x, name: '*'}}]}]",
+            )],
+            "xy/sa/web",
+            "GET",
+            "/",
+            false,
+        ),
+        (
+            "a port of the application",
+            vec![allow(
+                "a",
+                &format!("action: ALLOW, rules: [{{{web}, networkAttributes: {{ports: [8080]}}}}]"),
+            )],
+            "shop/sa/web",
+            "GET",
+            "/",
+            true,
+        ),
+        (
+            "another port",
+            vec![allow(
+                "a",
+                &format!("action: ALLOW, rules: [{{{web}, networkAttributes: {{ports: [9090]}}}}]"),
+            )],
+            "shop/sa/web",
+            "GET",
+            "/",
+            false,
+        ),
+        (
+            "a method and path",
+            vec![allow(
+                "a",
+                &format!("action: ALLOW, enforcementLevel: Application, rules: [{{{web}, {get}}}]"),
+            )],
+            "shop/sa/web",
+            "GET",
+            "/api/x",
+            true,
+        ),
+        (
+            "another method",
+            vec![allow(
+                "a",
+                &format!("action: ALLOW, enforcementLevel: Application, rules: [{{{web}, {get}}}]"),
+            )],
+            "shop/sa/web",
+            "POST",
+            "/api/x",
+            false,
+        ),
+        (
+            "a path that only starts so",
+            vec![allow(
+                "a",
+                &format!("action: ALLOW, enforcementLevel: Application, rules: [{{{web}, {get}}}]"),
+            )],
+            "shop/sa/web",
+            "GET",
+            "/apix",
+            false,
+        ),
+        (
+            "allowed by either of two policies, whatever they judge",
+            vec![
+                allow(
+                    "a",
+                    &format!("action: ALLOW, enforcementLevel: Application, rules: [{{{web}, {get}}}]"),
+                ),
+                allow(
+                    "b",
+                    "action: ALLOW, rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: admin}}]}]",
+                ),
+            ],
+            "shop/sa/web",
+            "GET",
+            "/api",
+            true,
+        ),
+        (
+            "denied although allowed",
+            vec![
+                allow("a", &format!("action: ALLOW, rules: [{{{web}}}]")),
+                allow(
+                    "b",
+                    "action: DENY, enforcementLevel: Application, rules: [{http: {paths: [{type: Exact, value: /admin}]}}]",
+                ),
+            ],
+            "shop/sa/web",
+            "GET",
+            "/admin",
+            false,
+        ),
+        ("an ALLOW without rules", vec![allow("a", "action: ALLOW")], "shop/sa/web", "GET", "/", false),
+        ("an AUDIT", vec![allow("a", "action: AUDIT, rules: [{}]")], "", "GET", "/", true),
+        (
+            "a policy for other pods",
+            vec![policy(
+                "AuthorizationPolicy",
+                "a",
+                "targetRefs: [{kind: Pod, selector: {matchLabels: {app: stock}}}], action: ALLOW",
+            )],
+            "",
+            "GET",
+            "/",
+            true,
+        ),
+        (
+            "a policy for the Service",
+            vec![policy("AuthorizationPolicy", "a", &format!("{CART}, action: ALLOW"))],
+            "",
+            "GET",
+            "/",
+            false,
+        ),
+        (
+            "a policy for all pods",
+            vec![policy(
+                "AuthorizationPolicy",
+                "a",
+                "targetRefs: [{kind: Pod, selector: {}}], action: ALLOW",
+            )],
+            "",
+            "GET",
+            "/",
+            false,
+        ),
+    ];
+    for (what, policies, peer, method, path, expected) in policies {
+        let world = with("http", &policies);
+        let method = method.parse().expect("a method");
+        for chain in chains(&world) {
+            assert_eq!(allowed(chain, peer, &method, path), expected, "{what} ({})", chain.name);
+        }
+    }
+}
+
+#[test]
+fn what_judges_requests_judges_connections_where_there_are_none() {
+    let spec = format!(
+        "{CART}, action: ALLOW, enforcementLevel: Application, rules: [{{sources: [{{type: ServiceAccount, serviceAccount: {{name: web}}}}]}}]"
+    );
+    let world = with("tcp", &[policy("AuthorizationPolicy", "a", &spec)]);
+    for chain in chains(&world) {
+        assert!(allowed(chain, "shop/sa/web", &Method::GET, "/"));
+        assert!(!allowed(chain, "shop/sa/other", &Method::GET, "/"));
+    }
+}
+
+#[test]
+fn telemetry_holds_at_both_ends() {
+    let world = with(
+        "http",
+        &[
+            policy(
+                "TelemetryPolicy",
+                "all",
+                &format!("{SHOP}, tracing: {{samplingRate: {{numerator: 25}}}}, accessLog: {{mode: JSON}}"),
+            ),
+            policy("TelemetryPolicy", "own", &format!("{CART}, accessLog: {{mode: Text, format: 'x'}}")),
+        ],
+    );
+    let outbound = world.listener("cart.shop.svc.cluster.local:80").expect("made");
+    for chain in chains(&world).iter().chain(&outbound.chains) {
+        let http = http(chain);
+        assert_eq!(
+            http.tracing.as_ref().map(|tracing| tracing.random_sampling),
+            Some(PerMillion::percent(25))
+        );
+        assert_eq!(http.access_log.as_ref().map(|log| &log.format), Some(&AccessLogFormat::Text("x".into())));
+    }
+    let off =
+        with("http", &[policy("TelemetryPolicy", "p", &format!("{SHOP}, tracing: {{mode: Disabled}}"))]);
+    assert_eq!(http(&chains(&off)[0]).tracing, None);
+    let default = with("http", &[]);
+    assert_eq!(
+        http(&chains(&default)[0]).tracing.as_ref().map(|tracing| tracing.random_sampling.0),
+        Some(10_000)
+    );
+    assert_eq!(http(&chains(&default)[0]).access_log, None);
+}
+
+#[test]
+fn traffic_policies_shape_clusters() {
+    let spec = format!(
+        "{CART}, loadBalancer: {{algorithm: LeastRequest}}, connection: {{connectTimeout: 1s}}, \
+         circuitBreaker: {{maxConnections: 3, maxPendingRequests: 4, maxConcurrentRequests: 5}}, \
+         outlierDetection: {{consecutiveErrors: 2, successRate: {{minimumPercent: 0}}}}, \
+         retryConstraint: {{budget: {{percent: 30}}, minRetryRate: {{count: 1, interval: 3s}}}}"
+    );
+    let name = "outbound|80||cart.shop.svc.cluster.local";
+    let world = with("http", &[policy("BackendTrafficPolicy", "p", &spec)]);
+    let cluster = world.cluster(name).expect("made");
+    assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest { choices: 2 });
+    assert_eq!(cluster.connect_timeout, Some(Duration::from_secs(1)));
+    let limits = &cluster.limits;
+    assert_eq!(
+        (limits.max_connections, limits.max_pending_requests, limits.max_requests),
+        (Some(3), Some(4), Some(5))
+    );
+    let budget = limits.retry_budget.as_ref().expect("given");
+    assert_eq!((budget.percent, budget.min_per_second, budget.interval), (30.0, 1, Duration::from_secs(10)));
+    let outlier = cluster.outlier_detection.as_ref().expect("given");
+    assert_eq!(
+        (outlier.consecutive_failures, &outlier.success_rate, outlier.max_ejection_percent),
+        (2, &None, 50)
+    );
+
+    let plain = with("http", &[]);
+    let cluster = plain.cluster(name).expect("made");
+    assert_eq!(cluster.load_balancer, LoadBalancer::PeakEwma);
+    assert_eq!(
+        (&cluster.outlier_detection, &cluster.limits.retry_budget),
+        (&None, &None),
+        "the sidecar's defaults"
+    );
+    assert!(cluster.tls.as_ref().is_some_and(|tls| tls.only_meshed_endpoints));
+}
+
+#[test]
+fn a_policy_of_a_port_goes_before_one_of_the_service() {
+    let at = |port: &str, algorithm: &str| {
+        format!("targetRefs: [{{kind: Service, name: cart{port}}}], loadBalancer: {{algorithm: {algorithm}}}")
+    };
+    let world = with(
+        "http",
+        &[
+            policy("BackendTrafficPolicy", "a", &at("", "Random")),
+            policy("BackendTrafficPolicy", "b", &at(", sectionName: http", "RoundRobin")),
+        ],
+    );
+    let cluster = world.cluster("outbound|80||cart.shop.svc.cluster.local").expect("made");
+    assert_eq!(cluster.load_balancer, LoadBalancer::RoundRobin);
+}
+
+#[test]
+fn a_consistent_hash_reaches_routes_and_cluster() {
+    let spec = format!(
+        "{CART}, loadBalancer: {{algorithm: ConsistentHash, consistentHash: {{type: Header, header: {{name: X-User}}}}}}"
+    );
+    let world = with("http", &[policy("BackendTrafficPolicy", "p", &spec)]);
+    let cluster = world.cluster("outbound|80||cart.shop.svc.cluster.local").expect("made");
+    assert!(matches!(cluster.load_balancer, LoadBalancer::RingHash { .. }));
+    let routes = routes(&world, "cart.shop:80", "");
+    let RouteAction::Forward(forward) = &routes[0].action else { panic!("{routes:?}") };
+    assert_eq!(
+        forward.hash,
+        [HashPolicy::Header { name: "x-user".parse().expect("a name"), terminal: true }]
+    );
+}
