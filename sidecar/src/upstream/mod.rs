@@ -10,6 +10,8 @@ mod h2;
 mod pool;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;

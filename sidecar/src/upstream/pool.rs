@@ -180,7 +180,7 @@ impl Slot {
         Ok(Box::new(h1::Connection::new(connection, permit)))
     }
 
-    /// Makes a connection, and counts it.
+    /// Makes a connection.
     pub(super) async fn connect(
         &self,
         endpoint: &Endpoint,
@@ -188,20 +188,8 @@ impl Slot {
         alpn: Alpn,
     ) -> Result<(connect::Connection, Permit), SendError> {
         let permit = permit(cluster, Limit::Connections)?;
-        let series = &cluster.state.series;
-        match connect::connect(cluster, endpoint, self.material.as_ref(), Some(alpn)).await {
-            Ok(connection) => {
-                series.connections.increment();
-                Ok((connection, permit))
-            }
-            Err(error) => {
-                series.connect_failures.increment();
-                if matches!(error, super::ConnectError::Tls(_) | super::ConnectError::Identity { .. }) {
-                    series.tls_failures.increment();
-                }
-                Err(SendError::Connect(error))
-            }
-        }
+        let connection = connect::connect(cluster, endpoint, self.material.as_ref(), Some(alpn)).await;
+        Ok((connection.map_err(SendError::Connect)?, permit))
     }
 
     /// Takes a connection back after an exchange.
