@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 
 use super::certificate::TrustBundle;
-use super::error::HandshakeError;
+use super::error::{HandshakeError, with_causes};
 use super::material::{Material, MaterialError, control_plane_config, root_store};
 use super::verify::ControlPlaneVerifier;
 use crate::config;
@@ -130,7 +130,7 @@ impl ControlPlane {
         let mut stream = Some(TokioIo::new(stream));
         let (interval, timeout) = self.keep_alive;
         let channel = Endpoint::from_shared(format!("http://{}", self.config.address))
-            .map_err(|e| ControlPlaneError::Http(e.to_string()))?
+            .map_err(|e| ControlPlaneError::Http(with_causes(&e)))?
             .http2_keep_alive_interval(interval)
             .keep_alive_timeout(timeout)
             .keep_alive_while_idle(true)
@@ -139,7 +139,7 @@ impl ControlPlane {
                 std::future::ready(taken)
             }))
             .await
-            .map_err(|e| ControlPlaneError::Http(e.to_string()))?;
+            .map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
         Ok(Session { channel, token })
     }
 

@@ -18,6 +18,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certificate::{CertificateFacts, Leaf};
 use super::control_plane::Session;
+use super::error::with_causes;
 
 const METHOD: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
@@ -48,15 +49,23 @@ pub(crate) async fn issue(session: &Session, identity: &SpiffeId) -> Result<Leaf
     let key = KeyPair::generate().map_err(|e| IssueError::Key(e.to_string()))?;
     let csr = signing_request(&key, identity).map_err(|e| IssueError::Key(e.to_string()))?;
     let mut client = Grpc::new(session.channel.clone());
-    client.ready().await.map_err(|e| IssueError::Refused(Code::Unavailable, e.to_string()))?;
+    client.ready().await.map_err(|e| IssueError::Refused(Code::Unavailable, with_causes(&e)))?;
     let request = session.request(CertificateRequest { csr, validity_duration: 0 });
     let codec = ProstCodec::<CertificateRequest, CertificateResponse>::default();
     let response = client
         .unary(request, PathAndQuery::from_static(METHOD), codec)
         .await
-        .map_err(|status| IssueError::Refused(status.code(), status.message().to_owned()))?;
+        .map_err(|status| IssueError::Refused(status.code(), reason(&status)))?;
     let chain = chain(&response.into_inner().cert_chain, identity)?;
     Ok(Leaf::new(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+}
+
+/// What the CA says; where it says nothing, what went wrong on the way.
+fn reason(status: &tonic::Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => with_causes(cause),
+        None => status.message().to_owned(),
+    }
 }
 
 fn signing_request(key: &KeyPair, identity: &SpiffeId) -> Result<String, rcgen::Error> {
@@ -99,13 +108,6 @@ pub(crate) enum IssueError {
     Refused(Code, String),
     /// What came is not this workload's certificate.
     Unusable(String),
-}
-
-impl IssueError {
-    /// The CA does not take the proof; another may do.
-    pub(crate) fn is_about_the_proof(&self) -> bool {
-        matches!(self, Self::Refused(Code::Unauthenticated | Code::PermissionDenied, _))
-    }
 }
 
 impl fmt::Display for IssueError {

@@ -28,7 +28,7 @@ pub(crate) use accept::{Accepted, accept};
 pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
 pub(crate) use connect::{Connected, connect};
 pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof, Session};
-pub(crate) use error::{HandshakeError, Reason};
+pub(crate) use error::{HandshakeError, Reason, with_causes};
 #[cfg(test)]
 pub(crate) use failures::Failures;
 #[cfg(test)]

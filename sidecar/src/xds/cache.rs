@@ -228,7 +228,7 @@ impl Cache {
         const PERMISSION_DENIED: i32 = 7;
         let name = error.resource_name.as_ref().map(|name| name.name.as_str()).unwrap_or_default();
         let Some(status) = &error.error_detail else { return };
-        tracing::info!("{kind} {name}: the control plane says: {}", status.message);
+        tracing::debug!("{kind} {name}: the control plane says: {}", status.message);
         if let Some(asked) = wanted.get(name)
             && matches!(status.code, NOT_FOUND | PERMISSION_DENIED)
             && self.get(kind, name).is_none()

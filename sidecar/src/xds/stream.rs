@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::backoff::Backoff;
-use crate::tls::{ControlPlane, ControlPlaneError, Proof, Rotation};
+use crate::tls::{ControlPlane, ControlPlaneError, Proof, Rotation, with_causes};
 
 /// The largest response that is read, in bytes: 64 MiB.
 const MAX_RESPONSE: usize = 64 << 20;
@@ -71,14 +71,15 @@ async fn run_once(
     let reason = match end {
         Ok(()) => "the control plane ended it".into(),
         Err(StreamError::Connect(error)) => error.to_string(),
-        Err(StreamError::Status(status)) => {
-            format!(
-                "the control plane at {} says {:?}: {}",
-                control_plane.address(),
-                status.code(),
-                status.message()
-            )
-        }
+        Err(StreamError::Status(status)) => match std::error::Error::source(&status) {
+            Some(cause) => {
+                format!("the way to the control plane at {}: {}", control_plane.address(), with_causes(cause))
+            }
+            None => {
+                let (code, message) = (status.code(), status.message());
+                format!("the control plane at {} says {code:?}: {message}", control_plane.address())
+            }
+        },
     };
     (responses, reason)
 }

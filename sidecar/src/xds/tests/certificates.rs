@@ -39,8 +39,8 @@ async fn a_short_lived_certificate_is_renewed_by_itself_and_no_connection_notice
         let listener = DownstreamTls { require_client_certificate: true, alpn: Vec::new() };
         let address = SocketAddr::from(([192, 0, 2, 1], 8080));
         let (client, accepted) = tokio::join!(
-            tls::connect(near, &web, &pin, None, address),
-            tls::accept(far, &first, &listener, address)
+            Box::pin(tls::connect(near, &web, &pin, None, address)),
+            Box::pin(tls::accept(far, &first, &listener, address))
         );
         let (mut client, mut accepted) =
             (client.expect("connects").stream, accepted.expect("accepts").stream);

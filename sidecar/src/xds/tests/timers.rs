@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use prost::Message as _;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -170,6 +171,41 @@ async fn a_new_stream_starts_the_timers_anew() {
     assert_eq!(bench.engine.cache.knowledge(Kind::Listener, STOCK), Knowledge::Awaited);
     bench.pass(Duration::from_secs(6));
     assert_eq!(bench.engine.cache.knowledge(Kind::Listener, STOCK), Knowledge::Unavailable);
+}
+
+#[tokio::test]
+async fn damaged_responses_never_panic_and_each_is_answered() {
+    let mesh = Mesh::new();
+    let mut bench = Bench::new(&mesh);
+    bench.serve_stock();
+    let mut random = fastrand::Rng::with_seed(7);
+    let resources = shop();
+    for round in 0..2000 {
+        let (resource, _) = &resources[round % resources.len()];
+        let response = DeltaDiscoveryResponse {
+            type_url: resource.type_url().into(),
+            resources: vec![wire(resource)],
+            nonce: "n".into(),
+            ..Default::default()
+        };
+        let mut bytes = response.encode_to_vec();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..bytes.len());
+            bytes[at] = random.u8(..);
+        }
+        let Ok(damaged) = DeltaDiscoveryResponse::decode(bytes.as_slice()) else { continue };
+        bench.sent();
+        let (type_url, nonce) = (damaged.type_url.clone(), damaged.nonce.clone());
+        bench.engine.event(Event::Response(Box::new(damaged)));
+        bench.flush();
+        let is_answer = |request: &DeltaDiscoveryRequest| {
+            request.type_url == type_url
+                && request.response_nonce == nonce
+                && request.resource_names_subscribe.is_empty()
+                && request.resource_names_unsubscribe.is_empty()
+        };
+        assert_eq!(bench.sent().iter().filter(|request| is_answer(request)).count(), 1, "round {round}");
+    }
 }
 
 #[tokio::test]
