@@ -107,6 +107,8 @@ impl Regex {
     /// A message for the user when the syntax is wrong or the expression compiles to more than 1 MiB.
     pub fn new(source: impl Into<String>) -> Result<Self, String> {
         let source = source.into();
+        // By itself first: `a)|(?:b` is no expression, but would be one between the anchors, and escape them.
+        compile(&source, &source)?;
         let compiled = compile(&format!(r"\A(?:{source})\z"), &source)?;
         Ok(Self { source, compiled })
     }

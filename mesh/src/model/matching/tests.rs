@@ -59,3 +59,12 @@ fn a_substitution_says_what_is_wrong_with_it() {
     assert!(Substitution::new("a", r"\n").is_err());
     assert!(Substitution::new("(", "").unwrap_err().contains("not a valid regular expression"));
 }
+
+#[test]
+fn an_expression_cant_escape_its_anchors() {
+    for bad in ["a)|(?:b", "a)", "(", "(?x)a # b"] {
+        assert!(Regex::new(bad).is_err(), "{bad}");
+    }
+    let either = Regex::new("a|b").expect("valid");
+    assert!(either.matches("b") && !either.matches("ab"));
+}
