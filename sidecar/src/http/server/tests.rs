@@ -1,3 +1,4 @@
 mod framing;
 mod http1;
+mod http2;
 mod smuggling;

@@ -64,7 +64,7 @@ pub(crate) async fn serve<H: Handler>(stream: Stream, handler: &H, options: &Ser
                 break;
             }
         }
-        let drained = lame.as_mut().poll(cx).is_ready();
+        let drained = drain.phase() >= Phase::Lame || lame.as_mut().poll(cx).is_ready();
         if (drained || lifetime.poll_idle(cx, streams.is_empty())) && !lifetime.leaving {
             lifetime.leaving = true;
             connection.graceful_shutdown();

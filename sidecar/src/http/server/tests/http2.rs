@@ -1,0 +1,362 @@
+//! What an HTTP/2 connection does, as a client of the `h2` crate sees it.
+
+use std::cell::Cell;
+use std::future::pending;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::http::body::Body;
+use crate::http::server::ServerOptions;
+use crate::http::server::testing::{Serve, Speak, local, ok, options, server, text};
+use crate::worker::drain::Phase;
+
+/// A client's connection, and its end.
+async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
+    let socket = TcpStream::connect(address).await.expect("a listener");
+    let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+    (sender.ready().await.expect("open"), tokio::task::spawn_local(connection))
+}
+
+fn get(path: &str) -> Request<()> {
+    Request::get(format!("http://a{path}")).body(()).expect("valid")
+}
+
+/// Sends a request without a body, and reads the answer.
+async fn fetch(
+    sender: &mut SendRequest<Bytes>,
+    request: Request<()>,
+) -> Result<(StatusCode, String), h2::Error> {
+    let mut sender = sender.clone().ready().await?;
+    let response = sender.send_request(request, true)?.0.await?;
+    let status = response.status();
+    Ok((status, read(response.into_body()).await?.0))
+}
+
+/// Reads a body to its end, opening the window again.
+async fn read(mut body: RecvStream) -> Result<(String, Option<HeaderMap>), h2::Error> {
+    let mut read = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        read.extend_from_slice(&data);
+    }
+    Ok((String::from_utf8(read).expect("text"), body.trailers().await?))
+}
+
+async fn echo() -> SocketAddr {
+    server(Speak::Http2, Serve(|request: Request<Body>, _| async { ok(request.into_body()) }), options())
+        .await
+        .0
+}
+
+/// Opens a stream with a body to come.
+async fn open(sender: &mut SendRequest<Bytes>) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
+    let request = Request::post("http://a/").body(()).expect("valid");
+    let mut sender = sender.clone().ready().await.expect("open");
+    sender.send_request(request, false).expect("open")
+}
+
+#[tokio::test]
+async fn both_directions_stream_at_once_and_end_with_trailers() {
+    local(async {
+        let (mut sender, _) = connect(echo().await).await;
+        let (response, mut send) = open(&mut sender).await;
+        send.send_data(Bytes::from_static(b"one"), false).expect("open");
+        let response = response.await.expect("an answer before the request has ended");
+        let mut body = response.into_body();
+        assert_eq!(body.data().await.expect("data").expect("open"), "one");
+        send.send_data(Bytes::from_static(b"two"), false).expect("open");
+        assert_eq!(body.data().await.expect("data").expect("open"), "two");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        send.send_trailers(trailers.clone()).expect("open");
+        assert_eq!(read(body).await.expect("whole"), (String::new(), Some(trailers)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn streams_do_not_wait_for_each_other() {
+    local(async {
+        let handler = Serve(|request: Request<Body>, _| async move {
+            match request.uri().path() {
+                "/never" => pending().await,
+                path => text(path.to_owned()),
+            }
+        });
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let (mut sender, _) = connect(address).await;
+        let never = sender.send_request(get("/never"), true).expect("open").0;
+        for path in ["/a", "/b"] {
+            assert_eq!(
+                fetch(&mut sender, get(path)).await.expect("an answer"),
+                (StatusCode::OK, path.into())
+            );
+        }
+        drop(never);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_resets_cancels_the_handler() {
+    local(async {
+        let held = Rc::new(());
+        let handler = {
+            let held = Rc::clone(&held);
+            Serve(move |_, _| {
+                let held = Rc::clone(&held);
+                async move {
+                    let _held = held;
+                    pending().await
+                }
+            })
+        };
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let (mut sender, _) = connect(address).await;
+        let idle = Rc::strong_count(&held);
+        let (_response, mut send) = sender.send_request(get("/"), false).expect("open");
+        while Rc::strong_count(&held) == idle {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        send.send_reset(Reason::CANCEL);
+        while Rc::strong_count(&held) > idle {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_fails_resets_the_stream_with_a_code_that_tells() {
+    local(async {
+        let (mut sender, _) = connect(echo().await).await;
+        for (sent, seen) in [
+            (Reason::CANCEL, Reason::CANCEL),
+            (Reason::ENHANCE_YOUR_CALM, Reason::ENHANCE_YOUR_CALM),
+            (Reason::REFUSED_STREAM, Reason::INTERNAL_ERROR),
+        ] {
+            let (response, mut send) = open(&mut sender).await;
+            send.send_data(Bytes::from_static(b"one"), false).expect("open");
+            let mut body = response.await.expect("an answer").into_body();
+            body.data().await.expect("data").expect("open");
+            // The echo's request body fails, and with it the response's; what the client sees is its own reset or the
+            // server's, whichever is first.
+            send.send_reset(sent);
+            let error = body.data().await.expect("an error").expect_err("a reset");
+            assert!([Some(sent), Some(seen)].contains(&error.reason()), "{error}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_the_body() {
+    local(async {
+        let (mut sender, _) = connect(echo().await).await;
+        let (response, mut send) = open(&mut sender).await;
+        let block = Bytes::from(vec![b'x'; 16 * 1024]);
+        let mut sent = 0;
+        let send_all = async {
+            loop {
+                send.reserve_capacity(block.len());
+                let capacity =
+                    std::future::poll_fn(|cx| send.poll_capacity(cx)).await.expect("open").expect("open");
+                send.send_data(block.slice(..capacity.min(block.len())), false).expect("open");
+                sent += capacity.min(block.len());
+            }
+        };
+        let stalled = tokio::time::timeout(Duration::from_millis(300), send_all).await;
+        assert!(stalled.is_err());
+        // Nobody has read the echo: the client's window for it (64 KiB), what the server may hold unsent, and the window
+        // that the server opened for the request; nothing beyond.
+        let bound = 65_535 + 128 * 1024 + 1024 * 1024 + 64 * 1024;
+        assert!(sent > 65_535 && sent <= bound, "{sent}");
+        drop(response);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn heads_that_name_no_host_or_two_are_refused() {
+    local(async {
+        let handler = Serve(|request: Request<Body>, _| async move {
+            text(format!("{:?} {}", request.headers().get("host"), request.uri()))
+        });
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let (mut sender, _) = connect(address).await;
+        let with = |uri: &str, hosts: &[&'static str]| {
+            let mut request = Request::get(uri).body(()).expect("valid");
+            for host in hosts {
+                request.headers_mut().append("host", HeaderValue::from_static(host));
+            }
+            request
+        };
+        for (request, status) in [
+            (with("http://a/", &[]), 200),
+            (with("http://a/", &["A"]), 200),
+            (with("http://a/", &["b"]), 400),
+            (with("http://a/", &["a", "a"]), 400),
+            (with("http://u@a/", &[]), 400),
+        ] {
+            let (seen, _) = fetch(&mut sender, request).await.expect("an answer");
+            assert_eq!(seen.as_u16(), status);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn heads_are_limited() {
+    local(async {
+        let (address, _) = server(Speak::Http2, Serve(|_, _| async { text("x") }), options()).await;
+        let (mut sender, _) = connect(address).await;
+        let mut many = get("/");
+        for n in 0..30 {
+            let name = http::HeaderName::try_from(format!("x-{n}")).expect("valid");
+            many.headers_mut().insert(name, HeaderValue::from_static("y"));
+        }
+        assert_eq!(fetch(&mut sender, many).await.expect("an answer").0.as_u16(), 431);
+        let mut large = get("/");
+        large.headers_mut().insert("x", HeaderValue::try_from("y".repeat(40_000)).expect("valid"));
+        assert_eq!(fetch(&mut sender, large).await.expect("an answer").0.as_u16(), 431);
+        assert_eq!(fetch(&mut sender, get("/")).await.expect("an answer").0.as_u16(), 200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn interim_responses_come_first() {
+    local(async {
+        let handler = Serve(|_, interim: crate::http::server::Interim| async move {
+            let mut hints = Response::new(());
+            *hints.status_mut() = StatusCode::EARLY_HINTS;
+            interim.send(hints);
+            text("x")
+        });
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let (mut sender, _) = connect(address).await;
+        let mut response = sender.send_request(get("/"), true).expect("open").0;
+        let interim = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
+        assert_eq!(interim.expect("one").expect("open").status(), StatusCode::EARLY_HINTS);
+        assert_eq!(response.await.expect("an answer").status(), StatusCode::OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn head_and_lengths_are_kept() {
+    local(async {
+        let handler = Serve(|_, _| async { text("body") });
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let (mut sender, _) = connect(address).await;
+        let response = sender.send_request(get("/"), true).expect("open").0.await.expect("an answer");
+        assert_eq!(response.headers()["content-length"], "4");
+        let head = Request::head("http://a/").body(()).expect("valid");
+        assert_eq!(fetch(&mut sender, head).await.expect("an answer"), (StatusCode::OK, String::new()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_drain_says_goaway_and_lets_streams_finish() {
+    local(async {
+        let (address, drain) = server(
+            Speak::Http2,
+            Serve(|request: Request<Body>, _| async { ok(request.into_body()) }),
+            options(),
+        )
+        .await;
+        let (mut sender, closed) = connect(address).await;
+        let (response, mut send) = open(&mut sender).await;
+        send.send_data(Bytes::from_static(b"one"), false).expect("open");
+        let body = response.await.expect("an answer").into_body();
+        drain.advance(Phase::Lame);
+        // No new stream is taken as soon as the client has heard.
+        while sender.clone().ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        send.send_data(Bytes::from_static(b"two"), true).expect("open");
+        assert_eq!(read(body).await.expect("whole").0, "onetwo");
+        closed.await.expect("ended").expect("in order");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_in_order() {
+    local(async {
+        let limits = ServerOptions { idle_timeout: Duration::from_millis(30), ..options() };
+        let (address, _) = server(Speak::Http2, Serve(|_, _| async { text("x") }), limits).await;
+        let (mut sender, closed) = connect(address).await;
+        fetch(&mut sender, get("/")).await.expect("an answer");
+        closed.await.expect("ended").expect("in order");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn too_many_streams_and_rapid_resets_are_stopped() {
+    local(async {
+        let started = Rc::new(Cell::new(0));
+        let count = Rc::clone(&started);
+        let limits = ServerOptions { max_concurrent_streams: 5, ..options() };
+        let handler = Serve(move |_, _| {
+            count.set(count.get() + 1);
+            pending()
+        });
+        let (address, _) = server(Speak::Http2, handler, limits).await;
+        let (mut sender, closed) = connect(address).await;
+        // Each stream is opened and given up at once.
+        let mut opened = 0;
+        while opened < 10_000 {
+            let Ok(mut ready) = sender.clone().ready().await else { break };
+            let Ok((_, mut send)) = ready.send_request(get("/"), false) else { break };
+            send.send_reset(Reason::CANCEL);
+            opened += 1;
+            if opened % 50 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(opened < 10_000, "never stopped");
+        closed.await.expect("ended").expect_err("a connection that was ended by the server");
+        assert!(started.get() <= opened);
+        drop(sender);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_is_read_whole() {
+    local(async {
+        let handler = Serve(|request: Request<Body>, _| async move {
+            let body = request.into_body().collect().await.expect("whole").to_bytes();
+            text(body.len().to_string())
+        });
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let (mut sender, _) = connect(address).await;
+        let (response, mut send) = open(&mut sender).await;
+        const SIZE: usize = 8 * 1024 * 1024;
+        let mut left = SIZE;
+        while left > 0 {
+            send.reserve_capacity(left);
+            let capacity =
+                std::future::poll_fn(|cx| send.poll_capacity(cx)).await.expect("open").expect("open");
+            let len = capacity.min(left);
+            left -= len;
+            send.send_data(Bytes::from(vec![b'x'; len]), left == 0).expect("open");
+        }
+        let answer = response.await.expect("an answer").into_body();
+        assert_eq!(read(answer).await.expect("whole").0, SIZE.to_string());
+    })
+    .await;
+}
