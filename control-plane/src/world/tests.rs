@@ -1,4 +1,5 @@
 mod aliases;
+mod authorization;
 mod bookshop;
 mod endpoints;
 mod incremental;

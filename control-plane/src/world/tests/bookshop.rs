@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::support::settings;
+use super::support::{assert_survives_the_wire, settings};
 use crate::source::ManifestsSource;
 use crate::world::World;
 
@@ -34,7 +34,9 @@ fn bookshop() -> World {
     std::fs::write(dir.path().join("30-workloads.yaml"), workloads).expect("written");
     let (_, loaded) = ManifestsSource::load(dir.path()).expect("readable");
     assert_eq!(loaded.problems, []);
-    World::build(&loaded.objects, &settings())
+    let world = World::build(&loaded.objects, &settings());
+    assert_survives_the_wire(&world);
+    world
 }
 
 /// With `UPDATE=1` in the environment, writes the file instead of comparing it.

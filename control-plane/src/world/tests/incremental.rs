@@ -127,7 +127,7 @@ fn a_change_of_endpoints_touches_nothing_else() {
     let all = shop();
     let mut world = World::build(&all, &settings());
     let before: BTreeMap<_, _> = world.clusters().clone();
-    let mut objects = all.clone();
+    let mut objects = all;
     let (_, object) = objects.workloads.iter_mut().next().expect("three");
     Arc::make_mut(&mut object.value).spec.ready = false;
     let changes = world.update(&objects, &settings());

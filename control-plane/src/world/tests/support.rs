@@ -1,6 +1,8 @@
 //! Worlds from YAML.
 
 use tulle_mesh::model::{Listener, PerMillion, Protocol, Route, RouteSource};
+use tulle_mesh::route::RouteTable;
+use tulle_mesh::xds::Resource;
 
 use crate::source::{Loaded, ManifestsSource};
 use crate::world::{MeshSettings, World};
@@ -23,8 +25,25 @@ pub(super) fn load(yaml: &str) -> Loaded {
     loaded
 }
 
+/// The world of some manifests. Whatever it is made of arrives at a sidecar as it was meant, and compiles there.
 pub(super) fn world(yaml: &str) -> World {
-    World::build(&load(yaml).objects, &settings())
+    let world = World::build(&load(yaml).objects, &settings());
+    assert_survives_the_wire(&world);
+    world
+}
+
+pub(super) fn assert_survives_the_wire(world: &World) {
+    let listeners = world.listeners().values().map(|listener| Resource::Listener((**listener).clone()));
+    let routes = world.routes().values().map(|routes| Resource::Route((**routes).clone()));
+    let clusters = world.clusters().values().map(|cluster| Resource::Cluster((**cluster).clone()));
+    let endpoints = world.assignments().values().map(|endpoints| Resource::Endpoint((**endpoints).clone()));
+    for resource in listeners.chain(routes).chain(clusters).chain(endpoints) {
+        let decoded = Resource::decode(resource.type_url(), &resource.encode_bytes());
+        assert_eq!(decoded.as_ref(), Ok(&resource), "{} changed on the wire", resource.name());
+    }
+    for routes in world.routes().values() {
+        RouteTable::compile(routes).expect("routes compile");
+    }
 }
 
 /// The problems, each without the folder in front of the file's name.
