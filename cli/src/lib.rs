@@ -1,1 +1,5 @@
-//! cli
+//! `tulle`: the command line of the mesh, and what it shares with the end-to-end tests.
+
+pub mod commands;
+pub mod demo;
+pub mod local;

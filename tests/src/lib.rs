@@ -1,1 +1,213 @@
-//! tests
+//! The harness of the end-to-end tests: a mesh of real processes, the applications beside its sidecars, and clients.
+//!
+//! Everything listens on loopback, on ports of the kernel's choice; every wait is bounded; every process ends with the
+//! test, also when it fails.
+
+mod app;
+mod program;
+mod raw;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+use tulle_cli::local::{Binaries, LocalMesh, Sidecar, SidecarSpec};
+
+pub use app::{App, Seen, script};
+pub use program::{Program, curl, output_of, python};
+pub use raw::{Answer, exchange, read_head, read_to_end};
+pub use tulle_cli::local::{fetch, wait_for};
+
+/// The longest that anything in a test may take.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// The namespace of everything.
+pub const NAMESPACE: &str = "shop";
+
+/// The trust domain of everything.
+pub const TRUST_DOMAIN: &str = "test.example";
+
+/// A control plane on a folder of manifests of its own.
+pub struct TestMesh {
+    /// The mesh.
+    pub mesh: LocalMesh,
+    /// Everything that it keeps.
+    pub folder: TempDir,
+}
+
+/// A workload: an application and its sidecar.
+#[derive(Clone, Debug, Default)]
+pub struct Workload {
+    name: String,
+    service: Option<String>,
+    protocol: Option<String>,
+    app: Option<SocketAddr>,
+    ports: Vec<String>,
+    otlp: Option<String>,
+    config: Map<String, Value>,
+}
+
+impl Workload {
+    /// One with a service account and, if it has an application, a service of its own name, on port 80.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Its application.
+    #[must_use]
+    pub fn app(mut self, address: SocketAddr) -> Self {
+        self.app = Some(address);
+        self
+    }
+
+    /// Its service, where that has another name; several workloads may share one.
+    #[must_use]
+    pub fn service(mut self, name: &str) -> Self {
+        self.service = Some(name.into());
+        self
+    }
+
+    /// What its service's port says of its protocol (`appProtocol`).
+    #[must_use]
+    pub fn protocol(mut self, protocol: &str) -> Self {
+        self.protocol = Some(protocol.into());
+        self
+    }
+
+    /// A local port for a service (`cart.shop:80`).
+    #[must_use]
+    pub fn port(mut self, service: &str) -> Self {
+        self.ports.push(service.into());
+        self
+    }
+
+    /// A trace collector.
+    #[must_use]
+    pub fn otlp(mut self, url: &str) -> Self {
+        self.otlp = Some(url.into());
+        self
+    }
+
+    /// A top-level field of its sidecar's configuration file.
+    #[must_use]
+    pub fn config(mut self, field: &str, value: Value) -> Self {
+        self.config.insert(field.into(), value);
+        self
+    }
+}
+
+impl TestMesh {
+    /// A mesh without workloads.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// A mesh without workloads, with more flags for its control plane.
+    pub async fn start_with(flags: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder");
+        let mesh = LocalMesh::start_with(binaries(), folder.path(), TRUST_DOMAIN, flags).await;
+        let mesh = mesh.unwrap_or_else(|error| panic!("{error}"));
+        Self { mesh, folder }
+    }
+
+    /// Puts a manifest in place, whole or not at all.
+    pub fn manifest(&self, name: &str, text: &str) {
+        write_whole(&self.mesh.manifests.join(name), text);
+    }
+
+    /// Takes a manifest away.
+    pub fn remove_manifest(&self, name: &str) {
+        std::fs::remove_file(self.mesh.manifests.join(name)).expect("the manifest is there");
+    }
+
+    /// Starts a workload's sidecar, puts its Workload and Service in place, and waits until it is ready.
+    pub async fn workload(&self, workload: Workload) -> Sidecar {
+        let sidecar = self.start_sidecar(&workload).await;
+        if let (Some(app), Some(&mesh_port)) = (workload.app, sidecar.inbound.first()) {
+            self.manifest(&format!("{}.yaml", workload.name), &objects(&workload, app, mesh_port));
+        }
+        sidecar.ready(LIMIT).await.unwrap_or_else(|error| panic!("{error}\n{}", sidecar.process.log()));
+        sidecar
+    }
+
+    /// Starts a workload's sidecar and nothing else.
+    pub async fn start_sidecar(&self, workload: &Workload) -> Sidecar {
+        let spec = SidecarSpec {
+            namespace: NAMESPACE.into(),
+            service_account: workload.name.clone(),
+            name: workload.name.clone(),
+            apps: workload.app.into_iter().collect(),
+            ports: workload.ports.clone(),
+            otlp: workload.otlp.clone(),
+            config: workload.config.clone(),
+        };
+        self.mesh.sidecar(&spec).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A page of the control plane's HTTP API, as JSON.
+    pub async fn api(&self, path: &str) -> Value {
+        let (status, text) =
+            fetch(&format!("http://{}{path}", self.mesh.http())).await.expect("the control plane answers");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+}
+
+/// The identity of a workload of the test's mesh.
+pub fn identity(service_account: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{service_account}")
+}
+
+/// The programs under test, which `tests/run` has built.
+pub fn binaries() -> Binaries {
+    let this = std::env::current_exe().expect("this program has a path");
+    let folder = this.ancestors().nth(2).expect("test programs are in a folder of the target folder");
+    Binaries::in_folder(folder).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A program beside the ones under test.
+pub fn binary(name: &str) -> std::path::PathBuf {
+    binaries().sidecar.with_file_name(name)
+}
+
+/// As an editor does it: nobody sees half a file.
+fn write_whole(path: &Path, text: &str) {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, text).expect("the folder can be written");
+    std::fs::rename(&temporary, path).expect("the folder can be written");
+}
+
+fn objects(workload: &Workload, app: SocketAddr, mesh_port: SocketAddr) -> String {
+    let service = workload.service.as_ref().unwrap_or(&workload.name);
+    let mut port = json!({ "name": "main", "port": 80, "targetPort": "main" });
+    if let Some(protocol) = &workload.protocol {
+        port["appProtocol"] = json!(protocol);
+    }
+    let objects = [
+        json!({
+            "apiVersion": "tulle.dev/v1alpha1",
+            "kind": "Workload",
+            "metadata": {
+                "name": workload.name,
+                "namespace": NAMESPACE,
+                "labels": { "app": service, "workload": workload.name },
+            },
+            "spec": {
+                "address": mesh_port.ip().to_string(),
+                "serviceAccount": workload.name,
+                "ports": [{ "name": "main", "port": app.port(), "meshPort": mesh_port.port() }],
+            },
+        }),
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": service, "namespace": NAMESPACE },
+            "spec": { "selector": { "app": service }, "ports": [port] },
+        }),
+    ];
+    // Of several workloads behind one service the first brings the Service.
+    let count = if workload.service.as_ref().is_some_and(|service| *service != workload.name) { 1 } else { 2 };
+    objects[..count].iter().map(|object| format!("---\n{object}\n")).collect()
+}

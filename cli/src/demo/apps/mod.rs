@@ -1,0 +1,97 @@
+//! The bookshop's services: ordinary programs that know nothing of the mesh but an HTTP proxy and a local port.
+
+mod cart;
+mod recommend;
+mod stock;
+mod web;
+
+use std::net::SocketAddr;
+
+use clap::{Args, Subcommand};
+use http::{HeaderMap, HeaderName};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
+
+/// One service of the bookshop.
+#[derive(Debug, Subcommand)]
+pub enum App {
+    /// The shop's page: asks cart and recommend.
+    Web,
+    /// A customer's cart: asks stock.
+    Cart,
+    /// Recommendations, over gRPC.
+    Recommend,
+    /// How many copies are left.
+    Stock(Stock),
+}
+
+/// How stock behaves.
+#[derive(Debug, Args)]
+pub struct Stock {
+    /// What it calls itself.
+    #[arg(long)]
+    version: String,
+    /// How many of 100 requests fail.
+    #[arg(long, default_value_t = 0)]
+    failing_percent: u8,
+}
+
+/// What a service is told about its surroundings: one line of JSON on standard input, once it has said where it
+/// listens. (Its sidecar needs that address before it can say its own.)
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Surroundings {
+    /// The HTTP proxy that other services are reached through.
+    pub(super) http_proxy: String,
+    /// Where recommend is, for gRPC.
+    pub(super) recommend: Option<SocketAddr>,
+}
+
+impl App {
+    /// Serves until standard input ends, as it does when the parent is gone.
+    ///
+    /// # Errors
+    /// When the service can't listen, or is told nonsense.
+    pub async fn run(self) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        println!("{}", serde_json::json!({ "address": address }));
+        let mut input = BufReader::new(tokio::io::stdin()).lines();
+        let line = input.next_line().await.ok().flatten().ok_or("nothing on standard input")?;
+        let surroundings: Surroundings =
+            serde_json::from_str(&line).map_err(|error| format!("standard input: {error}"))?;
+        let serve = async {
+            match self {
+                Self::Web => web::serve(listener, &surroundings).await,
+                Self::Cart => cart::serve(listener, &surroundings).await,
+                Self::Recommend => recommend::serve(listener).await,
+                Self::Stock(stock) => stock::serve(listener, stock).await,
+            }
+        };
+        tokio::select! {
+            served = serve => served,
+            _ = input.next_line() => Ok(()),
+        }
+    }
+}
+
+impl Surroundings {
+    /// A client that sends everything to the proxy, as any HTTP library does when `http_proxy` is set.
+    fn client(&self) -> Result<reqwest::Client, String> {
+        via_proxy(&self.http_proxy)
+    }
+}
+
+/// A client that sends everything to a proxy.
+pub(super) fn via_proxy(proxy: &str) -> Result<reqwest::Client, String> {
+    let settings = reqwest::Proxy::http(proxy).map_err(|error| format!("{proxy}: {error}"))?;
+    reqwest::Client::builder().proxy(settings).build().map_err(|error| error.to_string())
+}
+
+/// The headers that a service passes on, so that its calls stay in its caller's trace. This is all that an application
+/// has to do for tracing.
+fn trace_headers(incoming: &HeaderMap) -> HeaderMap {
+    let names = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+    let kept = names.into_iter().filter_map(|name| Some((name.clone(), incoming.get(&name)?.clone())));
+    kept.collect()
+}

@@ -1,0 +1,108 @@
+//! `tulle demo`: a bookshop on this machine, every service with a sidecar of its own.
+//!
+//! In: how long it runs and where else traces go. Out: a live table of every edge, one trace as a tree, and whether the
+//! mesh did what it promises. All of it are real processes; the demo only starts them, sends requests as a customer
+//! would, and reads what any user can read: metrics pages and spans.
+
+pub mod apps;
+pub mod edges;
+mod shop;
+mod table;
+pub mod traces;
+mod verdict;
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::local::Binaries;
+use edges::Edge;
+use shop::Shop;
+use traces::Traces;
+
+/// What the demo does.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Run for this many seconds, then check what the mesh promises, and end with status 1 if any of it did not hold.
+    #[arg(long)]
+    pub seconds: Option<u64>,
+    /// Send traces to this OTLP/gRPC endpoint too, such as Jaeger's http://127.0.0.1:4317.
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
+    /// How many requests per second the customers send.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    pub rate: u32,
+}
+
+/// How long a promise may still come true after the last second, for spans under way.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Runs the demo until its time is over or Ctrl-C.
+///
+/// # Errors
+/// When something does not start, or a promise did not hold.
+pub async fn run(args: DemoArgs) -> Result<(), String> {
+    let binaries = Binaries::beside_this()?;
+    let (traces, collector) = Traces::collect(args.otlp.as_deref()).await?;
+    let folder = tempfile::Builder::new().prefix("tulle-demo-").tempdir().map_err(|error| error.to_string())?;
+    println!("Starting a control plane, {} services and {} sidecars ...", shop::SERVICES, shop::SIDECARS);
+    let shop = Shop::open(binaries, folder.path(), &collector).await?;
+    println!("Open. Edit the manifests while it runs: {}", shop.manifests().display());
+
+    let customers = shop.customers(args.rate)?;
+    let watched = tokio::select! {
+        watched = watch(&shop, args.seconds) => watched,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    };
+    customers.abort();
+    watched?;
+
+    let edges = shop.edges().await?;
+    let promises = verdict::check(&edges, &shop, &traces, SETTLE).await;
+    println!("{}", table::of(&edges, None));
+    if let Some(spans) = traces.joined(shop::TRACED) {
+        println!("One request, from span to span:\n\n{}", traces::tree(&spans));
+    }
+    let (report, kept) = verdict::report(&promises);
+    println!("{report}");
+    if args.seconds.is_some() && !kept {
+        return Err(format!("a promise was not kept; the logs are in {}", folder.keep().display()));
+    }
+    Ok(())
+}
+
+/// Shows the table each second: in place on a terminal, else every five seconds.
+async fn watch(shop: &Shop, seconds: Option<u64>) -> Result<(), String> {
+    let terminal = std::io::stdout().is_terminal();
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let started = Instant::now();
+    let mut before: HashMap<(String, String), Edge> = HashMap::new();
+    let (mut last, mut height, mut count) = (Instant::now(), 0, 0u64);
+    while seconds.is_none_or(|seconds| started.elapsed() < Duration::from_secs(seconds)) {
+        ticks.tick().await;
+        count += 1;
+        if !terminal && count % 5 != 0 {
+            continue;
+        }
+        let edges = shop.edges().await?;
+        let lately: Vec<Edge> = edges
+            .iter()
+            .map(|edge| edge.since(before.get(&(edge.from.clone(), edge.to.clone()))))
+            .collect();
+        let text = table::of(&lately, Some(last.elapsed()));
+        last = Instant::now();
+        if terminal && height > 0 {
+            print!("\x1b[{height}A\x1b[J");
+        }
+        println!("{text}");
+        height = text.lines().count() + 1;
+        before = edges.into_iter().map(|edge| ((edge.from.clone(), edge.to.clone()), edge)).collect();
+    }
+    // What the customers sent last has time to be counted at both ends.
+    sleep(Duration::from_millis(300)).await;
+    Ok(())
+}

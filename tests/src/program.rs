@@ -1,0 +1,80 @@
+//! Programs of others: curl, Python with its libraries, nginx, h2load.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::LIMIT;
+
+/// A server that runs until it is dropped.
+pub struct Program {
+    /// Where it listens.
+    pub address: SocketAddr,
+    _child: Child,
+}
+
+impl Program {
+    /// Starts a Python server of `tests/python`, which prints its port as its first line.
+    pub async fn python(script: &str, args: &[&str]) -> Self {
+        let mut command = python(script);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("python: {error}; run tests/setup"));
+        let stdout = child.stdout.take().expect("it is piped");
+        let line = timeout(LIMIT, BufReader::new(stdout).lines().next_line()).await;
+        let line = line.expect("the server starts in time").expect("it can be read");
+        let port: u16 = line.as_deref().and_then(|line| line.trim().parse().ok()).expect("its port");
+        Self { address: SocketAddr::from(([127, 0, 0, 1], port)), _child: child }
+    }
+
+    /// Starts nginx in the foreground with a configuration in which `@@PORT@@` stands for a free port and `@@DIR@@` for
+    /// a folder, and waits until it listens.
+    pub async fn nginx(folder: &Path, config: &str) -> Self {
+        let port = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            listener.local_addr().expect("it is bound").port()
+        };
+        let path = folder.join("nginx.conf");
+        let dir = folder.to_str().expect("a UTF-8 path");
+        let config = config.replace("@@PORT@@", &port.to_string()).replace("@@DIR@@", dir);
+        std::fs::write(&path, config).expect("the folder can be written");
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(folder).arg("-c").arg(&path).args(["-e", "stderr", "-g", "daemon off;"]);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let child = command.spawn().unwrap_or_else(|error| panic!("nginx: {error}; run tests/setup"));
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let listens = || async { tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string()) };
+        crate::wait_for(LIMIT, listens).await.unwrap_or_else(|error| panic!("nginx: {error}"));
+        Self { address, _child: child }
+    }
+}
+
+/// A Python script of `tests/python`, in the environment that `tests/setup` makes.
+pub fn python(script: &str) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(root.join("../target/python/bin/python"));
+    command.arg("-u").arg(root.join("python").join(script));
+    command
+}
+
+/// curl, quiet, with a bound on its time, that no environment sends through another proxy.
+pub fn curl() -> Command {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--max-time", "20"]);
+    for name in ["http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a program to its end.
+pub async fn output_of(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let name = PathBuf::from(command.as_std().get_program());
+    let output = timeout(LIMIT * 3, command.output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{} does not end", name.display()));
+    output.unwrap_or_else(|error| panic!("{}: {error}; run tests/setup", name.display()))
+}
