@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod authorize;
+pub mod explain;
 pub mod identity;
 pub mod model;
 pub mod route;

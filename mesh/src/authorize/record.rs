@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::Action;
 use crate::route::shown_header;
@@ -13,7 +13,7 @@ use super::path::Readings;
 use super::{Authorizer, Facts, Set, Verdict};
 
 /// A decision, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorizationRecord {
     /// Whether it may pass.
@@ -30,7 +30,7 @@ pub struct AuthorizationRecord {
 }
 
 /// An ALLOW policy that nearly matched.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NearMiss {
     /// Its name.
@@ -42,7 +42,7 @@ pub struct NearMiss {
 }
 
 /// How a policy came out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRecord {
     /// The set that it belongs to.
@@ -60,7 +60,7 @@ pub struct PolicyRecord {
 }
 
 /// A condition that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedFact {
     /// What it is on.
@@ -72,7 +72,7 @@ pub struct FailedFact {
 }
 
 /// What a condition of a policy is on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FactKind {
     /// The peer's proven identity.

@@ -1,7 +1,7 @@
 //! Authorization: who may do what (Envoy's RBAC, whose trees of conditions these are).
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{HeaderMatch, StringMatch};
 
@@ -21,7 +21,7 @@ pub struct Authorization {
 }
 
 /// What a match means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Action {
     /// The request passes; without a match in the set it is refused.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, Substitution};
 
@@ -94,7 +94,7 @@ pub struct Route {
 }
 
 /// The object that a route was made from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Origin {
     /// `HTTPRoute`, `GRPCRoute`, `Service`, ...

@@ -21,7 +21,7 @@ mod record;
 mod request;
 mod table;
 
-pub(crate) use record::shown_header;
 pub use record::{Condition, ConditionKind, HostRecord, Miss, Outcome, RouteMiss, RouteName, RouteRecord};
+pub(crate) use record::{is_secret_header, shown_header};
 pub use request::RequestView;
 pub use table::{Lookup, RouteError, RouteId, RouteTable};

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Domain, HeaderMatch, Origin, PathMatch, Route, RouteConfiguration, RouteMatch, VirtualHost,
@@ -22,7 +22,7 @@ const MAX_KNOWN_DOMAINS: usize = 20;
 const REDACTED: &str = "[redacted]";
 
 /// How a request was routed, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteRecord {
     /// The name of the route configuration.
@@ -38,15 +38,15 @@ pub struct RouteRecord {
     /// All other routes of the virtual host, in order.
     pub missed: Vec<RouteMiss>,
     /// Where no domain matched: those that there are, at most 20.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub known_domains: Vec<String>,
     /// How many domains there are beyond those listed.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub more_domains: usize,
 }
 
 /// What came of a lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// A route matched.
@@ -58,7 +58,7 @@ pub enum Outcome {
 }
 
 /// A virtual host, and how it was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostRecord {
     /// The virtual host's name.
@@ -68,7 +68,7 @@ pub struct HostRecord {
 }
 
 /// Which route is spoken of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteName {
     /// Its name.
@@ -80,7 +80,7 @@ pub struct RouteName {
 }
 
 /// A route that was not taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteMiss {
     /// Which one.
@@ -90,7 +90,7 @@ pub struct RouteMiss {
 }
 
 /// Why a route was not taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Miss {
     /// This is the first of its conditions that does not hold.
@@ -103,7 +103,7 @@ pub enum Miss {
 }
 
 /// A condition that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// What it is on.
@@ -115,7 +115,7 @@ pub struct Condition {
 }
 
 /// What a condition of a route is on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ConditionKind {
     /// The path.
@@ -227,7 +227,7 @@ pub(crate) fn shown_header(header: &HeaderMatch, value: Option<Cow<'_, str>>) ->
 }
 
 /// Whether values of a header are credentials.
-fn is_secret_header(name: &str) -> bool {
+pub(crate) fn is_secret_header(name: &str) -> bool {
     ["authorization", "cookie", "proxy-authorization", "x-api-key"]
         .iter()
         .any(|secret| name.eq_ignore_ascii_case(secret))
