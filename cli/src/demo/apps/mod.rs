@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use clap::{Args, Subcommand};
 use http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 /// One service of the bookshop.
 #[derive(Debug, Subcommand)]
@@ -56,8 +56,8 @@ impl App {
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         println!("{}", serde_json::json!({ "address": address }));
-        let mut input = BufReader::new(tokio::io::stdin()).lines();
-        let line = input.next_line().await.ok().flatten().ok_or("nothing on standard input")?;
+        let mut input = lines_of_stdin();
+        let line = input.recv().await.ok_or("nothing on standard input")?;
         let surroundings: Surroundings =
             serde_json::from_str(&line).map_err(|error| format!("standard input: {error}"))?;
         let serve = async {
@@ -70,9 +70,23 @@ impl App {
         };
         tokio::select! {
             served = serve => served,
-            _ = input.next_line() => Ok(()),
+            _ = input.recv() => Ok(()),
         }
     }
+}
+
+/// The lines of standard input, read by a thread of its own: it blocks, and must not hold up the end of the runtime.
+fn lines_of_stdin() -> mpsc::UnboundedReceiver<String> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let mut lines = std::io::stdin().lines();
+        while let Some(Ok(line)) = lines.next() {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 impl Surroundings {
