@@ -27,23 +27,26 @@ pub struct Problem {
     pub fix: String,
 }
 
+impl Problem {
+    /// Where it is, as `<file>:<line>:<column>: `; empty where no file is known.
+    pub fn place(&self) -> String {
+        let Some(file) = &self.file else { return String::new() };
+        let positions = [self.line, self.column].into_iter().flatten();
+        positions.fold(format!("{}:", file.display()), |place, position| format!("{place}{position}:")) + " "
+    }
+
+    /// What it is, as `<object>: <field>: <reason>; <fix>`.
+    pub fn message(&self) -> String {
+        let object = self.object.as_ref().map(|object| format!("{object}: ")).unwrap_or_default();
+        let field = if self.field.is_empty() { String::new() } else { format!("{}: ", self.field) };
+        format!("{object}{field}{}; {}", self.reason, self.fix)
+    }
+}
+
 impl fmt::Display for Problem {
+    /// `<place>: <severity>: <message>`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
-            for position in [self.line, self.column].into_iter().flatten() {
-                write!(f, "{position}:")?;
-            }
-            f.write_str(" ")?;
-        }
-        write!(f, "{}: ", self.severity)?;
-        if let Some(object) = &self.object {
-            write!(f, "{object}: ")?;
-        }
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
-        }
-        write!(f, "{}; {}", self.reason, self.fix)
+        write!(f, "{}{}: {}", self.place(), self.severity, self.message())
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::authorize::AuthorizationRecord;
 use crate::identity::SpiffeId;
-use crate::model::{Cluster, Health, Listener, LoadAssignment, RouteConfiguration};
+use crate::model::{self, Cluster, Health, Listener, RouteConfiguration};
 use crate::route::{RequestView, RouteError, RouteRecord};
 
 mod inbound;
@@ -38,8 +38,8 @@ pub trait Resources {
     fn routes(&self, name: &str) -> Option<&RouteConfiguration>;
     /// A cluster.
     fn cluster(&self, name: &str) -> Option<&Cluster>;
-    /// The endpoints of a cluster.
-    fn assignment(&self, name: &str) -> Option<&LoadAssignment>;
+    /// The endpoints of a cluster, as far as they are known here: those found by DNS only where somebody looked them up.
+    fn endpoints<'a>(&'a self, cluster: &'a Cluster) -> Vec<&'a model::Endpoint>;
     /// The inbound listener of another workload; `None` where it is not known here.
     fn inbound(&self, address: SocketAddr) -> Option<&Listener>;
 }

@@ -241,18 +241,14 @@ struct To<'a> {
 impl To<'_> {
     fn backend(&self, name: &str, carried: Carried, resources: &impl Resources) -> Backend {
         let cluster = resources.cluster(name);
-        let (mut dns, mut assignment) = (Vec::new(), None);
-        match cluster.map(|cluster| &cluster.discovery) {
-            Some(Discovery::Eds(name)) => assignment = resources.assignment(name),
-            Some(Discovery::Static(given)) => assignment = Some(given),
-            Some(Discovery::StrictDns(names)) => {
-                dns.extend(names.iter().map(|name| format!("{}:{}", name.host, name.port)));
-            }
-            Some(Discovery::LogicalDns(name)) => dns.push(format!("{}:{}", name.host, name.port)),
-            Some(Discovery::OriginalDestination) => dns.push("the address that was dialled".into()),
-            None => {}
-        }
-        let endpoints = assignment.into_iter().flat_map(|assignment| assignment.endpoints());
+        let name_of = |name: &model::HostPort| format!("{}:{}", name.host, name.port);
+        let dns = match cluster.map(|cluster| &cluster.discovery) {
+            Some(Discovery::StrictDns(names)) => names.iter().map(name_of).collect(),
+            Some(Discovery::LogicalDns(name)) => vec![name_of(name)],
+            Some(Discovery::OriginalDestination) => vec!["the address that was dialled".into()],
+            Some(Discovery::Eds(_) | Discovery::Static(_)) | None => Vec::new(),
+        };
+        let endpoints = cluster.map(|cluster| resources.endpoints(cluster)).unwrap_or_default();
         Backend {
             cluster: name.into(),
             share: 0.0,
@@ -262,6 +258,7 @@ impl To<'_> {
             known: cluster.is_some(),
             dns,
             endpoints: endpoints
+                .into_iter()
                 .filter_map(|endpoint| Some(self.endpoint(cluster?, endpoint, carried, resources)))
                 .collect(),
         }

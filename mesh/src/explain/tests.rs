@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::model::{
     self, Authorization, ChainMatch, Cluster, Discovery, Domain, DownstreamTls, EndpointAddress, FilterChain,
-    HeaderMutation, HeaderMutations, HeaderOp, HttpConnection, HttpFilter, Limits, LoadBalancer,
-    LocalityEndpoints, Origin, PathMatch, PathRewrite, PerMillion, Permission, Policy, Principal, Protocol,
-    Redirect, RetryOn, RetryPolicy, Route, RouteAction, RouteMatch, RouteSource, StringMatch, TcpProxy,
-    TrafficDirection, UpstreamProtocol, UpstreamTls, VirtualHost,
+    HeaderMutation, HeaderMutations, HeaderOp, HttpConnection, HttpFilter, Limits, LoadAssignment,
+    LoadBalancer, LocalityEndpoints, Origin, PathMatch, PathRewrite, PerMillion, Permission, Policy,
+    Principal, Protocol, Redirect, RetryOn, RetryPolicy, Route, RouteAction, RouteMatch, RouteSource,
+    StringMatch, TcpProxy, TrafficDirection, UpstreamProtocol, UpstreamTls, VirtualHost,
 };
 
 use super::*;
@@ -27,8 +27,9 @@ impl Resources for Mesh {
     fn cluster(&self, name: &str) -> Option<&Cluster> {
         self.clusters.iter().find(|cluster| cluster.name == name)
     }
-    fn assignment(&self, name: &str) -> Option<&LoadAssignment> {
-        self.assignments.iter().find(|assignment| assignment.name == name)
+    fn endpoints<'a>(&'a self, cluster: &'a Cluster) -> Vec<&'a model::Endpoint> {
+        let of_cluster = self.assignments.iter().filter(|assignment| assignment.name == cluster.name);
+        of_cluster.flat_map(|assignment| assignment.endpoints()).collect()
     }
     fn inbound(&self, address: SocketAddr) -> Option<&Listener> {
         self.inbound.iter().find(|listener| listener.address == Some(address))

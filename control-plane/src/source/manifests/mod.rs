@@ -10,6 +10,7 @@
 mod decode;
 mod documents;
 mod node;
+pub mod once;
 mod watch;
 
 #[cfg(test)]
@@ -168,7 +169,7 @@ impl KindVisitor for Keep<'_> {
     }
 }
 
-/// The folder itself can't be read: the operator's fault, or the file system's.
+/// The folder (or a single file that was named) can't be read: the operator's fault, or the file system's.
 #[derive(Debug)]
 pub struct SourceError {
     folder: PathBuf,
@@ -177,7 +178,7 @@ pub struct SourceError {
 
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "can't read the folder of manifests {}: {}", self.folder.display(), self.error)
+        write!(f, "can't read manifests from {}: {}", self.folder.display(), self.error)
     }
 }
 

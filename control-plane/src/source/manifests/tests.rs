@@ -251,7 +251,7 @@ fn files_that_can_not_be_read_are_reported() {
     );
     assert_eq!(names(&loaded.objects), ["Service shop/stock"]);
     let missing = ManifestsSource::load(dir.path().join("missing")).map(|_| ()).expect_err("no such folder");
-    assert!(missing.to_string().starts_with("can't read the folder of manifests "), "{missing}");
+    assert!(missing.to_string().starts_with("can't read manifests from "), "{missing}");
 }
 
 #[tokio::test]
