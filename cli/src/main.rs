@@ -1,14 +1,15 @@
 //! The `tulle` program.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tulle_cli::{commands, demo};
+use tulle_cli::output::Failure;
+use tulle_cli::{commands, demo, output};
 
 /// Tulle, a service mesh: look into it, explain its decisions, try it out.
 #[derive(Debug, Parser)]
 #[command(name = "tulle", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Start with `tulle demo`. Every command has examples: `tulle COMMAND --help`.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -17,10 +18,26 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a bookshop with a sidecar beside every service, and watch its traffic.
+    #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
+    /// Check manifests: what is wrong, in which line, and how to mend it.
+    #[command(after_help = commands::check::EXAMPLES)]
+    Check(commands::check::CheckArgs),
+    /// Explain where a request goes and why, from manifests or from a running sidecar.
+    #[command(after_help = commands::explain::EXAMPLES)]
+    Explain(commands::explain::ExplainArgs),
+    /// Show the connected proxies and whether they hold what was sent.
+    #[command(after_help = commands::status::EXAMPLES)]
+    Status(commands::status::StatusArgs),
+    /// Show what a running sidecar believes: listeners, routes, clusters, endpoints, certificates.
+    #[command(after_help = commands::config::EXAMPLES)]
+    Config(commands::config::ConfigArgs),
     /// Make a join token, by which a workload proves who it is to the control plane.
+    #[command(after_help = commands::token::EXAMPLES)]
     Token(commands::token::TokenArgs),
     /// Write a completion script for a shell to standard output.
+    #[command(after_help = "Examples:\n  tulle completions bash > /etc/bash_completion.d/tulle\n  \
+                            source <(tulle completions zsh)")]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -31,32 +48,30 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A usage error ends here, with status 2.
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no runtime: {error}")),
+        Err(error) => return Failure::new(format!("no runtime: {error}")).report(),
     };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Demo(args) => demo::run(args).await,
-            Command::Token(args) => commands::token::run(&args),
-            Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "tulle", &mut std::io::stdout());
-                Ok(())
-            }
-            Command::DemoApp(app) => app.run().await,
-        }
-    });
-    // A task that waits for standard input would hold up the end.
-    runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => fail(&message),
-    }
+    let ended = runtime.block_on(run(cli.command));
+    ended.unwrap_or_else(|failure| failure.report())
 }
 
-fn fail(message: &str) -> ExitCode {
-    let (red, plain) = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
-    eprintln!("{red}error:{plain} {message}");
-    ExitCode::FAILURE
+async fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Demo(args) => demo::run(args).await?,
+        Command::Check(args) => return commands::check::run(&args),
+        Command::Explain(args) => return commands::explain::run(&args).await,
+        Command::Status(args) => commands::status::run(&args).await?,
+        Command::Config(args) => commands::config::run(&args).await?,
+        Command::Token(args) => commands::token::run(&args)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tulle", &mut script);
+            output::write(&String::from_utf8_lossy(&script))?;
+        }
+        Command::DemoApp(app) => app.run().await?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

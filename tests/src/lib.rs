@@ -208,6 +208,7 @@ fn objects(workload: &Workload, app: SocketAddr, mesh_port: SocketAddr) -> Strin
         }),
     ];
     // Of several workloads behind one service the first brings the Service.
-    let count = if workload.service.as_ref().is_some_and(|service| *service != workload.name) { 1 } else { 2 };
+    let count =
+        if workload.service.as_ref().is_some_and(|service| *service != workload.name) { 1 } else { 2 };
     objects[..count].iter().map(|object| format!("---\n{object}\n")).collect()
 }

@@ -46,7 +46,8 @@ impl Program {
         command.stdin(Stdio::null()).kill_on_drop(true);
         let child = command.spawn().unwrap_or_else(|error| panic!("nginx: {error}; run tests/setup"));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let listens = || async { tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string()) };
+        let listens =
+            || async { tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string()) };
         crate::wait_for(LIMIT, listens).await.unwrap_or_else(|error| panic!("nginx: {error}"));
         Self { address, _child: child }
     }
@@ -64,7 +65,8 @@ pub fn python(script: &str) -> Command {
 pub fn curl() -> Command {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--max-time", "20"]);
-    for name in ["http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy"] {
+    for name in ["http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy"]
+    {
         command.env_remove(name);
     }
     command

@@ -19,13 +19,16 @@ fn main() -> ExitCode {
     }
     match build.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => return ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
+        Ok(status) => {
+            return ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+        }
         Err(error) => {
             eprintln!("cargo can't be run: {error}");
             return ExitCode::FAILURE;
         }
     }
-    let tulle = std::env::current_exe().map_or_else(|_| PathBuf::from("tulle"), |this| this.with_file_name("tulle"));
+    let tulle =
+        std::env::current_exe().map_or_else(|_| PathBuf::from("tulle"), |this| this.with_file_name("tulle"));
     let error = Command::new(&tulle).arg("demo").args(std::env::args_os().skip(1)).exec();
     eprintln!("{}: {error}", tulle.display());
     ExitCode::FAILURE

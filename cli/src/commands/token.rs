@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use tulle_control_plane::ca::tokens;
 
+use crate::output::{Failure, write};
+
 /// For whom the token is.
 #[derive(Debug, Args)]
 pub struct TokenArgs {
@@ -23,15 +25,23 @@ pub struct TokenArgs {
     ttl: Duration,
 }
 
+/// Examples, for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  tulle token --state /var/lib/tulle -n shop --service-account cart > cart.token
+  tulle token --state /var/lib/tulle -n shop --service-account cart --ttl 10m
+
+Whoever has the token can get a certificate for this service account until the token expires: keep it in a file that
+only the workload can read.";
+
 /// Prints the token.
 ///
 /// # Errors
 /// When the state folder has no key that can be used, or a name can't be part of an identity.
-pub fn run(args: &TokenArgs) -> Result<(), String> {
+pub fn run(args: &TokenArgs) -> Result<(), Failure> {
     let now = SystemTime::now();
     let token = tokens::mint(&args.state, &args.namespace, &args.service_account, args.ttl, now);
-    println!("{}", token.map_err(|error| error.to_string())?);
-    Ok(())
+    write(&format!("{}\n", token.map_err(Failure::new)?))
 }
 
 /// A whole number of seconds, minutes, hours or days, with its unit.

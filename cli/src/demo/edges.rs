@@ -71,9 +71,10 @@ impl Edge {
         let Some(earlier) = earlier else {
             return self.clone();
         };
-        let buckets = self.buckets.iter().map(|(bound, count)| {
-            (*bound, count - earlier.buckets.get(bound).copied().unwrap_or_default())
-        });
+        let buckets = self
+            .buckets
+            .iter()
+            .map(|(bound, count)| (*bound, count - earlier.buckets.get(bound).copied().unwrap_or_default()));
         Self {
             requests: self.requests - earlier.requests,
             successes: self.successes - earlier.successes,

@@ -37,6 +37,13 @@ pub struct DemoArgs {
     pub rate: u32,
 }
 
+/// Examples, for `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  tulle demo                              until Ctrl-C; edit the manifests in the folder that it prints
+  tulle demo --otlp http://127.0.0.1:4317   with Jaeger
+  tulle demo --seconds 20                 unattended; status 1 if a promise was not kept";
+
 /// How long a promise may still come true after the last second, for spans under way.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -47,7 +54,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub async fn run(args: DemoArgs) -> Result<(), String> {
     let binaries = Binaries::beside_this()?;
     let (traces, collector) = Traces::collect(args.otlp.as_deref()).await?;
-    let folder = tempfile::Builder::new().prefix("tulle-demo-").tempdir().map_err(|error| error.to_string())?;
+    let folder =
+        tempfile::Builder::new().prefix("tulle-demo-").tempdir().map_err(|error| error.to_string())?;
     println!("Starting a control plane, {} services and {} sidecars ...", shop::SERVICES, shop::SIDECARS);
     let shop = Shop::open(binaries, folder.path(), &collector).await?;
     println!("Open. Edit the manifests while it runs: {}", shop.manifests().display());
@@ -89,10 +97,8 @@ async fn watch(shop: &Shop, seconds: Option<u64>) -> Result<(), String> {
             continue;
         }
         let edges = shop.edges().await?;
-        let lately: Vec<Edge> = edges
-            .iter()
-            .map(|edge| edge.since(before.get(&(edge.from.clone(), edge.to.clone()))))
-            .collect();
+        let lately: Vec<Edge> =
+            edges.iter().map(|edge| edge.since(before.get(&(edge.from.clone(), edge.to.clone())))).collect();
         let text = table::of(&lately, Some(last.elapsed()));
         last = Instant::now();
         if terminal && height > 0 {

@@ -25,11 +25,10 @@ const TRUST_DOMAIN: &str = "bookshop.example";
 const READY: Duration = Duration::from_secs(30);
 
 /// What every user of the demo may change while it runs.
-const MANIFESTS: [(&str, &str); 4] = [
-    ("namespace.yaml", include_str!("../../../manifests/demo/namespace.yaml")),
-    ("services.yaml", include_str!("../../../manifests/demo/services.yaml")),
-    ("routes.yaml", include_str!("../../../manifests/demo/routes.yaml")),
-    ("policies.yaml", include_str!("../../../manifests/demo/policies.yaml")),
+const MANIFESTS: [(&str, &str); 3] = [
+    ("00-services.yaml", include_str!("../../../manifests/demo/00-services.yaml")),
+    ("10-routes.yaml", include_str!("../../../manifests/demo/10-routes.yaml")),
+    ("20-policies.yaml", include_str!("../../../manifests/demo/20-policies.yaml")),
 ];
 
 /// The running bookshop.
@@ -44,6 +43,8 @@ pub(super) struct Shop {
 struct Service {
     name: &'static str,
     account: &'static str,
+    /// What its port is called, which tells the mesh what is spoken there.
+    port: &'static str,
     app: Process,
     address: SocketAddr,
 }
@@ -56,18 +57,19 @@ impl Shop {
         for (name, text) in MANIFESTS {
             std::fs::write(manifests.join(name), text).map_err(|error| format!("{name}: {error}"))?;
         }
-        let mesh = LocalMesh::start(binaries, folder, TRUST_DOMAIN).await.map_err(|error| error.to_string())?;
+        let mesh =
+            LocalMesh::start(binaries, folder, TRUST_DOMAIN).await.map_err(|error| error.to_string())?;
 
         let logs = mesh.logs.clone();
         let mut services = Vec::new();
-        for (name, account, args) in [
-            ("stock-v1", "stock", &["stock", "--version", "v1"][..]),
-            ("stock-v2", "stock", &["stock", "--version", "v2", "--failing-percent", "20"]),
-            ("recommend", "recommend", &["recommend"]),
-            ("cart", "cart", &["cart"]),
-            ("web", "web", &["web"]),
+        for (name, account, port, args) in [
+            ("stock-v1", "stock", "http", &["stock", "--version", "v1"][..]),
+            ("stock-v2", "stock", "http", &["stock", "--version", "v2", "--failing-percent", "20"]),
+            ("recommend", "recommend", "grpc", &["recommend"]),
+            ("cart", "cart", "http", &["cart"]),
+            ("web", "web", "http", &["web"]),
         ] {
-            services.push(Service::start(name, account, args, &logs).await?);
+            services.push(Service::start(name, account, port, args, &logs).await?);
         }
 
         let customers = sidecar(&mesh, "customers", "customers", None, collector).await?;
@@ -86,7 +88,8 @@ impl Shop {
             workloads.push_str(&service.manifest(*mesh_port));
             sidecars.push((service.name.to_owned(), sidecar));
         }
-        std::fs::write(mesh.manifests.join("workloads.yaml"), workloads).map_err(|error| error.to_string())?;
+        std::fs::write(mesh.manifests.join("workloads.yaml"), workloads)
+            .map_err(|error| error.to_string())?;
         for (_, sidecar) in &sidecars {
             sidecar.ready(READY).await?;
         }
@@ -158,6 +161,7 @@ impl Service {
     async fn start(
         name: &'static str,
         account: &'static str,
+        port: &'static str,
         args: &[&str],
         logs: &Path,
     ) -> Result<Self, String> {
@@ -167,23 +171,27 @@ impl Service {
         let app = Process::start(name, command, logs).await.map_err(|error| error.to_string())?;
         let address = app.started["address"].as_str().and_then(|address| address.parse().ok());
         let address = address.ok_or_else(|| format!("{name} does not say where it listens"))?;
-        Ok(Self { name, account, app, address })
+        Ok(Self { name, account, port, app, address })
     }
 
     /// The Workload that stands for the service, as one YAML document (JSON is YAML).
     fn manifest(&self, mesh_port: SocketAddr) -> String {
+        let mut labels = json!({ "app": self.account });
+        if let Some(version) = self.name.strip_prefix("stock-") {
+            labels["version"] = json!(version);
+        }
         let workload = json!({
             "apiVersion": "tulle.dev/v1alpha1",
             "kind": "Workload",
             "metadata": {
                 "name": self.name,
                 "namespace": NAMESPACE,
-                "labels": { "app": self.account, "workload": self.name },
+                "labels": labels,
             },
             "spec": {
                 "address": mesh_port.ip().to_string(),
                 "serviceAccount": self.account,
-                "ports": [{ "name": "app", "port": self.address.port(), "meshPort": mesh_port.port() }],
+                "ports": [{ "name": self.port, "port": self.address.port(), "meshPort": mesh_port.port() }],
             },
         });
         format!("---\n{workload}\n")

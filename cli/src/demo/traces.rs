@@ -6,8 +6,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span as WireSpan;
 use tokio::net::TcpListener;
@@ -62,7 +66,8 @@ impl Traces {
     /// When it can't listen, or `forward` is not a URL.
     pub async fn collect(forward: Option<&str>) -> Result<(Self, String), String> {
         let forward = forward.map(|url| {
-            let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| format!("{url}: {error}"))?;
+            let endpoint =
+                Endpoint::from_shared(url.to_owned()).map_err(|error| format!("{url}: {error}"))?;
             Ok::<_, String>(TraceServiceClient::new(endpoint.connect_lazy()))
         });
         let traces = Self { state: Arc::default(), forward: forward.transpose()? };
@@ -217,9 +222,11 @@ mod tests {
 
     #[test]
     fn a_tree_indents_what_is_below() {
-        let spans = [span(2, &[1], "b", 2), span(1, &[], "a", 1), span(4, &[2], "d", 4), span(3, &[1], "c", 3)];
+        let spans =
+            [span(2, &[1], "b", 2), span(1, &[], "a", 1), span(4, &[2], "d", 4), span(3, &[1], "c", 3)];
         let lines = tree(&spans);
-        let starts: Vec<&str> = lines.lines().map(|line| line.split(" client").next().unwrap_or("")).collect();
+        let starts: Vec<&str> =
+            lines.lines().map(|line| line.split(" client").next().unwrap_or("")).collect();
         assert_eq!(starts, ["a", "├─ b", "│  └─ d", "└─ c"]);
     }
 

@@ -50,7 +50,8 @@ pub(super) struct Recommender(Channel);
 impl Recommender {
     /// A client that connects when it is first used.
     pub(super) fn new(address: SocketAddr) -> Result<Self, String> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let endpoint =
+            Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
         Ok(Self(endpoint.connect_lazy()))
     }
 
