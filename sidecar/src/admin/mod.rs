@@ -141,6 +141,3 @@ async fn set_log(State(admin): State<Arc<Admin>>, Query(set): Query<SetLog>) -> 
 fn bad_request(message: &str) -> Response {
     (StatusCode::BAD_REQUEST, format!("{message}\n")).into_response()
 }
-
-#[cfg(test)]
-mod tests;

@@ -18,5 +18,10 @@ mod refusal;
 
 pub(crate) use accept::Acceptor;
 pub(crate) use connection::{Accepted, serve};
-pub(crate) use place::{Addresses, BindError, Bound, Place, bind};
+pub(crate) use place::{Addresses, BindError, Bound, Place, Role, bind};
 pub(crate) use refusal::Refusals;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -119,7 +119,10 @@ pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
     Ok(Bound { listeners, admin, health, addresses })
 }
 
-fn listen(field: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
+pub(super) fn listen(
+    field: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), BindError> {
     let open = || -> io::Result<(TcpListener, SocketAddr)> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for connections of its predecessor to leave TIME_WAIT.

@@ -262,6 +262,3 @@ impl NoUpstream {
         Self { token: error.token(), details: format!("{endpoint}: {error}"), endpoint: Some(endpoint) }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -15,7 +15,16 @@ use crate::xds::Demand;
 
 /// A worker that serves from `snapshot`, and what it asks for.
 pub(crate) fn worker(snapshot: Snapshot) -> (Rc<Worker>, UnboundedReceiver<Demand>) {
+    worker_with(OutboundPolicy::AllowAny, snapshot)
+}
+
+/// The same under a policy for destinations that the mesh does not know.
+pub(crate) fn worker_with(
+    policy: OutboundPolicy,
+    snapshot: Snapshot,
+) -> (Rc<Worker>, UnboundedReceiver<Demand>) {
     let (shared, demands) = shared();
+    let shared = Shared { outbound_policy: policy, ..shared };
     (Worker::new(0, shared, Arc::new(snapshot)), demands)
 }
 

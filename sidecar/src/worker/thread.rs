@@ -24,6 +24,12 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// A seat, and what is handed over to it.
+    pub(crate) fn new() -> (Self, Handed) {
+        let (connections, handed) = unbounded_channel();
+        (Self { load: Load::default(), connections }, handed)
+    }
+
     /// Hands a connection over; it counts as the worker's load at once.
     pub(crate) fn give(&self, accepted: Accepted) {
         // A worker that is gone takes no connections; its own end closes this one.
@@ -76,12 +82,7 @@ pub(crate) fn spawn(
     shared: Shared,
     signals: &Signals,
 ) -> io::Result<Spawned> {
-    let (seats, receivers): (Vec<Seat>, Vec<_>) = (0..number)
-        .map(|_| {
-            let (connections, receiver) = unbounded_channel();
-            (Seat { load: Load::default(), connections }, receiver)
-        })
-        .unzip();
+    let (seats, receivers): (Vec<Seat>, Vec<Handed>) = (0..number).map(|_| Seat::new()).unzip();
     let loads = seats.iter().map(|seat| seat.load.clone()).collect();
     let mut listeners = Some(listeners);
     let mut threads = Vec::new();
@@ -94,6 +95,9 @@ pub(crate) fn spawn(
     Ok(Spawned { threads, loads })
 }
 
+/// Connections that others have accepted for a worker.
+pub(crate) type Handed = UnboundedReceiver<(Accepted, OpenConnection)>;
+
 /// Sockets that listen, and what for.
 pub(crate) type Listeners = Vec<(TcpListener, Arc<Place>)>;
 
@@ -102,7 +106,7 @@ struct Role {
     /// Where it accepts, and the seats of all workers; for the first one alone.
     accept: Option<(Listeners, Vec<Seat>)>,
     /// What others have accepted for it.
-    connections: UnboundedReceiver<(Accepted, OpenConnection)>,
+    connections: Handed,
 }
 
 fn run(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Result<()> {
@@ -141,8 +145,63 @@ async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Re
     }
 }
 
-async fn take_over(mut connections: UnboundedReceiver<(Accepted, OpenConnection)>, worker: Rc<Worker>) {
+async fn take_over(mut connections: Handed, worker: Rc<Worker>) {
     while let Some((accepted, open)) = connections.recv().await {
         listener::serve(&worker, accepted, open);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::listener::Role as For;
+    use crate::listener::testing::{TcpChain, connect, listener, on_a_worker, outbound, place, server};
+    use crate::worker::testing::shared;
+
+    #[test]
+    fn connections_are_spread_evenly_and_end_with_the_workers() {
+        on_a_worker(async {
+            let (echo, server) = server().await;
+            let (shared, _demands) = shared();
+            let snapshot = outbound("db:1", listener(&shared.telemetry.metrics, vec![TcpChain::to(&[echo])]));
+            let (_snapshots, snapshots) = watch::channel(Arc::new(snapshot));
+            let (phase, drain) = watch::channel(Phase::Running);
+            let (socket, place) = place(For::Service("db:1".into()));
+            let address = place.address;
+            let signals = Signals { snapshots, drain };
+            let workers = spawn(3, vec![(socket, place)], shared, &signals).expect("threads");
+
+            let mut clients = Vec::new();
+            for _ in 0..9 {
+                let mut client = connect(address).await;
+                let (mut accepted, _) = server.accept().await.expect("the sidecar connects");
+                // Each is carried, whichever worker has it.
+                client.write_all(b"x").await.expect("open");
+                assert_eq!(accepted.read_u8().await.expect("a byte"), b'x');
+                clients.push((client, accepted));
+            }
+            let loads: Vec<usize> = workers.loads.iter().map(Load::connections).collect();
+            assert_eq!(loads, [3, 3, 3]);
+
+            clients.truncate(4);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while workers.connections() != 4 {
+                assert!(Instant::now() < deadline, "{} are counted, 4 are open", workers.connections());
+                tokio::task::yield_now().await;
+            }
+
+            // A drain alone cuts nothing; the end does.
+            phase.send_replace(Phase::Closing);
+            let (client, accepted) = &mut clients[0];
+            accepted.write_all(b"y").await.expect("open");
+            assert_eq!(client.read_u8().await.expect("a byte"), b'y');
+            phase.send_replace(Phase::Over);
+            workers.join().expect("no worker failed");
+            assert!(clients[0].0.read_u8().await.is_err());
+        });
     }
 }
