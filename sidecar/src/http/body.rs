@@ -8,6 +8,7 @@ use http_body::{Frame, SizeHint};
 
 use super::h2::recv::RecvBody;
 use super::server::RequestBody;
+use crate::retry::replay;
 use crate::upstream;
 
 /// A request's or a response's body, wherever it comes from.
@@ -26,6 +27,8 @@ pub(crate) enum Body {
     Http1Response(upstream::Http1Body),
     /// Of an endpoint's answer over HTTP/2.
     Http2Response(upstream::Http2Body),
+    /// Of a request, for one of its attempts.
+    Replay(replay::Attempt),
 }
 
 /// Why a body ended early.
@@ -60,6 +63,7 @@ impl http_body::Body for Body {
             Self::Http2Request(body) => body.poll_frame(cx),
             Self::Http1Response(body) => body.poll_frame(cx),
             Self::Http2Response(body) => body.poll_frame(cx),
+            Self::Replay(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -71,6 +75,7 @@ impl http_body::Body for Body {
             Self::Http2Request(body) => body.is_end_stream(),
             Self::Http1Response(body) => body.is_end_stream(),
             Self::Http2Response(body) => body.is_end_stream(),
+            Self::Replay(body) => body.is_end_stream(),
         }
     }
 
@@ -82,6 +87,7 @@ impl http_body::Body for Body {
             Self::Http2Request(body) => body.size_hint(),
             Self::Http1Response(body) => body.size_hint(),
             Self::Http2Response(body) => body.size_hint(),
+            Self::Replay(body) => body.size_hint(),
         }
     }
 }

@@ -1,9 +1,20 @@
 //! HTTP: from a connection's bytes to requests, through the pipeline, and back.
 
+mod accounted;
 pub(crate) mod body;
+mod connect;
+mod deadline;
+mod destination;
+mod exchange;
+mod fault;
+mod forward;
 pub(crate) mod h1;
 pub(crate) mod h2;
+mod hash;
+mod headers;
+mod mirror;
 pub(crate) mod proxy;
 pub(crate) mod refusal;
+mod respond;
 pub(crate) mod server;
 pub(crate) mod upgrade;

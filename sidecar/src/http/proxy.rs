@@ -1,12 +1,30 @@
 //! The story of one request, from its arrival to the last byte of its answer.
+//!
+//! In: a request of a downstream connection. Out: the answer of an endpoint, or one of the mesh that says why. Outbound and
+//! inbound requests take the same way; what differs is the configuration that they find on it. Nothing here allocates a
+//! task or a box for a trait, takes a lock or waits for another thread.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use tulle_mesh::authorize::{Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::TrafficDirection;
+use tulle_mesh::model::{Fault, Route, RouteAction, TrafficDirection};
+use tulle_mesh::route::{Lookup, RouteId, filter};
 
+use super::accounted::Accounted;
+use super::body::Body;
+use super::destination::Remembered;
+use super::exchange::Exchange;
+use super::server::{Handler, Interim, Reply};
+use super::upgrade::Tunnel;
+use super::{fault, headers, respond};
+use crate::error::RequestError;
+use crate::limit::{Refusal, Slot};
+use crate::snapshot::HttpRoutes;
 use crate::worker::Worker;
 
 /// The facts of a downstream connection.
@@ -42,13 +60,181 @@ pub(crate) enum Target {
 
 /// Handles the requests of one connection.
 pub(crate) struct Proxy {
-    worker: Rc<Worker>,
-    downstream: Rc<Downstream>,
+    pub(super) worker: Rc<Worker>,
+    pub(super) downstream: Rc<Downstream>,
+    /// Where its last request went.
+    pub(super) remembered: RefCell<Remembered>,
+}
+
+/// An answer on its way to the client.
+pub(super) struct Answered {
+    pub(super) response: Response<Body>,
+    pub(super) tunnel: Option<Tunnel>,
+    /// Why the mesh is its author, where it is.
+    pub(super) problem: Option<super::exchange::Problem>,
 }
 
 impl Proxy {
     /// A handler for the requests of `downstream`.
     pub(crate) fn new(worker: Rc<Worker>, downstream: Rc<Downstream>) -> Self {
-        Self { worker, downstream }
+        Self { worker, downstream, remembered: RefCell::default() }
     }
+
+    /// From the head of a request to the head of its answer.
+    async fn answer(&self, exchange: &mut Exchange, interim: &Interim) -> Result<Answered, RequestError> {
+        if headers::is_loop(&exchange.request.headers) {
+            return Err(RequestError::Loop);
+        }
+        let plain_connect =
+            exchange.request.method == Method::CONNECT && !headers::is_upgrade(&exchange.request);
+        if plain_connect {
+            return self.connect(exchange).await;
+        }
+        let (current, routes) = self.routes(headers::authority(&exchange.request)).await?;
+        exchange.current = Some(current);
+        exchange.routes = Some(routes.clone());
+        exchange.start_trace();
+        self.authorize(exchange, &routes)?;
+        let slot = self.admit(exchange, &routes)?;
+        let id = self.route(exchange, &routes)?;
+        let route = routes.table.route(id);
+        self.inject(route.fault.as_ref().or(routes.fault.as_ref())).await?;
+        match &route.action {
+            RouteAction::Forward(forward) => {
+                let plan = self.plan(exchange, &routes, id, forward)?;
+                self.forward(exchange, plan, interim, slot).await
+            }
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
+                local(exchange, route)
+            }
+        }
+    }
+
+    fn authorize(&self, exchange: &Exchange, routes: &HttpRoutes) -> Result<(), RequestError> {
+        if routes.authorizer.is_empty() {
+            return Ok(());
+        }
+        let downstream = &self.downstream;
+        let view = exchange.view();
+        let facts = Facts {
+            peer: downstream.identity.as_ref(),
+            source_ip: downstream.peer.ip(),
+            destination: match &downstream.target {
+                Target::Application { address, .. } => *address,
+                Target::Service(_) | Target::Authority => downstream.local,
+            },
+            server_name: downstream.server_name.as_deref(),
+            request: Some(&view),
+        };
+        for hit in routes.authorizer.audits(&facts) {
+            tracing::info!(client = %downstream.peer, method = %view.method, path = view.path, ?hit, "audited a request");
+        }
+        match routes.authorizer.check(&facts) {
+            Verdict::Allowed { .. } => Ok(()),
+            Verdict::Denied { set, by } => {
+                let peer = downstream.identity.as_ref().map_or("without identity", SpiffeId::as_str);
+                let policy = by.unwrap_or("no policy allows it");
+                tracing::info!(client = %downstream.peer, peer, method = %view.method, path = view.path, set, policy,
+                    "denied a request");
+                Err(RequestError::Denied(match by {
+                    Some(by) => format!("{peer} is denied by {by}"),
+                    None => format!("{peer} is not allowed by any policy of {set}"),
+                }))
+            }
+        }
+    }
+
+    fn admit(&self, exchange: &Exchange, routes: &HttpRoutes) -> Result<Option<Slot>, RequestError> {
+        let identity = self.downstream.identity.as_ref();
+        let admitted = routes.limits.admit(&exchange.view(), identity, exchange.begun);
+        admitted.map_err(|refusal| match refusal {
+            Refusal::Rate { retry_after, .. } => RequestError::RateLimited(refusal.to_string(), retry_after),
+            Refusal::Concurrency { .. } => RequestError::Overload(refusal.to_string()),
+        })
+    }
+
+    fn route(&self, exchange: &mut Exchange, routes: &HttpRoutes) -> Result<RouteId, RequestError> {
+        match routes.table.lookup(&exchange.view(), || self.worker.draw()) {
+            Lookup::Found(id) => {
+                exchange.route = Some(id);
+                Ok(id)
+            }
+            Lookup::NoVirtualHost | Lookup::NoRoute => Err(RequestError::NoRoute),
+        }
+    }
+
+    async fn inject(&self, fault: Option<&Fault>) -> Result<(), RequestError> {
+        let Some(fault) = fault else { return Ok(()) };
+        let injected = fault::draw(fault, || self.worker.draw());
+        if let Some(delay) = injected.delay {
+            tokio::time::sleep(delay).await;
+        }
+        injected.abort.map_or(Ok(()), |abort| Err(abort.into()))
+    }
+
+    /// The answer of the mesh itself to a request that failed.
+    fn refuse(&self, exchange: &mut Exchange, error: &RequestError) -> Answered {
+        let details = error.to_string();
+        let response = respond::error(error, &details, exchange.asker());
+        if error.blame() == crate::error::Blame::Mesh {
+            tracing::debug!(client = %self.downstream.peer, token = error.token(), "answered a request: {details}");
+        }
+        exchange.grpc_status = respond::grpc_status(response.headers());
+        Answered { response, tunnel: None, problem: Some((error.token(), details)) }
+    }
+}
+
+impl Handler for Proxy {
+    type Body = Accounted;
+
+    async fn handle(&self, request: Request<Body>, interim: Interim) -> Reply<Accounted> {
+        let (head, body) = request.into_parts();
+        let mut exchange = Box::new(Exchange::new(&self.worker, &self.downstream, head, body));
+        let (answered, close) = match self.answer(&mut exchange, &interim).await {
+            Ok(answered) => (answered, false),
+            Err(error) => {
+                let answered = self.refuse(&mut exchange, &error);
+                // What is left of the client's body is not worth waiting for when the body itself is broken.
+                (answered, error.blame() == crate::error::Blame::Client)
+            }
+        };
+        exchange.body.release();
+        let Answered { response, tunnel, problem } = answered;
+        exchange.responding(response.status(), response.headers(), problem);
+        let (idle, whole) = exchange.stream_limits();
+        let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
+        let response = response.map(|body| Accounted::new(body, exchange, bodiless, idle, whole));
+        Reply { response, tunnel, close }
+    }
+}
+
+/// The answer of a route that leads to no backend.
+fn local(exchange: &mut Exchange, route: &Route) -> Result<Answered, RequestError> {
+    let asker = exchange.asker();
+    let mut response = match &route.action {
+        RouteAction::Redirect(redirect) => {
+            let view = exchange.view();
+            let target = exchange.target();
+            let location = filter::redirect_location(
+                redirect,
+                view.scheme,
+                view.authority,
+                &target,
+                &route.matches.path,
+            );
+            let location = HeaderValue::from_str(&location).map_err(|_| {
+                let what = format!("the redirect of route {:?} leads to {location:?}", route.name);
+                RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, what)
+            })?;
+            respond::redirect(redirect.status, location)
+        }
+        RouteAction::Respond(configured) => respond::direct(configured, asker),
+        RouteAction::Forward(_) | RouteAction::NonForwarding => {
+            let what = format!("route {:?} is for servers without a sidecar", route.name);
+            return Err(RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, what));
+        }
+    };
+    filter::mutate_headers(&route.response_headers, response.headers_mut());
+    exchange.grpc_status = respond::grpc_status(response.headers());
+    Ok(Answered { response, tunnel: None, problem: None })
 }

@@ -1,0 +1,211 @@
+//! How long a request may take, over all hops.
+//!
+//! In: the route's timeouts and what the caller says it has left. Out: when to give up, by what name, and what to tell
+//! the next hop. A deadline only ever shrinks on its way.
+
+use std::future::{pending, poll_fn};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::sleep_until;
+
+use crate::retry::replay::Replay;
+
+/// gRPC's timeout: what the caller has left.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The same for other requests, in milliseconds (Envoy's name).
+const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// A timeout's name and value, for the answer that says that it is over.
+pub(crate) type Named = (&'static str, Duration);
+
+/// The limits of one request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    /// What the caller has given, and until when.
+    caller: Option<(Instant, Named)>,
+    /// What the route gives from the end of the request's body on.
+    route: Option<Duration>,
+}
+
+impl Deadline {
+    /// For a request that arrived at `now`. Zero on the route means no limit.
+    pub(crate) fn new(headers: &HeaderMap, route: Option<Duration>, now: Instant) -> Self {
+        let grpc = headers.get(GRPC_TIMEOUT).and_then(|value| parse_grpc(value.as_bytes()));
+        let named = grpc.map(|value| ("grpc-timeout", value)).or_else(|| {
+            let millis = headers.get(EXPECTED)?.to_str().ok()?.parse().ok()?;
+            Some(("x-envoy-expected-rq-timeout-ms", Duration::from_millis(millis)))
+        });
+        Self {
+            // A time that does not fit the clock is no limit.
+            caller: named.and_then(|named| Some((now.checked_add(named.1)?, named))),
+            route: route.filter(|timeout| !timeout.is_zero()),
+        }
+    }
+
+    /// What is left at `now`, of a request whose body ended at `ended`; `None`: no limit.
+    pub(crate) fn left(&self, ended: Option<Instant>, now: Instant) -> Option<Duration> {
+        let caller = self.caller.map(|(end, _)| end.saturating_duration_since(now));
+        let route = self.route.map(|timeout| {
+            let used = ended.map_or(Duration::ZERO, |ended| now.saturating_duration_since(ended));
+            timeout.saturating_sub(used)
+        });
+        caller.into_iter().chain(route).min()
+    }
+
+    /// Tells the next hop what is left. Rounded up: to be told of no time at all would be no limit to some.
+    pub(crate) fn write(&self, headers: &mut HeaderMap, left: Option<Duration>, grpc: bool) {
+        let Some(left) = left else { return };
+        if grpc {
+            headers.insert(GRPC_TIMEOUT, format_grpc(left));
+            headers.remove(EXPECTED);
+        } else {
+            let millis = u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+            headers.insert(EXPECTED, HeaderValue::from(millis.max(1)));
+        }
+    }
+
+    /// Waits until the request, whose body is `body`, has taken too long: what is over. `per_try` limits the attempt
+    /// that begins now, and also counts from the end of the body.
+    pub(crate) async fn over(&self, body: &Replay, per_try: Option<Duration>) -> Over {
+        let from_caller = async {
+            match self.caller {
+                Some((end, named)) => {
+                    sleep_until(end.into()).await;
+                    Over::Request(named)
+                }
+                None => pending().await,
+            }
+        };
+        let begun = Instant::now();
+        let from_route = async {
+            let ended = poll_fn(|cx| body.poll_ended(cx)).await;
+            let route = self.route.map(|value| (ended + value, Over::Request(("request", value))));
+            let per_try = per_try.map(|value| (ended.max(begun) + value, Over::Try(("perTry", value))));
+            match route.into_iter().chain(per_try).min_by_key(|(end, _)| *end) {
+                Some((end, over)) => {
+                    sleep_until(end.into()).await;
+                    over
+                }
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            over = from_caller => over,
+            over = from_route => over,
+        }
+    }
+
+    /// Whether there is any limit.
+    pub(crate) fn is_some(&self) -> bool {
+        self.caller.is_some() || self.route.is_some()
+    }
+}
+
+/// What is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The whole request.
+    Request(Named),
+    /// One attempt.
+    Try(Named),
+}
+
+/// At most eight digits and a unit (gRPC over HTTP/2, `Timeout`).
+fn parse_grpc(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+fn format_grpc(left: Duration) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let (micros, millis) = (left.as_micros().max(1), left.as_millis());
+    let text = match () {
+        () if micros <= MOST => format!("{micros}u"),
+        () if millis <= MOST => format!("{millis}m"),
+        () => format!("{}S", u128::from(left.as_secs()).min(MOST)),
+    };
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1u"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::body::Body;
+    use proptest::prelude::*;
+
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, value.parse().expect("valid"))])
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_shorter_of_callers_and_routes_limit_holds() {
+        let now = Instant::now();
+        let caller = headers(GRPC_TIMEOUT, "300m");
+        let deadline = Deadline::new(&caller, Some(SECOND), now);
+        assert_eq!(deadline.left(Some(now), now), Some(Duration::from_millis(300)));
+        assert_eq!(deadline.left(None, now + SECOND), Some(Duration::ZERO));
+        let route = Deadline::new(&HeaderMap::new(), Some(SECOND), now);
+        assert_eq!(route.left(None, now + 5 * SECOND), Some(SECOND), "the body is still on its way");
+        assert_eq!(route.left(Some(now), now + SECOND / 4), Some(SECOND * 3 / 4));
+        assert!(!Deadline::new(&HeaderMap::new(), Some(Duration::ZERO), now).is_some());
+        assert_eq!(Deadline::new(&HeaderMap::new(), None, now).left(Some(now), now), None);
+    }
+
+    #[test]
+    fn what_is_told_shrinks_from_hop_to_hop() {
+        let now = Instant::now();
+        let first = Deadline::new(&headers(GRPC_TIMEOUT, "1S"), None, now);
+        let mut told = headers(GRPC_TIMEOUT, "1S");
+        first.write(&mut told, first.left(Some(now), now + SECOND / 4), true);
+        let second = Deadline::new(&told, Some(10 * SECOND), now);
+        assert_eq!(second.left(Some(now), now), Some(SECOND * 3 / 4));
+        let mut told = HeaderMap::new();
+        second.write(&mut told, Some(Duration::from_micros(1500)), false);
+        assert_eq!(told[EXPECTED], "2");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_that_fires_names_itself() {
+        let now = Instant::now();
+        let body = Replay::new(Body::Empty, now);
+        let route = Deadline::new(&HeaderMap::new(), Some(SECOND), now);
+        assert_eq!(route.over(&body, None).await, Over::Request(("request", SECOND)));
+        assert_eq!(route.over(&body, Some(2 * SECOND)).await, Over::Request(("request", SECOND)));
+        assert_eq!(route.over(&body, Some(SECOND / 2)).await, Over::Try(("perTry", SECOND / 2)));
+        let none = Deadline::new(&HeaderMap::new(), None, now);
+        assert_eq!(none.over(&body, Some(SECOND)).await, Over::Try(("perTry", SECOND)));
+        let caller = Deadline::new(&headers(GRPC_TIMEOUT, "5m"), None, now);
+        let value = Duration::from_millis(5);
+        assert_eq!(caller.over(&body, Some(SECOND)).await, Over::Request(("grpc-timeout", value)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_grpc_timeout_is_read_as_it_was_written_to_within_its_unit(micros in 1u64..10_000_000_000_000) {
+            let left = Duration::from_micros(micros);
+            let read = parse_grpc(format_grpc(left).as_bytes()).expect("valid");
+            prop_assert!(read <= left && left - read < SECOND, "{left:?} {read:?}");
+        }
+
+        #[test]
+        fn no_text_breaks_it(value: Vec<u8>) {
+            let _ = parse_grpc(&value);
+        }
+    }
+}

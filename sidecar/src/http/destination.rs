@@ -1,0 +1,288 @@
+//! Which configuration a request is served under.
+//!
+//! In: where its connection leads and, for the forward proxy, the authority that it names. Out: the routes of a listener,
+//! asked for on demand; for a destination that the mesh does not know and policy lets through, routes made up here,
+//! which lead to what its name resolves to, in plaintext.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tulle_mesh::authorize::Authorizer;
+use tulle_mesh::model::{
+    Backend, Cluster as ClusterModel, Discovery, Domain, Endpoint, EndpointAddress, Forward, HeaderMutations,
+    Health, HttpConnection, Limits, LoadAssignment, LoadBalancer, Locality, LocalityEndpoints, PathMatch,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Timeouts, TrafficDirection,
+    UpstreamProtocol, VirtualHost,
+};
+use tulle_mesh::route::RouteTable;
+
+use super::proxy::{Proxy, Target};
+use crate::balance::Cluster;
+use crate::config::OutboundPolicy;
+use crate::error::RequestError;
+use crate::limit::RequestLimits;
+use crate::snapshot::{BackendRuntime, ChainProtocol, Current, HttpRoutes, Listener, RouteRuntime};
+use crate::tcp::passthrough::SERVICE;
+use crate::telemetry::metrics::HttpLabels;
+use crate::worker::{NoListener, Worker};
+
+/// Where the last request of a connection went: the next one mostly goes there too.
+#[derive(Default)]
+pub(super) struct Remembered {
+    authority: Box<str>,
+    name: Arc<str>,
+    outside: Option<(Instant, Arc<HttpRoutes>)>,
+}
+
+/// How long what a name outside the mesh resolves to is used.
+const RESOLVED_FOR: Duration = Duration::from_secs(30);
+/// How long that may take.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The configuration of a request, and its routes.
+pub(super) type Found = (Current, Arc<HttpRoutes>);
+
+impl Proxy {
+    /// The routes for a request to `authority`.
+    pub(super) async fn routes(&self, authority: &str) -> Result<Found, RequestError> {
+        match &self.downstream.target {
+            Target::Application { address, chain } => {
+                let current = self.worker.current();
+                let listener = current.inbound.get(address);
+                let found = match listener.and_then(|listener| listener.chains.get(*chain)) {
+                    Some(chain) => match &chain.protocol {
+                        ChainProtocol::Http(routes) => Some(routes.clone()),
+                        ChainProtocol::Tcp(_) => None,
+                    },
+                    None => None,
+                };
+                let gone = || format!("the listener on {address} is no longer configured for HTTP");
+                let routes = found
+                    .ok_or_else(|| RequestError::Configuration(StatusCode::SERVICE_UNAVAILABLE, gone()))?;
+                Ok((current, routes))
+            }
+            Target::Service(name) => self.of_service(name).await,
+            Target::Authority => {
+                let name = self.name(authority)?;
+                match self.of_service(&name).await {
+                    Err(RequestError::NoListener(_, NoListener::Unknown))
+                        if self.worker.outbound_policy == OutboundPolicy::AllowAny =>
+                    {
+                        let current = self.worker.current();
+                        Ok((current, self.outside(&name).await?))
+                    }
+                    found => found,
+                }
+            }
+        }
+    }
+
+    async fn of_service(&self, name: &Arc<str>) -> Result<Found, RequestError> {
+        let no_listener = |why| RequestError::NoListener(name.as_ref().into(), why);
+        let current = self.worker.outbound(name).await.map_err(no_listener)?;
+        let listener = current.outbound.get(name).ok_or_else(|| no_listener(NoListener::Unavailable))?;
+        let routes =
+            http_routes(listener).ok_or_else(|| RequestError::NotHttp(name.as_ref().into()))?.clone();
+        Ok((current, routes))
+    }
+
+    /// The name of the listener for an authority: in lower case, with a port.
+    pub(super) fn name(&self, authority: &str) -> Result<Arc<str>, RequestError> {
+        let mut remembered = self.remembered.borrow_mut();
+        if *remembered.authority == *authority && !authority.is_empty() {
+            return Ok(remembered.name.clone());
+        }
+        let name: Arc<str> = listener_name(authority)?.into();
+        *remembered = Remembered { authority: authority.into(), name: name.clone(), outside: None };
+        Ok(name)
+    }
+
+    /// Routes to a destination outside the mesh.
+    async fn outside(&self, name: &Arc<str>) -> Result<Arc<HttpRoutes>, RequestError> {
+        if let Some((since, routes)) = &self.remembered.borrow().outside
+            && since.elapsed() < RESOLVED_FOR
+        {
+            return Ok(routes.clone());
+        }
+        let addresses = resolve(name).await?;
+        let mut remembered = self.remembered.borrow_mut();
+        let before = remembered.outside.take();
+        let before = before.as_ref().and_then(|(_, routes)| cluster_of(routes));
+        let routes = Arc::new(passthrough(&self.worker, &addresses, before)?);
+        if *remembered.name == **name {
+            remembered.outside = Some((Instant::now(), routes.clone()));
+        }
+        Ok(routes)
+    }
+}
+
+/// The routes of the first chain that carries HTTP.
+fn http_routes(listener: &Listener) -> Option<&Arc<HttpRoutes>> {
+    listener.chains.iter().find_map(|chain| match &chain.protocol {
+        ChainProtocol::Http(routes) => Some(routes),
+        ChainProtocol::Tcp(_) => None,
+    })
+}
+
+/// The addresses of a host and port outside the mesh.
+pub(super) async fn resolve(name: &str) -> Result<Vec<SocketAddr>, RequestError> {
+    let error = |why: String| RequestError::Dns(name.into(), why);
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name)).await;
+    let found: Vec<_> = match found {
+        Ok(found) => found.map_err(|why| error(why.to_string()))?.collect(),
+        Err(_) => return Err(error(format!("no answer within {RESOLVE_TIMEOUT:?}"))),
+    };
+    if found.is_empty() { Err(error("no address".into())) } else { Ok(found) }
+}
+
+/// `<host>:<port>` in lower case, without a trailing dot; the port of HTTP where there is none.
+fn listener_name(authority: &str) -> Result<String, RequestError> {
+    let invalid = || RequestError::Authority(authority.into());
+    let parsed: http::uri::Authority = authority.parse().map_err(|_| invalid())?;
+    let port = authority.strip_prefix(parsed.host()).ok_or_else(invalid)?;
+    let port = match port.strip_prefix(':') {
+        Some(port) => port.parse::<u16>().map_err(|_| invalid())?,
+        None if port.is_empty() => 80,
+        None => return Err(invalid()),
+    };
+    let host = parsed.host().trim_end_matches('.').to_ascii_lowercase();
+    if host.is_empty() { Err(invalid()) } else { Ok(format!("{host}:{port}")) }
+}
+
+fn cluster_of(routes: &HttpRoutes) -> Option<&Arc<Cluster>> {
+    routes.runtime.first()?.backends.first()?.cluster.as_ref()
+}
+
+/// Routes that lead every request to `addresses` in plaintext.
+fn passthrough(
+    worker: &Worker,
+    addresses: &[SocketAddr],
+    previous: Option<&Arc<Cluster>>,
+) -> Result<HttpRoutes, RequestError> {
+    let cluster = plaintext_cluster(worker, addresses, previous);
+    let metrics = &worker.telemetry.metrics;
+    let series = |backend: &str| {
+        metrics.http(HttpLabels {
+            direction: TrafficDirection::Outbound,
+            service: SERVICE.into(),
+            route: "".into(),
+            backend: backend.into(),
+        })
+    };
+    let configuration = passthrough_routes();
+    let table = RouteTable::compile(&configuration)
+        .map_err(|error| RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let backend = BackendRuntime { cluster: Some(cluster), series: series(SERVICE) };
+    Ok(HttpRoutes {
+        settings: HttpConnection {
+            routes: RouteSource::Named(SERVICE.into()),
+            filters: Vec::new(),
+            idle_timeout: None,
+            stream_idle_timeout: None,
+            request_headers_timeout: None,
+            max_request_headers_bytes: None,
+            max_headers: None,
+            max_concurrent_streams: None,
+            tracing: None,
+            access_log: None,
+        },
+        authorizer: Authorizer::compile(Vec::new()),
+        limits: RequestLimits::default(),
+        fault: None,
+        runtime: vec![RouteRuntime { backends: vec![backend], mirrors: Vec::new(), local: series("") }],
+        table: Arc::new(table),
+        unrouted: series(""),
+    })
+}
+
+/// A cluster of addresses outside the mesh.
+pub(super) fn plaintext_cluster(
+    worker: &Worker,
+    addresses: &[SocketAddr],
+    previous: Option<&Arc<Cluster>>,
+) -> Arc<Cluster> {
+    let endpoint = |address: &SocketAddr| Endpoint {
+        address: EndpointAddress::Socket(*address),
+        health: Health::Healthy,
+        weight: 1,
+        hostname: String::new(),
+        meshed: false,
+        identity: None,
+        workload: String::new(),
+    };
+    let place = LocalityEndpoints {
+        locality: Locality::default(),
+        priority: 0,
+        weight: 1,
+        endpoints: addresses.iter().map(endpoint).collect(),
+    };
+    let model = ClusterModel {
+        name: SERVICE.into(),
+        discovery: Discovery::OriginalDestination,
+        load_balancer: LoadBalancer::PeakEwma,
+        connect_timeout: None,
+        idle_timeout: None,
+        limits: Limits::default(),
+        outlier_detection: None,
+        tls: None,
+        protocol: UpstreamProtocol::Downstream,
+    };
+    let endpoints = LoadAssignment { name: SERVICE.into(), localities: vec![place] };
+    let series = worker.telemetry.metrics.cluster(&SERVICE.into());
+    Cluster::build(Arc::new(model), Some(&endpoints), previous, series)
+}
+
+fn passthrough_routes() -> RouteConfiguration {
+    let forward = Forward {
+        backends: vec![Backend {
+            cluster: SERVICE.into(),
+            weight: 1,
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+        }],
+        unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
+        timeouts: Timeouts::default(),
+        retry: None,
+        path_rewrite: None,
+        host_rewrite: None,
+        mirrors: Vec::new(),
+        hash: Vec::new(),
+    };
+    let matches = RouteMatch {
+        path: PathMatch::Prefix(String::new()),
+        case_sensitive: true,
+        headers: Vec::new(),
+        query: Vec::new(),
+        grpc: false,
+        fraction: None,
+    };
+    let route = Route {
+        name: SERVICE.into(),
+        origin: None,
+        matches,
+        action: RouteAction::Forward(forward),
+        request_headers: HeaderMutations::default(),
+        response_headers: HeaderMutations::default(),
+        fault: None,
+    };
+    let host = VirtualHost { name: SERVICE.into(), domains: vec![Domain::Any], routes: vec![route] };
+    RouteConfiguration { name: SERVICE.into(), virtual_hosts: vec![host] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_names_a_listener() {
+        let name = |authority| listener_name(authority).ok();
+        assert_eq!(name("Cart.Shop").as_deref(), Some("cart.shop:80"));
+        assert_eq!(name("cart.shop.:8080").as_deref(), Some("cart.shop:8080"));
+        assert_eq!(name("[fd00::1]").as_deref(), Some("[fd00::1]:80"));
+        for bad in ["", "a:b:c", "a@b", "a:99999", "a b", ":80"] {
+            assert_eq!(name(bad), None, "{bad:?}");
+        }
+    }
+}

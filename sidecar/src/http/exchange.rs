@@ -1,0 +1,348 @@
+//! What is known of one request, from its arrival to its end, and the records that its end makes.
+//!
+//! An [`Exchange`] is made when a request's head has arrived, filled in as the request goes on its way, and moves into
+//! the body of the answer. When it is dropped, wherever that is, it reports: exactly one record per attempt and one per
+//! request, also for a client that has gone away.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, StatusCode};
+use tulle_mesh::identity::SpiffeId;
+use tulle_mesh::model::{RouteAction, TrafficDirection};
+use tulle_mesh::route::{RequestView, RouteId};
+
+use super::headers;
+use super::proxy::Downstream;
+use super::respond::Asker;
+use crate::balance::{InFlight, Outcome, Permit};
+use crate::retry::replay::Replay;
+use crate::snapshot::{Current, HttpRoutes};
+use crate::telemetry::metrics::{HttpLabels, HttpSeries};
+use crate::telemetry::record::{AttemptRecord, Failure, RequestRecord};
+use crate::telemetry::trace::TraceContext;
+use crate::worker::Worker;
+
+/// One request and its answer.
+pub(super) struct Exchange {
+    pub(super) worker: Rc<Worker>,
+    pub(super) downstream: Rc<Downstream>,
+    /// The head as it arrived.
+    pub(super) request: Parts,
+    pub(super) body: Replay,
+    /// It is a gRPC call.
+    pub(super) grpc: bool,
+    /// Becomes its `x-request-id` where it brings none.
+    pub(super) id: u128,
+    start: SystemTime,
+    pub(super) begun: Instant,
+    /// The configuration that it is served under.
+    pub(super) current: Option<Current>,
+    pub(super) routes: Option<Arc<HttpRoutes>>,
+    /// The service that it is for, where that is known and has no routes.
+    pub(super) service: Option<Arc<str>>,
+    /// The route, and which of its backends.
+    pub(super) route: Option<RouteId>,
+    pub(super) backend: Option<usize>,
+    pub(super) trace: Option<TraceContext>,
+    /// The attempt under way, or whose answer is passed on.
+    attempt: Option<Attempt>,
+    attempts: u32,
+    endpoint: Option<SocketAddr>,
+    /// Whom the endpoint proved to be.
+    peer: Option<SpiffeId>,
+    status: Option<StatusCode>,
+    /// For the access log.
+    response_headers: Option<HeaderMap>,
+    pub(super) grpc_status: Option<u32>,
+    pub(super) response_bytes: u64,
+    error: Option<Problem>,
+}
+
+/// Why there is no whole answer: an RFC 9209 token, and a text.
+pub(super) type Problem = (&'static str, String);
+
+/// One attempt: what it occupies, and how it went.
+struct Attempt {
+    in_flight: InFlight,
+    _request: Permit,
+    _retry: Option<Permit>,
+    trace: Option<TraceContext>,
+    start: SystemTime,
+    begun: Instant,
+    resend_count: u32,
+    path: Box<str>,
+    status: Option<StatusCode>,
+    grpc_status: Option<u32>,
+    error: Option<Problem>,
+    judged: bool,
+}
+
+impl Exchange {
+    /// Begins with a request's head and body.
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        downstream: &Rc<Downstream>,
+        request: Parts,
+        body: super::body::Body,
+    ) -> Self {
+        let begun = Instant::now();
+        let grpc = RequestView::new(&request.method, "", "/", &request.headers).is_grpc();
+        Self {
+            worker: worker.clone(),
+            downstream: downstream.clone(),
+            body: Replay::new(body, begun),
+            grpc,
+            id: u128::from(worker.draw_u64()) << 64 | u128::from(worker.draw_u64()),
+            request,
+            start: SystemTime::now(),
+            begun,
+            current: None,
+            routes: None,
+            service: None,
+            route: None,
+            backend: None,
+            trace: None,
+            attempt: None,
+            attempts: 0,
+            endpoint: None,
+            peer: None,
+            status: None,
+            response_headers: None,
+            grpc_status: None,
+            response_bytes: 0,
+            error: None,
+        }
+    }
+
+    /// What routing and authorization see of it.
+    pub(super) fn view(&self) -> RequestView<'_> {
+        let path = self.request.uri.path_and_query().map_or("/", |path| path.as_str());
+        let authority = headers::authority(&self.request);
+        RequestView::new(&self.request.method, authority, path, &self.request.headers)
+            .with_scheme(headers::scheme(&self.request.headers))
+    }
+
+    /// Which side of the application it is on.
+    pub(super) fn direction(&self) -> TrafficDirection {
+        self.downstream.direction
+    }
+
+    /// Who asked.
+    pub(super) fn asker(&self) -> Asker {
+        let sidecar = self.direction() == TrafficDirection::Inbound && self.downstream.identity.is_some();
+        Asker { grpc: self.grpc, sidecar }
+    }
+
+    /// Starts a span where the listener has them.
+    pub(super) fn start_trace(&mut self) {
+        let tracing = self.routes.as_ref().and_then(|routes| routes.settings.tracing.as_ref());
+        let Some(tracing) = tracing else { return };
+        let worker = &self.worker;
+        let random = [worker.draw_u64(), worker.draw_u64(), worker.draw_u64()];
+        let sample = tracing.random_sampling.hit(worker.draw());
+        self.trace = Some(TraceContext::start(&self.request.headers, random, sample));
+    }
+
+    /// Begins an attempt that asks for `path`.
+    pub(super) fn begin_attempt(
+        &mut self,
+        in_flight: InFlight,
+        request: Permit,
+        retry: Option<Permit>,
+        path: &str,
+    ) {
+        self.end_attempt();
+        let resend_count = self.attempts;
+        self.attempts += 1;
+        self.endpoint = Some(in_flight.endpoint().address);
+        let outbound = self.direction() == TrafficDirection::Outbound;
+        let trace = self.trace.as_ref().filter(|_| outbound);
+        let sampled = trace.is_some_and(|trace| trace.sampled);
+        self.attempt = Some(Attempt {
+            in_flight,
+            _request: request,
+            _retry: retry,
+            trace: trace.map(|trace| trace.child(self.worker.draw_u64())),
+            start: SystemTime::now(),
+            begun: Instant::now(),
+            resend_count,
+            // Only the span has it.
+            path: if sampled { path.into() } else { Box::default() },
+            status: None,
+            grpc_status: None,
+            error: None,
+            judged: false,
+        });
+    }
+
+    /// Notes the head of an attempt's answer. `outcome`: what it says of the endpoint, where that is known already.
+    pub(super) fn answered(
+        &mut self,
+        status: StatusCode,
+        grpc_status: Option<u32>,
+        peer: Option<SpiffeId>,
+        outcome: Option<Outcome>,
+    ) {
+        self.peer = peer;
+        let Some(attempt) = &mut self.attempt else { return };
+        let now = Instant::now();
+        (attempt.status, attempt.grpc_status) = (Some(status), grpc_status);
+        if matches!(outcome, None | Some(Outcome::Success)) {
+            attempt.in_flight.observe(now.saturating_duration_since(attempt.begun), now);
+        }
+        if let Some(outcome) = outcome {
+            attempt.judge(outcome, now, self.worker.draw_u64());
+        }
+    }
+
+    /// Notes that an attempt has no whole answer. `outcome`: what that says of the endpoint, if anything.
+    pub(super) fn failed(&mut self, problem: Problem, outcome: Option<Outcome>) {
+        let Some(attempt) = &mut self.attempt else { return };
+        attempt.error = Some(problem);
+        if let Some(outcome) = outcome {
+            attempt.judge(outcome, Instant::now(), self.worker.draw_u64());
+        }
+    }
+
+    /// Ends an attempt whose answer is not passed on.
+    pub(super) fn end_attempt(&mut self) {
+        let Some(attempt) = self.attempt.take() else { return };
+        let in_flight = &attempt.in_flight;
+        self.worker.telemetry.attempt(&AttemptRecord {
+            series: &in_flight.cluster().state.series,
+            trace: attempt.trace.as_ref(),
+            start: attempt.start,
+            duration: attempt.begun.elapsed(),
+            method: &self.request.method,
+            authority: headers::authority(&self.request),
+            path: &attempt.path,
+            resend_count: attempt.resend_count,
+            status: attempt.status,
+            grpc_status: attempt.grpc_status,
+            error: attempt.error.as_ref().map(failure),
+            cluster: &in_flight.cluster().name,
+            endpoint: in_flight.endpoint().address,
+            peer: self.peer.as_ref(),
+        });
+    }
+
+    /// Notes the head that the client gets. `problem`: why the mesh answers itself.
+    pub(super) fn responding(
+        &mut self,
+        status: StatusCode,
+        response_headers: &HeaderMap,
+        problem: Option<Problem>,
+    ) {
+        self.status = Some(status);
+        self.error = problem;
+        let logged = self.routes.as_ref().is_some_and(|routes| routes.settings.access_log.is_some());
+        self.response_headers = logged.then(|| response_headers.clone());
+    }
+
+    /// Notes how the body of the answer ended: whole, or not for this reason. `blamed`: it is the endpoint's fault.
+    pub(super) fn finish(&mut self, problem: Option<Problem>, blamed: bool) {
+        let random = self.worker.draw_u64();
+        if let Some(attempt) = &mut self.attempt {
+            attempt.grpc_status = attempt.grpc_status.or(self.grpc_status);
+            let failed = blamed || attempt.grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
+            attempt.judge(if failed { Outcome::Failure } else { Outcome::Success }, Instant::now(), random);
+            if attempt.error.is_none() {
+                attempt.error.clone_from(&problem);
+            }
+        }
+        if self.error.is_none() {
+            self.error = problem;
+        }
+    }
+
+    /// The context that goes out with a request: the attempt's span, or the request's own towards the application.
+    pub(super) fn span_of_attempt(&self) -> Option<&TraceContext> {
+        self.attempt.as_ref().and_then(|attempt| attempt.trace.as_ref()).or(self.trace.as_ref())
+    }
+
+    /// The path and query that the client asks for.
+    pub(super) fn target(&self) -> PathAndQuery {
+        self.request.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
+    }
+
+    /// How long the answer may be without a frame, and how long the whole stream may last; zero is no limit.
+    pub(super) fn stream_limits(&self) -> (Option<Duration>, Option<Duration>) {
+        let route = self.routes.as_ref().zip(self.route).map(|(routes, route)| routes.table.route(route));
+        let Some(RouteAction::Forward(forward)) = route.map(|route| &route.action) else {
+            return (None, None);
+        };
+        let limit = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
+        (limit(forward.timeouts.idle), limit(forward.timeouts.max_stream))
+    }
+
+    fn series(&self) -> Arc<HttpSeries> {
+        let Some(routes) = &self.routes else {
+            // Destinations that nobody knows have one series in all, so that their names can't fill the registry.
+            return self.worker.telemetry.metrics.http(HttpLabels {
+                direction: self.direction(),
+                service: self.service.clone().unwrap_or_else(|| "unknown".into()),
+                route: "".into(),
+                backend: "".into(),
+            });
+        };
+        let Some(route) = self.route else { return routes.unrouted.clone() };
+        let runtime = &routes.runtime[route.index()];
+        match self.backend {
+            Some(backend) => runtime.backends[backend].series.clone(),
+            None => runtime.local.clone(),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end_attempt();
+        let series = self.series();
+        let routes = self.routes.as_deref();
+        let runtime = routes.zip(self.route).map(|(routes, route)| &routes.runtime[route.index()]);
+        let cluster =
+            runtime.zip(self.backend).and_then(|(runtime, at)| runtime.backends[at].cluster.as_ref());
+        let peer = match self.direction() {
+            TrafficDirection::Inbound => self.downstream.identity.as_ref(),
+            TrafficDirection::Outbound => self.peer.as_ref(),
+        };
+        self.worker.telemetry.request(&RequestRecord {
+            series: &series,
+            direction: self.direction(),
+            trace: self.trace.as_ref(),
+            access_log: routes.and_then(|routes| routes.settings.access_log.as_ref()),
+            start: self.start,
+            duration: self.begun.elapsed(),
+            request: &self.request,
+            status: self.status,
+            response_headers: self.response_headers.as_ref(),
+            grpc_status: self.grpc_status,
+            request_bytes: self.body.bytes(),
+            response_bytes: self.response_bytes,
+            error: self.error.as_ref().map(failure),
+            route: routes.zip(self.route).map_or("", |(routes, route)| &routes.table.route(route).name),
+            cluster: cluster.map_or("", |cluster| &cluster.name),
+            endpoint: self.endpoint,
+            attempts: self.attempts,
+            peer,
+            client: self.downstream.peer,
+        });
+    }
+}
+
+impl Attempt {
+    fn judge(&mut self, outcome: Outcome, now: Instant, random: u64) {
+        if !std::mem::replace(&mut self.judged, true) {
+            self.in_flight.report(outcome, now, random);
+        }
+    }
+}
+
+fn failure((token, details): &Problem) -> Failure<'_> {
+    Failure { token, details }
+}

@@ -1,0 +1,364 @@
+//! From a route to an endpoint's answer: the loop of attempts.
+//!
+//! In: a request whose route leads to backends. Out: the answer of one endpoint, or the error of the last attempt. A
+//! backend is drawn once, and retries stay with it; each attempt goes to an endpoint that the request has not tried,
+//! while there is one. Nothing is sent twice unless `retry` says that it may be.
+
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::{HOST, SET_COOKIE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
+use smallvec::SmallVec;
+use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, UpstreamProtocol};
+use tulle_mesh::route::{RouteId, filter, split};
+
+use super::body::Body;
+use super::deadline::{Deadline, Over};
+use super::exchange::Exchange;
+use super::headers::{self, Origin};
+use super::proxy::{Answered, Proxy, Target};
+use super::refusal::PROXY_STATUS;
+use super::server::Interim;
+use super::{hash, respond};
+use crate::balance::{Cluster, Endpoint, Limit, Outcome, Permit, Pick};
+use crate::error::{RequestError, send_token};
+use crate::limit::Slot;
+use crate::retry::replay::Replay;
+use crate::retry::{self, End, Rules};
+use crate::snapshot::{HttpRoutes, RouteRuntime};
+use crate::upstream::{Answer, ConnectError, HttpVersion, SendError, SendOptions};
+
+/// What a route says about one request.
+pub(super) struct Plan<'a> {
+    pub(super) route: &'a Route,
+    pub(super) runtime: &'a RouteRuntime,
+    pub(super) forward: &'a Forward,
+    backend: &'a Backend,
+    cluster: &'a Arc<Cluster>,
+    /// The path and query that are asked for, where they are rewritten.
+    target: Option<PathAndQuery>,
+    hash: Option<u64>,
+    /// Makes the client come back to the same endpoint.
+    cookie: Option<HeaderValue>,
+    deadline: Deadline,
+}
+
+/// What is gathered from attempt to attempt.
+#[derive(Default)]
+struct Attempts {
+    /// The endpoints.
+    tried: SmallVec<[u64; 4]>,
+    /// How many attempts were made after the first.
+    retries: u32,
+    /// What the next attempt takes from the budget.
+    permit: Option<Permit>,
+}
+
+/// How an attempt ended.
+struct Tried {
+    /// The answer or the error to give, if this was the last attempt.
+    result: Result<Answer, RequestError>,
+    /// What it means for another attempt; `None`: there is none.
+    end: Option<End>,
+    /// A sidecar on the way has made the answer.
+    mesh_made: bool,
+}
+
+impl Proxy {
+    /// What `route` says about the request: its backend, target, hash and deadline.
+    pub(super) fn plan<'a>(
+        &self,
+        exchange: &mut Exchange,
+        routes: &'a HttpRoutes,
+        id: RouteId,
+        forward: &'a Forward,
+    ) -> Result<Plan<'a>, RequestError> {
+        let (route, runtime) = (routes.table.route(id), &routes.runtime[id.index()]);
+        let drawn = match &forward.backends[..] {
+            [_] => Some(0),
+            backends => split::choose(backends.iter().map(|backend| backend.weight), self.worker.draw()),
+        };
+        let unavailable = |what: String| RequestError::Configuration(forward.unknown_cluster_status, what);
+        let at = drawn
+            .ok_or_else(|| unavailable(format!("route {:?} has no backend with a weight", route.name)))?;
+        exchange.backend = Some(at);
+        let backend = &forward.backends[at];
+        let cluster = runtime.backends[at].cluster.as_ref();
+        let cluster = cluster
+            .ok_or_else(|| unavailable(format!("the cluster {:?} does not exist", backend.cluster)))?;
+        let target = match &forward.path_rewrite {
+            Some(rewrite) => {
+                Some(filter::rewrite_path(rewrite, &route.matches.path, &exchange.target()).map_err(
+                    |error| RequestError::Configuration(StatusCode::BAD_REQUEST, error.to_string()),
+                )?)
+            }
+            None => None,
+        };
+        let mut cookie = None;
+        let client = self.downstream.peer.ip();
+        let hash = match &forward.hash[..] {
+            [] => None,
+            policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
+        };
+        let deadline = Deadline::new(&exchange.request.headers, forward.timeouts.request, exchange.begun);
+        Ok(Plan { route, runtime, forward, backend, cluster, target, hash, cookie, deadline })
+    }
+
+    /// Sends the request until an answer may be passed on, or no other attempt may be made. `slot`: the request's place
+    /// at the application.
+    pub(super) async fn forward(
+        &self,
+        exchange: &mut Exchange,
+        plan: Plan<'_>,
+        interim: &Interim,
+        slot: Option<Slot>,
+    ) -> Result<Answered, RequestError> {
+        let rules = Rules {
+            policy: plan.forward.retry.as_ref(),
+            idempotent: retry::is_idempotent(&exchange.request.method, &exchange.request.headers),
+            is_retry: headers::is_retry(&exchange.request.headers),
+            direction: exchange.direction(),
+        };
+        plan.cluster.count_request(exchange.begun);
+        let mut attempts = Attempts::default();
+        let last = loop {
+            let last = self.attempt(exchange, &plan, &mut attempts, interim, slot.as_ref()).await;
+            let pause = last.end.and_then(|end| rules.decide(end, attempts.retries, self.worker.draw_u64()));
+            let Some(pause) = pause.filter(|pause| plan.has_time_for(*pause, &exchange.body)) else {
+                break last;
+            };
+            if !exchange.body.is_kept() {
+                tracing::debug!(cluster = %plan.cluster.name, "not tried again: the body is too long to be kept");
+                break last;
+            }
+            attempts.permit = plan.cluster.retry_permit(Instant::now());
+            if attempts.permit.is_none() {
+                tracing::debug!(cluster = %plan.cluster.name, "not tried again: the retry budget is spent");
+                break last;
+            }
+            attempts.retries += 1;
+            exchange.end_attempt();
+            drop(last);
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        };
+        self.mirror(exchange, &plan);
+        let answer = last.result?;
+        if let Some(slot) = slot {
+            slot.answered(Instant::now());
+        }
+        Ok(accept(exchange, plan, answer, last.mesh_made))
+    }
+
+    /// One attempt, up to the head of its answer.
+    async fn attempt(
+        &self,
+        exchange: &mut Exchange,
+        plan: &Plan<'_>,
+        attempts: &mut Attempts,
+        interim: &Interim,
+        slot: Option<&Slot>,
+    ) -> Tried {
+        let pick = Pick {
+            now: Instant::now(),
+            random: self.worker.draw_u64(),
+            hash: plan.hash,
+            tried: &attempts.tried,
+        };
+        let Ok(endpoint) = plan.cluster.pick(&pick) else {
+            return Tried::last(RequestError::NoEndpoint(plan.cluster.name.as_ref().into()));
+        };
+        attempts.tried.push(endpoint.id);
+        let permit = match plan.cluster.permit(Limit::Requests) {
+            Ok(permit) => permit,
+            Err(limit) => return Tried::last(RequestError::Limit(limit)),
+        };
+        let in_flight = plan.cluster.begin(endpoint);
+        let target = plan.target.clone().unwrap_or_else(|| exchange.target());
+        exchange.begin_attempt(in_flight, permit, attempts.permit.take(), target.as_str());
+        let request = self.outgoing(exchange, plan, endpoint, attempts.retries, exchange.body.body());
+        let options = SendOptions {
+            cluster: plan.cluster,
+            tls: exchange.current.as_ref().and_then(|current| current.tls.as_ref()),
+            version: version(plan.cluster, exchange.request.version),
+            interim,
+        };
+        let per_try = plan.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
+        let per_try = per_try.filter(|timeout| !timeout.is_zero());
+        let limited = plan.deadline.is_some() || per_try.is_some();
+        let sent = tokio::select! {
+            biased;
+            sent = self.worker.pools.send(endpoint, request, options) => Ok(sent),
+            over = plan.deadline.over(&exchange.body, per_try), if limited => Err(over),
+            never = arrival(slot, &exchange.body), if slot.is_some() => match never {},
+        };
+        match sent {
+            Ok(Ok(answer)) => answered(exchange, endpoint, answer),
+            Ok(Err(error)) => failed(exchange, endpoint, error),
+            Err(over) => timed_out(exchange, over),
+        }
+    }
+
+    /// The request as it is sent to `endpoint`.
+    pub(super) fn outgoing(
+        &self,
+        exchange: &Exchange,
+        plan: &Plan<'_>,
+        endpoint: &Endpoint,
+        retries: u32,
+        body: Body,
+    ) -> Request<Body> {
+        let head = &exchange.request;
+        let origin = Origin {
+            direction: exchange.direction(),
+            identity: self.downstream.identity.as_ref(),
+            forward_proxy: matches!(self.downstream.target, Target::Authority),
+        };
+        let mut headers = headers::request(head, origin, exchange.id);
+        filter::mutate_headers(&plan.backend.request_headers, &mut headers);
+        filter::mutate_headers(&plan.route.request_headers, &mut headers);
+        rewrite_host(plan.forward.host_rewrite.as_ref(), endpoint, &mut headers);
+        if let Some(trace) = exchange.span_of_attempt() {
+            trace.inject(&mut headers);
+        }
+        headers::mark_attempt(&mut headers, headers::attempt_count(&head.headers) + retries);
+        let left = plan.deadline.left(exchange.body.ended(), Instant::now());
+        plan.deadline.write(&mut headers, left, exchange.grpc);
+
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = head.version;
+        *request.uri_mut() = with_target(&head.uri, plan.target.as_ref());
+        *request.headers_mut() = headers;
+        if let Some(protocol) = head.extensions.get::<h2::ext::Protocol>() {
+            request.extensions_mut().insert(protocol.clone());
+        }
+        request
+    }
+}
+
+impl Plan<'_> {
+    fn has_time_for(&self, pause: Duration, body: &Replay) -> bool {
+        self.deadline.left(body.ended(), Instant::now()).is_none_or(|left| left > pause)
+    }
+}
+
+impl Tried {
+    fn last(error: RequestError) -> Self {
+        Self { result: Err(error), end: None, mesh_made: false }
+    }
+}
+
+/// Lets the request count at the application once it has arrived whole.
+async fn arrival(slot: Option<&Slot>, body: &Replay) -> Infallible {
+    if let Some(slot) = slot {
+        slot.arrived(poll_fn(|cx| body.poll_ended(cx)).await);
+    }
+    pending().await
+}
+
+fn answered(exchange: &mut Exchange, endpoint: &Endpoint, mut answer: Answer) -> Tried {
+    let status = answer.response.status();
+    let response_headers = answer.response.headers_mut();
+    let mark = headers::Outcome::take(response_headers, endpoint.tls.is_some());
+    let grpc_status = if exchange.grpc { respond::grpc_status(response_headers) } else { None };
+    let failed = status.is_server_error() || grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
+    let not_processed = mark == Some(headers::Outcome::NotProcessed);
+    // What is no failure yet may still become one; the end of the body tells.
+    let outcome = match (not_processed, failed) {
+        (true, _) => Some(Outcome::Refused),
+        (false, true) => Some(Outcome::Failure),
+        (false, false) => None,
+    };
+    let retry_after = retry::retry_after(response_headers);
+    exchange.answered(status, grpc_status, answer.peer.take(), outcome);
+    let end = match not_processed {
+        true => End::NotProcessed { connect: false },
+        false => End::Answer { status, grpc_status, mesh_made: mark.is_some(), retry_after },
+    };
+    Tried { result: Ok(answer), end: Some(end), mesh_made: mark.is_some() }
+}
+
+fn failed(exchange: &mut Exchange, endpoint: &Endpoint, error: SendError) -> Tried {
+    let (end, outcome) = match &error {
+        // The want of an own certificate is no fault of the endpoint.
+        SendError::Connect(ConnectError::NoCertificate) => (Some(End::NotProcessed { connect: true }), None),
+        SendError::Connect(_) => (Some(End::NotProcessed { connect: true }), Some(Outcome::Failure)),
+        // A connection that had idled for too long, or an endpoint about to end: no failure either.
+        SendError::NotProcessed(_) => (Some(End::NotProcessed { connect: false }), None),
+        SendError::Reset(_) | SendError::Protocol(_) => (Some(End::Reset), Some(Outcome::Failure)),
+        SendError::RequestBody(_) | SendError::Overflow => (None, None),
+    };
+    let token = send_token(&error);
+    let error = match error {
+        SendError::RequestBody(error) => RequestError::RequestBody(error),
+        error => RequestError::Attempt(endpoint.address, error),
+    };
+    exchange.failed((token, error.to_string()), outcome);
+    Tried { result: Err(error), end, mesh_made: false }
+}
+
+fn timed_out(exchange: &mut Exchange, over: Over) -> Tried {
+    let (end, (name, value)) = match over {
+        Over::Try(named) => (Some(End::TimedOut), named),
+        Over::Request(named) => (None, named),
+    };
+    let error = RequestError::Timeout(name, value);
+    // A caller in a hurry says nothing about the endpoint.
+    let blamed = matches!(name, "request" | "perTry").then_some(Outcome::Failure);
+    exchange.failed((error.token(), error.to_string()), blamed);
+    Tried { result: Err(error), end, mesh_made: false }
+}
+
+/// Makes an endpoint's answer the client's.
+fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bool) -> Answered {
+    let Answer { mut response, tunnel, .. } = answer;
+    let response_headers = response.headers_mut();
+    headers::response(response_headers, tunnel.is_some());
+    let problem = mesh_made.then(|| {
+        let said = response_headers.get(PROXY_STATUS).and_then(|value| value.to_str().ok());
+        ("destination_unavailable", said.unwrap_or("the endpoint's sidecar answered").to_owned())
+    });
+    filter::mutate_headers(&plan.backend.response_headers, response_headers);
+    filter::mutate_headers(&plan.route.response_headers, response_headers);
+    if let Some(cookie) = plan.cookie {
+        response_headers.append(SET_COOKIE, cookie);
+    }
+    exchange.grpc_status = if exchange.grpc { respond::grpc_status(response_headers) } else { None };
+    Answered { response, tunnel, problem }
+}
+
+/// Which HTTP `cluster` is spoken to.
+pub(super) fn version(cluster: &Cluster, downstream: Version) -> HttpVersion {
+    match cluster.model.protocol {
+        UpstreamProtocol::Http1 => HttpVersion::Http1,
+        UpstreamProtocol::Http2 => HttpVersion::Http2,
+        UpstreamProtocol::Downstream if downstream == Version::HTTP_2 => HttpVersion::Http2,
+        UpstreamProtocol::Downstream => HttpVersion::Http1,
+    }
+}
+
+/// Host, which goes before what the URI says in both versions of HTTP.
+fn rewrite_host(rewrite: Option<&HostRewrite>, endpoint: &Endpoint, headers: &mut HeaderMap) {
+    let host = match rewrite {
+        Some(HostRewrite::Literal(host)) => host,
+        Some(HostRewrite::Endpoint) if !endpoint.model.hostname.is_empty() => &endpoint.model.hostname,
+        Some(HostRewrite::Endpoint) | None => return,
+    };
+    if let Ok(host) = HeaderValue::from_str(host) {
+        headers.insert(HOST, host);
+    }
+}
+
+fn with_target(uri: &Uri, target: Option<&PathAndQuery>) -> Uri {
+    let Some(target) = target else { return uri.clone() };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(target.clone());
+    // Only a path without a scheme beside an authority could fail, and such a target has come to be no request.
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+}

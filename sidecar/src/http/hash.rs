@@ -1,0 +1,144 @@
+//! What a ring hash goes by.
+//!
+//! In: a route's hash policies and a request. Out: a hash, combined as Envoy combines it, and the cookie to set where
+//! the mesh has made one up.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderValue};
+use tulle_mesh::model::HashPolicy;
+use tulle_mesh::route::RequestView;
+
+use crate::balance::hash;
+
+/// The hash of a request, or `None` when no policy yields a value. A cookie that is to be set is put into `cookie`;
+/// `random` is what it is made of.
+pub(crate) fn of(
+    policies: &[HashPolicy],
+    request: &RequestView<'_>,
+    client: IpAddr,
+    random: u64,
+    cookie: &mut Option<HeaderValue>,
+) -> Option<u64> {
+    let mut combined: Option<u64> = None;
+    for policy in policies {
+        let (value, terminal) = match policy {
+            HashPolicy::Header { name, terminal } => (header(request.headers, name.as_str()), *terminal),
+            HashPolicy::Cookie { name, ttl, path, terminal } => {
+                let value = cookie_value(request.headers, name).map(|value| hash(value.as_bytes()));
+                let made = || {
+                    let value = format!("{random:016x}");
+                    *cookie = Some(set_cookie(name, &value, (*ttl)?, path.as_deref()));
+                    Some(hash(value.as_bytes()))
+                };
+                (value.or_else(made), *terminal)
+            }
+            HashPolicy::SourceIp { terminal } => (Some(hash(client.to_string().as_bytes())), *terminal),
+            HashPolicy::Query { name, terminal } => {
+                (request.query_value(name).map(|value| hash(value.as_bytes())), *terminal)
+            }
+        };
+        if let Some(value) = value {
+            combined = Some(combined.map_or(value, |before| before.rotate_left(1) ^ value));
+            if terminal {
+                break;
+            }
+        }
+    }
+    combined
+}
+
+/// Several values of one name are hashed in their order, without anything between them.
+fn header(headers: &HeaderMap, name: &str) -> Option<u64> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    let rest: Vec<&[u8]> = values.map(HeaderValue::as_bytes).collect();
+    if rest.is_empty() {
+        return Some(hash(first.as_bytes()));
+    }
+    Some(hash(&[&[first.as_bytes()], rest.as_slice()].concat().concat()))
+}
+
+fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let pairs = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = pairs.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"')).filter(|v| !v.is_empty())
+}
+
+fn set_cookie(name: &str, value: &str, ttl: Duration, path: Option<&str>) -> HeaderValue {
+    let mut text = format!("{name}=\"{value}\"");
+    // Writing to a String can't fail.
+    if !ttl.is_zero() {
+        let _ = write!(text, "; Max-Age={}", ttl.as_secs());
+    }
+    if let Some(path) = path.filter(|path| !path.is_empty()) {
+        let _ = write!(text, "; Path={path}");
+    }
+    text.push_str("; HttpOnly");
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, Method};
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn header_policy(name: &'static str, terminal: bool) -> HashPolicy {
+        HashPolicy::Header { name: HeaderName::from_static(name), terminal }
+    }
+
+    fn hash_of(policies: &[HashPolicy], fields: &[(&'static str, &'static str)]) -> Option<u64> {
+        let fields = fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+        let headers: HeaderMap = fields.collect();
+        let request = RequestView::new(&Method::GET, "a", "/x?user=7", &headers);
+        of(policies, &request, CLIENT, 1, &mut None)
+    }
+
+    #[test]
+    fn policies_combine_until_a_terminal_one_yields_a_value() {
+        let (a, b) = (hash(b"1"), hash(b"2"));
+        let fields = [("x-a", "1"), ("x-b", "2")];
+        let both = [header_policy("x-a", false), header_policy("x-b", false)];
+        assert_eq!(hash_of(&both, &fields), Some(a.rotate_left(1) ^ b));
+        let first = [header_policy("x-a", true), header_policy("x-b", false)];
+        assert_eq!(hash_of(&first, &fields), Some(a));
+        assert_eq!(hash_of(&first, &fields[1..]), Some(b), "a terminal policy without a value ends nothing");
+        assert_eq!(hash_of(&first, &[]), None);
+    }
+
+    #[test]
+    fn the_client_its_query_and_its_cookies_can_be_hashed() {
+        let ip = [HashPolicy::SourceIp { terminal: true }];
+        assert_eq!(hash_of(&ip, &[]), Some(hash(b"127.0.0.1")));
+        let query = [HashPolicy::Query { name: "user".into(), terminal: true }];
+        assert_eq!(hash_of(&query, &[]), Some(hash(b"7")));
+        let cookie = HashPolicy::Cookie { name: "sid".into(), ttl: None, path: None, terminal: true };
+        assert_eq!(hash_of(&[cookie.clone()], &[("cookie", "a=b; sid=\"9\"")]), Some(hash(b"9")));
+        assert_eq!(hash_of(&[cookie], &[("cookie", "a=b; xsid=9")]), None);
+    }
+
+    #[test]
+    fn a_missing_cookie_with_a_life_is_made_up_and_set() {
+        let policy = HashPolicy::Cookie {
+            name: "sid".into(),
+            ttl: Some(Duration::from_secs(60)),
+            path: Some("/".into()),
+            terminal: true,
+        };
+        let headers = HeaderMap::new();
+        let request = RequestView::new(&Method::GET, "a", "/", &headers);
+        let mut cookie = None;
+        let made = of(&[policy.clone()], &request, CLIENT, 255, &mut cookie);
+        let cookie = cookie.expect("set");
+        assert_eq!(cookie, "sid=\"00000000000000ff\"; Max-Age=60; Path=/; HttpOnly");
+        // The client sends it back, and comes to the same place.
+        let back = HeaderMap::from_iter([(COOKIE, HeaderValue::from_static("sid=\"00000000000000ff\""))]);
+        let request = RequestView::new(&Method::GET, "a", "/", &back);
+        assert_eq!(of(&[policy], &request, CLIENT, 1, &mut None), made);
+    }
+}
