@@ -14,23 +14,11 @@ use super::services::{Port, Service, port_number};
 use super::workloads::{Workload, Workloads};
 use crate::source::{Key, Objects};
 
-/// Finds endpoints.
-pub(super) struct Endpoints<'a> {
-    workloads: &'a Workloads,
-    slices: BTreeMap<Key, Vec<&'a EndpointSlice>>,
-    /// Addresses whose sidecar takes only plaintext.
-    plaintext: &'a BTreeSet<SocketAddr>,
-}
+/// The EndpointSlices of each Service.
+pub(super) struct Slices<'a>(BTreeMap<Key, Vec<&'a EndpointSlice>>);
 
-/// An endpoint and where it is.
-type Placed = ((String, String, String), Endpoint);
-
-impl<'a> Endpoints<'a> {
-    pub(super) fn new(
-        objects: &'a Objects,
-        workloads: &'a Workloads,
-        plaintext: &'a BTreeSet<SocketAddr>,
-    ) -> Self {
+impl<'a> Slices<'a> {
+    pub(super) fn collect(objects: &'a Objects) -> Self {
         let mut slices: BTreeMap<Key, Vec<&EndpointSlice>> = BTreeMap::new();
         for (key, slice) in &objects.endpoint_slices {
             let labels = slice.metadata.labels.as_ref();
@@ -38,12 +26,40 @@ impl<'a> Endpoints<'a> {
                 slices.entry(Key::new(&key.namespace, service)).or_default().push(&slice.value);
             }
         }
-        Self { workloads, slices, plaintext }
+        Self(slices)
     }
 
+    fn of(&self, service: &Service) -> Option<&[&'a EndpointSlice]> {
+        self.0.get(&service.key).map(Vec::as_slice)
+    }
+
+    /// Every address that stands in the slices of a Service.
+    pub(super) fn addresses(&self, service: &Service) -> impl Iterator<Item = SocketAddr> {
+        self.of(service).into_iter().flatten().flat_map(|slice| {
+            let ports = slice.ports.iter().flatten().filter_map(|port| port_number(port.port?));
+            ports.flat_map(|port| {
+                let ips = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+                ips.filter_map(move |ip| Some(SocketAddr::new(ip.parse().ok()?, port)))
+            })
+        })
+    }
+}
+
+/// Finds endpoints.
+pub(super) struct Endpoints<'a> {
+    pub(super) workloads: &'a Workloads,
+    pub(super) slices: &'a Slices<'a>,
+    /// Addresses whose sidecar takes only plaintext.
+    pub(super) plaintext: &'a BTreeSet<SocketAddr>,
+}
+
+/// An endpoint and where it is.
+type Placed = ((String, String, String), Endpoint);
+
+impl Endpoints<'_> {
     /// The endpoints behind a port of a Service.
     pub(super) fn of(&self, service: &Service, port: &Port) -> LoadAssignment {
-        let slices = self.slices.get(&service.key);
+        let slices = self.slices.of(service);
         let mut found: Vec<Placed> = Vec::new();
         for slice in slices.into_iter().flatten() {
             self.add_slice(slice, port, &mut found);

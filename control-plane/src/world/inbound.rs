@@ -17,6 +17,7 @@ use tulle_mesh::model::{
 };
 
 use super::authorization::{Authorizations, Sets};
+use super::endpoints::Slices;
 use super::policies::Attached;
 use super::report::{Report, Subject};
 use super::routes::inbound_route;
@@ -44,17 +45,26 @@ pub(super) struct Inbound<'a> {
 /// The Services before each workload, by the workload's place in the list of all.
 pub(super) type Before<'a> = Vec<Vec<&'a Service>>;
 
-/// Finds the Services before each workload.
-pub(super) fn before<'a>(workloads: &Workloads, services: &'a Services) -> Before<'a> {
+/// Finds the Services before each workload: those whose selector matches it and, of those without a selector, those
+/// whose EndpointSlices have its address.
+pub(super) fn before<'a>(workloads: &Workloads, services: &'a Services, slices: &Slices<'_>) -> Before<'a> {
     let mut by_namespace: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
     for service in services.iter() {
         by_namespace.entry(&service.key.namespace).or_default().push(service);
     }
     let all = |workload: &Workload| by_namespace.get(workload.key.namespace.as_str()).into_iter().flatten();
-    workloads
+    let mut before: Before<'a> = workloads
         .iter()
         .map(|workload| all(workload).copied().filter(|service| workload.behind(service)).collect())
-        .collect()
+        .collect();
+    for service in services.iter().filter(|service| service.selector.is_empty()) {
+        let indices: BTreeSet<usize> =
+            slices.addresses(service).filter_map(|address| workloads.index_at(address)).collect();
+        for index in indices {
+            before[index].push(service);
+        }
+    }
+    before
 }
 
 impl Inbound<'_> {

@@ -43,7 +43,7 @@ pub use report::{Condition, ParentStatus};
 
 use crate::source::{ObjectRef, Objects, Problem};
 use authorization::Authorizations;
-use endpoints::Endpoints;
+use endpoints::{Endpoints, Slices};
 use inbound::Inbound;
 use names::Names;
 use policies::Attached;
@@ -100,7 +100,8 @@ impl World {
         let mut report = Report::default();
         let services = Services::collect(objects, &settings.cluster_domain, &mut report);
         let workloads = Workloads::collect(objects, &settings.trust_domain, &services, &mut report);
-        let before = inbound::before(&workloads, &services);
+        let slices = Slices::collect(objects);
+        let before = inbound::before(&workloads, &services, &slices);
 
         let traffic = Attached::collect(&objects.backend_traffic_policies, &services, &mut report);
         let accepted = Attached::collect(&objects.inbound_policies, &services, &mut report);
@@ -115,7 +116,7 @@ impl World {
             trust_domain: &settings.trust_domain,
         };
         let plaintext = inbound.plaintext(&workloads, &before);
-        let endpoints = Endpoints::new(objects, &workloads, &plaintext);
+        let endpoints = Endpoints { workloads: &workloads, slices: &slices, plaintext: &plaintext };
         let routes = read_all(objects, &services, &mut report);
         let attachments = Attachments::collect(&routes, &services, &mut report);
 

@@ -75,9 +75,19 @@ impl Subject {
             severity,
             object: Some(self.object.clone()),
             field,
-            reason,
+            reason: one_line(reason),
             fix,
         }
+    }
+}
+
+/// A regular expression's error has a drawing between its first and its last line.
+fn one_line(text: String) -> String {
+    match (text.lines().next(), text.lines().last()) {
+        (Some(first), Some(last)) if text.contains('\n') => {
+            format!("{first} {}", last.trim_start_matches("error: "))
+        }
+        _ => text,
     }
 }
 

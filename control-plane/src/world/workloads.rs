@@ -151,10 +151,14 @@ impl Workloads {
 
     /// The workload that serves an address: by the port where several share the IP address.
     pub(super) fn at(&self, address: SocketAddr) -> Option<&Workload> {
-        let mut here = self.by_address.get(&address.ip())?.iter().map(|index| &self.all[*index]);
-        let first = here.next()?;
-        let serves = |workload: &&Workload| workload.ports.iter().any(|port| port.mesh == address.port());
-        Some(std::iter::once(first).chain(here).find(serves).unwrap_or(first))
+        self.index_at(address).map(|index| &self.all[index])
+    }
+
+    /// The place in the list of all of the workload that serves an address.
+    pub(super) fn index_at(&self, address: SocketAddr) -> Option<usize> {
+        let here = self.by_address.get(&address.ip())?;
+        let serves = |index: &&usize| self.all[**index].ports.iter().any(|port| port.mesh == address.port());
+        here.iter().find(serves).or(here.first()).copied()
     }
 }
 

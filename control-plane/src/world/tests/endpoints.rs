@@ -150,3 +150,22 @@ fn an_endpoint_with_a_host_name_has_a_name_of_its_own() {
     let key = world.resolve("cart-0.cart.shop.svc.cluster.local:8080", "").expect("known");
     assert_eq!(&*key, "10.0.0.1:8080");
 }
+
+#[test]
+fn a_service_without_a_selector_stands_before_the_pods_of_its_slices() {
+    let manual = "---\napiVersion: v1\nkind: Service\nmetadata: {name: manual, namespace: shop}\n\
+        spec: {ports: [{name: tcp, port: 90, targetPort: 8080}]}\n\
+        ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+        metadata: {name: manual-1, namespace: shop, labels: {kubernetes.io/service-name: manual}}\n\
+        addressType: IPv4\nports: [{name: tcp, port: 8080}]\nendpoints: [{addresses: [10.0.0.1]}]\n";
+    let world =
+        world(&format!("{}{manual}", pod("meshed", "10.0.0.1", "True", &format!("{APP}, {SIDECAR}"))));
+    let found = endpoints(&world, "outbound|90||manual.shop.svc.cluster.local");
+    assert_eq!(
+        found.iter().map(text).collect::<Vec<_>>(),
+        ["10.0.0.1:8080 meshed /ns/shop/sa/cart shop/meshed"]
+    );
+    let inbound = world.listener("tulle/inbound/10.0.0.1:8080").expect("made");
+    let names = &inbound.chains[0].matches.server_names;
+    assert!(names.contains(&"outbound_.90_._.manual.shop.svc.cluster.local".to_owned()), "{names:?}");
+}

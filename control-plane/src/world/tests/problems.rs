@@ -79,7 +79,7 @@ fn routes_say_what_is_wrong_with_them_and_where() {
         "a bad regular expression",
         &with_cart(&route("HTTPRoute", PARENT, "  - matches:\n    - path:\n        type: Exact\n        value: /\n    - headers:\n      - {name: a, value: '(', type: RegularExpression}\n    backendRefs:\n    - {name: cart, port: 80}\n"))
             .replace("'('", "'a{2,1}'"),
-        &["x.yaml:15: error: HTTPRoute shop/r: spec.rules[0].matches[1].headers[0].value: \"a{2,1}\" is not a valid regular expression: regex parse error:\n    \\A(?:a{2,1})\\z\n          ^^^^^\nerror: invalid repetition count range, the start must be <= the end; correct the condition"],
+        &["x.yaml:15: error: HTTPRoute shop/r: spec.rules[0].matches[1].headers[0].value: \"a{2,1}\" is not a valid regular expression: regex parse error: invalid repetition count range, the start must be <= the end; correct the condition"],
     );
     check(
         "a prefix rewrite without a prefix",
