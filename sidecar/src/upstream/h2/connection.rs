@@ -11,9 +11,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Ping;
 use h2::client::{Builder, Connection, SendRequest};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tulle_mesh::identity::SpiffeId;
 
 use crate::balance::{Cluster, Endpoint, Limit, Permit};
@@ -22,7 +23,7 @@ use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::io::Stream;
 use crate::tls::Alpn;
 use crate::upstream::pool::{Slot, permit};
-use crate::upstream::{ConnectError, SendError};
+use crate::upstream::{ConnectError, DEFAULT_CONNECT_TIMEOUT, SendError};
 
 /// Connections per endpoint and worker. When all of them carry what their peer allows, streams wait.
 const MAX_CONNECTIONS: usize = 8;
@@ -196,10 +197,12 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         .enable_push(false)
         .handshake(connection.stream)
         .await;
-    let (sender, driven) =
-        handshake.map_err(|_| SendError::NotProcessed("the connection ended before the request was sent"))?;
+    let (sender, mut driven) = handshake.map_err(not_http2)?;
+    let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+    let keep_alive = timeout(limit, settle(&mut driven)).await;
+    let keep_alive = keep_alive.map_err(|_| SendError::Connect(ConnectError::Timeout(limit)))??;
     let closed = Rc::new(Cell::new(false));
-    tokio::task::spawn_local(drive(driven, Rc::clone(&closed), permit));
+    tokio::task::spawn_local(drive(driven, keep_alive, Rc::clone(&closed), permit));
     Ok(Shared {
         sender,
         peer: connection.peer,
@@ -209,25 +212,54 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
     })
 }
 
+/// Waits for the peer's settings, which come before anything else that it sends: only then is it known how many streams it
+/// takes, and that it speaks HTTP/2 at all. So a peer that doesn't has not seen anything of a request.
+async fn settle(connection: &mut Connection<Stream, Bytes>) -> Result<KeepAlive, SendError> {
+    let mut ping_pong = connection.ping_pong().ok_or(NOT_SENT)?;
+    ping_pong.send_ping(Ping::opaque()).map_err(not_http2)?;
+    poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(Ok(())) => Poll::Ready(Err(not_http2(h2::Reason::NO_ERROR.into()))),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(not_http2(error))),
+        Poll::Pending => ping_pong.poll_pong(cx).map(|pong| pong.map(drop).map_err(not_http2)),
+    })
+    .await?;
+    Ok(KeepAlive::new(ping_pong))
+}
+
 /// Reads and writes the frames of a connection until it ends: with the peer, or with its last stream once nobody can open
 /// another.
-async fn drive(mut connection: Connection<Stream, Bytes>, closed: Rc<Cell<bool>>, _permit: Permit) {
-    let mut keep_alive = connection.ping_pong().map(KeepAlive::new);
-    poll_fn(|cx| {
-        if Pin::new(&mut connection).poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        keep_alive.as_mut().map_or(Poll::Pending, |keep_alive| keep_alive.poll(cx))
+async fn drive(
+    mut connection: Connection<Stream, Bytes>,
+    mut keep_alive: KeepAlive,
+    closed: Rc<Cell<bool>>,
+    _permit: Permit,
+) {
+    poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => keep_alive.poll(cx),
     })
     .await;
     closed.set(true);
 }
+
+/// A connection on which HTTP/2 did not come about. Nothing of a request was sent.
+fn not_http2(error: h2::Error) -> SendError {
+    let error = if error.is_io() {
+        error.into_io().unwrap_or_else(|| std::io::ErrorKind::ConnectionReset.into())
+    } else {
+        let reason = format!("the endpoint does not speak HTTP/2: {error}");
+        std::io::Error::new(std::io::ErrorKind::InvalidData, reason)
+    };
+    SendError::Connect(ConnectError::Io(error))
+}
+
+const NOT_SENT: SendError = SendError::NotProcessed("the connection ended before the request was sent");
 
 /// An error of a connection for another request that waited for it.
 fn duplicate(error: &SendError) -> SendError {
     match error {
         SendError::Connect(error) => SendError::Connect(error.duplicate()),
         SendError::Overflow => SendError::Overflow,
-        _ => SendError::NotProcessed("the connection ended before the request was sent"),
+        _ => NOT_SENT,
     }
 }

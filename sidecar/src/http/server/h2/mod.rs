@@ -49,10 +49,12 @@ pub(crate) async fn serve<H: Handler>(stream: Stream, handler: &H, options: &Ser
     let mut lame = pin!(drain.reached(Phase::Lame));
     let mut closing = pin!(drain.reached(Phase::Closing));
     let mut streams = FuturesUnordered::new();
+    let mut used = false;
     poll_fn(|cx| {
         loop {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
+                    used = true;
                     streams.push(serve_stream(handler, request, respond, options));
                     continue;
                 }
@@ -64,15 +66,16 @@ pub(crate) async fn serve<H: Handler>(stream: Stream, handler: &H, options: &Ser
                 break;
             }
         }
-        let drained = drain.phase() >= Phase::Lame || lame.as_mut().poll(cx).is_ready();
-        if (drained || lifetime.poll_idle(cx, streams.is_empty())) && !lifetime.leaving {
+        // A future that was ready is not polled again.
+        let lame = drain.phase() >= Phase::Lame || lame.as_mut().poll(cx).is_ready();
+        let closing = drain.phase() >= Phase::Closing || closing.as_mut().poll(cx).is_ready();
+        // A connection that is made during a drain is still good for what made its client connect.
+        let drained = closing || (lame && used);
+        if !lifetime.leaving && (drained || lifetime.poll_idle(cx, streams.is_empty())) {
             lifetime.leaving = true;
             connection.graceful_shutdown();
             // The frame is written by the next poll, which this asks for.
             cx.waker().wake_by_ref();
-        }
-        if lifetime.leaving && streams.is_empty() && closing.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
         }
         lifetime.keep_alive.poll(cx)
     })

@@ -9,7 +9,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_ACCEPT};
 use http::{Method, Request, Response, StatusCode, Version};
 
 use super::request::check;
@@ -53,6 +53,7 @@ pub(super) async fn serve_stream<H: Handler>(
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             // What opens a tunnel in HTTP/2 (RFC 8441 section 5).
             head.status = StatusCode::OK;
+            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
         }
         let sent = send_head(&respond, Response::from_parts(head, ()), false, Some);
         if let Some(send) = sent {
