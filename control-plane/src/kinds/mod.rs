@@ -46,6 +46,9 @@ pub use workload::{Workload, WorkloadPort, WorkloadSpec};
 /// The group of all kinds here.
 pub const GROUP: &str = "tulle.dev";
 
+const HEADER: &str = "# Generated from the types in control-plane/src/kinds. To write it anew:\n\
+    # UPDATE=1 cargo test -p tulle-control-plane crds\n";
+
 /// The CRDs of all kinds: file name and YAML.
 ///
 /// # Errors
@@ -66,7 +69,7 @@ pub fn crds() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser_error::Er
                 labels.insert("gateway.networking.k8s.io/policy".into(), "Direct".into());
             }
             let yaml = serde_saphyr::to_string(&crd)?;
-            Ok((file, format!("# Generated from control-plane/src/kinds; `UPDATE=1 cargo test -p tulle-control-plane crds` writes it anew.\n{yaml}")))
+            Ok((file, format!("{HEADER}{yaml}")))
         })
         .collect()
 }

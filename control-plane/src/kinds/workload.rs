@@ -34,7 +34,7 @@ pub struct WorkloadSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub weight: u32,
-    /// Where it runs, as `region/zone`; used to prefer near endpoints.
+    /// Where it runs, as `region/zone`; empty where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locality: Option<String>,
 }
