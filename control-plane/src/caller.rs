@@ -55,6 +55,8 @@ pub struct Peer {
 pub struct PeerCertificate {
     /// Its SPIFFE ID.
     pub identity: SpiffeId,
+    /// Since when it is valid.
+    pub not_before: SystemTime,
     /// Until when it is valid.
     pub not_after: SystemTime,
     /// The id of the root that signed it.

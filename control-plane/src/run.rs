@@ -131,7 +131,9 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
                         return Ok(());
                     }
                     let loaded = Arc::clone(&updates.borrow_and_update());
-                    let update = resources.update(&loaded);
+                    let building = (Arc::clone(&resources), Arc::clone(&loaded));
+                    let built = tokio::task::spawn_blocking(move || building.0.update(&building.1));
+                    let update = built.await.map_err(|error| Error::Runtime(error.into()))?;
                     hub.publish(update.changed.clone());
                     board.publish(&loaded, update);
                 }

@@ -188,10 +188,10 @@ async fn handshake(tcp: TcpStream, settings: &Settings, trust_domain: &str) -> i
             if identity.trust_domain() != trust_domain {
                 return Err(refused("the client certificate is of another trust domain"));
             }
-            let (_, not_after) =
+            let (not_before, not_after) =
                 issuer::validity(leaf).ok_or_else(|| refused("the client certificate can't be read"))?;
             let root = issuer::root_of(leaf, &settings.bundle);
-            Some(Arc::new(PeerCertificate { identity, not_after, root }))
+            Some(Arc::new(PeerCertificate { identity, not_before, not_after, root }))
         }
     };
     Ok(Connection { tls, peer: Peer { address, certificate } })

@@ -26,10 +26,15 @@ pub struct ProxyStatus {
     pub address: Option<String>,
     /// The software that it says it is (`node.user_agent_name`).
     pub user_agent: String,
+    /// And its version (`node.user_agent_version`); empty where it does not say.
+    pub version: String,
     /// `delta` or `sotw`.
     pub protocol: String,
     /// Since when.
     pub connected_since: Time,
+    /// Since when the certificate is valid that it connected with, 5 minutes before it was issued; absent if it used a
+    /// join token.
+    pub certificate_since: Option<Time>,
     /// Until when the certificate is valid that it connected with; absent if it used a join token.
     pub certificate_expires: Option<Time>,
     /// The id of the root that signed that certificate.

@@ -27,6 +27,9 @@ impl Hub {
 
     /// Tells every stream of a change that the catalog already shows.
     pub fn publish(&self, changed: Changed) {
+        if changed.is_empty() {
+            return;
+        }
         // An error means that there is no stream.
         let _ = self.notes.send(Arc::new(changed));
     }

@@ -120,6 +120,10 @@ impl Changed {
         self
     }
 
+    fn is_empty(&self) -> bool {
+        !self.renamed_listeners && self.names.iter().all(HashSet::is_empty)
+    }
+
     /// Whether every name of a kind must be looked up again.
     fn renamed(&self, kind: Kind) -> bool {
         self.renamed_listeners && kind == Kind::Listener

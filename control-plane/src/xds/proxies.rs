@@ -65,6 +65,9 @@ impl Connected {
     pub(super) fn sent(&self, nonce: &str, batch: Batch) {
         let mut types = locked(&self.proxy.types);
         let sync = &mut types[place(batch.kind)];
+        for name in &batch.removed {
+            sync.nacked.remove(name);
+        }
         sync.sent = Some(Sent { nonce: nonce.into(), version: batch.version.clone(), at: SystemTime::now() });
         if sync.unacknowledged.len() == MAX_UNACKNOWLEDGED {
             sync.unacknowledged.pop_front();
@@ -120,6 +123,8 @@ pub(super) struct About {
     pub(super) node: String,
     /// The software that it says it is.
     pub(super) user_agent: String,
+    /// And its version.
+    pub(super) version: String,
     pub(super) caller: Caller,
     pub(super) address: Option<SocketAddr>,
     pub(super) protocol: &'static str,
@@ -155,10 +160,10 @@ struct Sent {
 
 impl Proxy {
     fn status(&self) -> ProxyStatus {
-        let About { node, user_agent, caller, address, protocol, since } = &self.about;
-        let (certificate_expires, root, token_expires) = match &caller.proof {
-            Proof::Certificate(certificate) => (Some(certificate.not_after), certificate.root.clone(), None),
-            Proof::Token { expires } => (None, None, Some(*expires)),
+        let About { node, user_agent, version, caller, address, protocol, since } = &self.about;
+        let (certificate, token_expires) = match &caller.proof {
+            Proof::Certificate(certificate) => (Some(certificate), None),
+            Proof::Token { expires } => (None, Some(*expires)),
         };
         let types = locked(&self.types);
         let types = PUSH_ORDER.into_iter().filter_map(|kind| {
@@ -172,10 +177,12 @@ impl Proxy {
             identity: caller.identity.to_string(),
             address: address.map(|address| address.to_string()),
             user_agent: user_agent.clone(),
+            version: version.clone(),
             protocol: (*protocol).into(),
             connected_since: (*since).into(),
-            certificate_expires: certificate_expires.map(Into::into),
-            root,
+            certificate_since: certificate.map(|certificate| certificate.not_before.into()),
+            certificate_expires: certificate.map(|certificate| certificate.not_after.into()),
+            root: certificate.and_then(|certificate| certificate.root.clone()),
             token_expires: token_expires.map(Into::into),
             synced: types.values().all(|status| status.synced),
             types,

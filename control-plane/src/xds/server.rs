@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -110,8 +111,8 @@ pub(super) struct Batch {
     pub(super) version: String,
     /// The resources in it.
     pub(super) names: Vec<Arc<str>>,
-    /// How many names were said to be gone.
-    pub(super) removed: usize,
+    /// The names that were said to be gone.
+    pub(super) removed: Vec<Arc<str>>,
 }
 
 /// The service.
@@ -268,7 +269,7 @@ impl<R: Send + 'static> StreamTask<R> {
                     let name = format!("{:x}", nonce + 1);
                     if let Some((response, batch)) = session.next(&name, self.hub.catalog()) {
                         nonce += 1;
-                        self.metrics.pushed(batch.kind, batch.names.len(), batch.removed);
+                        self.metrics.pushed(batch.kind, batch.names.len(), batch.removed.len());
                         record.sent(&name, batch);
                         permit.send(Ok(response));
                         if let Some(at) = oldest {
@@ -311,6 +312,15 @@ fn about<S: Session>(first: &S::Request, task: &StreamTask<S::Response>) -> Abou
     About {
         node: node.map(|node| short(&node.id)).unwrap_or_default(),
         user_agent: node.map(|node| short(&node.user_agent_name)).unwrap_or_default(),
+        version: match node.and_then(|node| node.user_agent_version_type.as_ref()) {
+            Some(UserAgentVersionType::UserAgentVersion(version)) => short(version),
+            Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
+                .version
+                .as_ref()
+                .map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch))
+                .unwrap_or_default(),
+            None => String::new(),
+        },
         caller: task.caller.clone(),
         address: task.address,
         protocol: S::PROTOCOL,

@@ -146,7 +146,7 @@ impl Session for StateOfTheWorld {
                 ..Default::default()
             };
             let names = content.resources.iter().map(|resource| Arc::clone(&resource.name)).collect();
-            return Some((response, Batch { kind, version, names, removed: content.missing.len() }));
+            return Some((response, Batch { kind, version, names, removed: content.missing }));
         }
         None
     }
