@@ -179,6 +179,8 @@ impl ControlPlane {
 
 /// One stream, in the hands of the test.
 pub(crate) struct Script {
+    /// By what the sidecar proved itself.
+    pub(crate) proof: String,
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     nonce: u32,
@@ -302,7 +304,8 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (responses, outgoing) = mpsc::channel(64);
-        let script = Script { requests: request.into_inner(), responses, nonce: 0, early: Vec::new() };
+        let proof = proof_of(&request);
+        let script = Script { proof, requests: request.into_inner(), responses, nonce: 0, early: Vec::new() };
         self.0.send(script).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
@@ -317,21 +320,26 @@ struct Ca {
 
 impl Ca {
     fn issue(&self, request: &Request<CertificateRequest>) -> Result<CertificateResponse, Status> {
-        let certificates =
-            request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>().and_then(|tls| tls.peer_certs());
-        let proof = match certificates.as_deref().and_then(|certificates| certificates.first()) {
-            Some(leaf) => format!("certificate {}", CertificateFacts::read(leaf).expect("X.509").serial),
-            None => {
-                let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-                format!("token {}", token.unwrap_or_default())
-            }
-        };
+        let proof = proof_of(request);
         self.proofs.lock().expect("no panic").push(proof);
         let until = self.policy.lock().expect("no panic").clone()?;
         let leaf = self
             .authority
             .sign(&request.get_ref().csr, &LeafRequest { until, ..LeafRequest::workload(CART) });
         Ok(CertificateResponse { cert_chain: vec![pem(&leaf), self.authority.pem()] })
+    }
+}
+
+/// By what a caller proves itself: `token <header>` or `certificate <serial>`.
+fn proof_of<T>(request: &Request<T>) -> String {
+    let certificates =
+        request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>().and_then(|tls| tls.peer_certs());
+    match certificates.as_deref().and_then(|certificates| certificates.first()) {
+        Some(leaf) => format!("certificate {}", CertificateFacts::read(leaf).expect("X.509").serial),
+        None => {
+            let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+            format!("token {}", token.unwrap_or_default())
+        }
     }
 }
 

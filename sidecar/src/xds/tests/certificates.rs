@@ -63,6 +63,41 @@ async fn a_short_lived_certificate_is_renewed_by_itself_and_no_connection_notice
 }
 
 #[tokio::test]
+async fn a_stream_stands_on_the_certificate_and_a_renewed_one_makes_a_new_stream() {
+    let mesh = Mesh::new();
+    let mut server = ControlPlane::start(&mesh).await;
+    *server.policy.lock().expect("no panic") = Ok(3);
+    let (control, handle) = mesh.sidecar(mesh.config(server.address));
+    beside(control, async {
+        let mut stream = server.stream().await;
+        let first = material(&handle, |_| true).await;
+        assert_eq!(stream.proof, format!("certificate {}", first.leaf.serial));
+        stream.subscribes(Kind::Listener).await;
+        stream.send(&[inbound_listener()], &[]).await;
+        snapshot(&handle, |now| now.inbound.len() == 1).await;
+
+        let mut stream = server.stream().await;
+        let second = material(&handle, |material| material.leaf.serial != first.leaf.serial).await;
+        assert_eq!(stream.proof, format!("certificate {}", second.leaf.serial));
+        assert_eq!(stream.subscribes(Kind::Listener).await.initial_resource_versions.len(), 1);
+        assert_eq!(handle.snapshots.borrow().inbound.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_an_authority_the_stream_stands_on_the_token() {
+    let mesh = Mesh::new();
+    let mut server = ControlPlane::start(&mesh).await;
+    *server.policy.lock().expect("no panic") = Err(tonic::Status::unimplemented("no authority here"));
+    let (control, _handle) = mesh.sidecar(mesh.config(server.address));
+    beside(control, async {
+        assert_eq!(server.stream().await.proof, "token Bearer let-me-in");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_expired_certificate_gives_way_to_the_token() {
     let mesh = Mesh::new();
     let server = ControlPlane::start(&mesh).await;
