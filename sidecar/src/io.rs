@@ -1,7 +1,6 @@
 //! One type for every connection that bytes come from or go to, so that nothing above needs a box or a type parameter.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -27,23 +26,6 @@ impl Stream {
             Self::Tcp(tcp) => &tcp.socket,
             Self::TlsServer(tls) => &tls.get_ref().0.socket,
             Self::TlsClient(tls) => tls.get_ref().0,
-        }
-    }
-
-    /// The other end's address.
-    ///
-    /// # Errors
-    /// When the connection is gone.
-    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.socket().peer_addr()
-    }
-
-    /// What ALPN chose; `None` in plaintext or without a choice.
-    pub(crate) fn alpn(&self) -> Option<&[u8]> {
-        match self {
-            Self::Tcp(_) => None,
-            Self::TlsServer(tls) => tls.get_ref().1.alpn_protocol(),
-            Self::TlsClient(tls) => tls.get_ref().1.alpn_protocol(),
         }
     }
 

@@ -13,7 +13,7 @@ use super::Admin;
 use super::types::{Certificate, Certificates, ClusterDump, Dump, EndpointDump, ListenerDump};
 use crate::balance::{Cluster, Endpoint};
 use crate::snapshot::{ChainProtocol, Listener};
-use crate::tls::CertificateFacts;
+use crate::tls::{CertificateFacts, stamp};
 
 /// `GET /config`
 pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Json<Dump> {
@@ -107,14 +107,10 @@ fn certificate(facts: &CertificateFacts, now: SystemTime) -> Certificate {
         uris: facts.uris.clone(),
         serial: facts.serial.clone(),
         fingerprint: facts.fingerprint.clone(),
-        not_before: rfc3339(facts.not_before),
-        not_after: rfc3339(facts.not_after),
+        not_before: stamp(facts.not_before),
+        not_after: stamp(facts.not_after),
         expires_in,
     }
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |time| time.to_string())
 }
 
 /// As JSON; what can't be JSON (which no type here is) says why in its place.

@@ -40,7 +40,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.map_err(Cause::System)?.block_on(async {
         let telemetry = Telemetry::new(workload(&config), collector.as_deref()).map_err(Cause::Telemetry)?;
-        serve(config, bound, telemetry, log).await
+        Box::pin(serve(config, bound, telemetry, log)).await
     })
 }
 
@@ -71,7 +71,7 @@ async fn serve(
     announce(&bound.addresses).map_err(Cause::System)?;
 
     // Configuration is kept up to date until the last connection has ended.
-    control.run(stop.run(config.drain, &mut signals, || workers.connections())).await;
+    Box::pin(control.run(stop.run(config.drain, &mut signals, || workers.connections()))).await;
 
     // All that could still make spans ends, and then what is left of them is sent.
     answer.end().await;

@@ -35,6 +35,10 @@ impl Acceptor {
         worker: Rc<Worker>,
         seats: Vec<Seat>,
     ) -> io::Result<Self> {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe for the sake of types whose descriptor may change"
+        )]
         let listener = AsyncFd::with_interest(listener, Interest::READABLE)?;
         Ok(Self { listener, place, worker, seats })
     }

@@ -17,7 +17,7 @@ use crate::detect::PATIENCE;
 use crate::io::{Prefixed, Stream};
 use crate::snapshot::{Chain, Current};
 use crate::tcp::Session;
-use crate::tls;
+use crate::tls::{self, Alpn};
 use crate::worker::drain::Phase;
 use crate::worker::{OpenConnection, Worker};
 
@@ -69,6 +69,15 @@ pub(super) struct Opened {
     pub(super) stream: Stream,
     pub(super) identity: Option<SpiffeId>,
     pub(super) server_name: Option<Arc<str>>,
+    /// What ALPN chose.
+    pub(super) alpn: Option<Alpn>,
+}
+
+impl Opened {
+    /// A client of which nothing is known.
+    pub(super) fn plaintext(stream: Prefixed) -> Self {
+        Self { stream: Stream::Tcp(stream), identity: None, server_name: None, alpn: None }
+    }
 }
 
 impl Connection {
@@ -100,7 +109,7 @@ impl Connection {
         current: &Current,
     ) -> Result<Opened, Refusal> {
         let Some(settings) = tls else {
-            return Ok(Opened { stream: Stream::Tcp(stream), identity: None, server_name });
+            return Ok(Opened { server_name, ..Opened::plaintext(stream) });
         };
         let material = current.tls.as_ref().ok_or(Refusal::NoCertificate)?;
         let handshake = tls::accept(stream, material, settings, self.client);
@@ -108,7 +117,7 @@ impl Connection {
             Ok(Ok(accepted)) => {
                 let asked = accepted.stream.get_ref().1.server_name().map(Arc::from);
                 let stream = Stream::TlsServer(Box::new(accepted.stream));
-                Ok(Opened { stream, identity: accepted.peer, server_name: asked })
+                Ok(Opened { stream, identity: accepted.peer, server_name: asked, alpn: accepted.alpn })
             }
             // The reason was logged where it is known best.
             Ok(Err(_)) => Err(Refusal::Handshake),

@@ -189,7 +189,7 @@ impl Connection {
         }
         match &chain.protocol {
             ChainProtocol::Http(routes) => {
-                let agreed = opened.stream.alpn().and_then(Alpn::from_id).map(|alpn| match alpn {
+                let agreed = opened.alpn.map(|alpn| match alpn {
                     Alpn::Http1 => HttpVersion::Http1,
                     Alpn::Http2 => HttpVersion::Http2,
                 });

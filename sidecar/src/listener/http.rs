@@ -6,11 +6,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::connection::{Connection, Opened};
-use super::pending::{serve_http1, serve_http2};
+
 use crate::detect::{Detector, Spoken};
 use crate::http::proxy::{Downstream, Proxy, Target};
-use crate::http::server::ServerOptions;
-use crate::io::Stream;
+use crate::http::server::{ServerOptions, serve_http1, serve_http2};
 use crate::upstream::HttpVersion;
 
 /// Which HTTP a client speaks, if it does.
@@ -35,8 +34,7 @@ impl Connection {
         // A client that says nothing, or is gone, needs no answer.
         let said = self.while_idle(silence, detector.http_version(&mut socket)).await;
         let Some(Ok(Some(version))) = said else { return };
-        let stream = Stream::Tcp(detector.into_stream(socket));
-        self.http(Opened { stream, identity: None, server_name: None }, version, target, options).await;
+        self.http(Opened::plaintext(detector.into_stream(socket)), version, target, options).await;
     }
 
     /// Serves HTTP of a known version.
@@ -47,7 +45,7 @@ impl Connection {
         target: Target,
         options: &ServerOptions,
     ) {
-        let Opened { stream, identity, server_name } = opened;
+        let Opened { stream, identity, server_name, .. } = opened;
         let downstream = Downstream {
             direction: self.direction(),
             peer: self.client,

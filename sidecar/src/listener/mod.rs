@@ -12,13 +12,12 @@ mod follow;
 mod http;
 mod inbound;
 mod outbound;
-mod pending;
 mod place;
 mod refusal;
 
 pub(crate) use accept::Acceptor;
 pub(crate) use connection::{Accepted, serve};
-pub(crate) use place::{Addresses, BindError, Bound, Place, Role, bind};
+pub(crate) use place::{Addresses, BindError, Bound, Place, bind};
 pub(crate) use refusal::Refusals;
 
 #[cfg(test)]

@@ -43,15 +43,20 @@ impl Connection {
         let mut detector = Detector::default();
         let version = tokio::time::timeout(PATIENCE, detector.detect(&mut socket)).await;
         let spoken = version.ok().and_then(Result::ok);
-        let stream = Stream::Tcp(detector.into_stream(socket));
+        let stream = detector.into_stream(socket);
         match spoken.as_ref().and_then(super::http::version) {
             Some(version) => {
-                let opened = Opened { stream, identity: None, server_name: None };
-                self.http(opened, version, Target::Service(name.clone()), &ServerOptions::default()).await;
+                self.http(
+                    Opened::plaintext(stream),
+                    version,
+                    Target::Service(name.clone()),
+                    &ServerOptions::default(),
+                )
+                .await;
             }
             None => {
                 self.refused(Refusal::NoListener);
-                stream.reset();
+                Stream::Tcp(stream).reset();
             }
         }
     }

@@ -11,7 +11,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{self, Authorization, ChainMatch, DownstreamTls, FilterChain, TrafficDirection};
 
-use super::{Acceptor, Place, Role};
+pub(crate) use super::place::Role;
+use super::{Acceptor, Place};
 use crate::balance::Cluster;
 use crate::snapshot::{Chain, ChainProtocol, Listener, Snapshot, TcpRoutes};
 use crate::telemetry::metrics::{HttpLabels, Registry};

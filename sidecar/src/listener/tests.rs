@@ -10,9 +10,9 @@ use tulle_mesh::model::{
     Action, Authorization, DownstreamTls, Permission, Policy, Principal, StringMatch, Transport,
 };
 
+use super::Place;
 use super::refusal::Refusal;
 use super::testing::*;
-use super::{Place, Role};
 use crate::config::OutboundPolicy;
 use crate::snapshot::{Listener, Snapshot};
 use crate::telemetry::metrics::Registry;

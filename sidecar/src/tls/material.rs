@@ -9,11 +9,10 @@ use rustls::server::ServerSessionMemoryCache;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use serde::Serialize;
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::DownstreamTls;
 
-use super::certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
+use super::certificate::{CertificateFacts, Leaf, TrustBundle};
 use super::failures::Failures;
 use super::verify::{ControlPlaneVerifier, PeerVerifier, provider};
 
@@ -135,16 +134,6 @@ impl Material {
         self.leaf.valid_at(now).is_ok()
     }
 
-    /// What may be told of it to anyone.
-    pub(crate) fn describe(&self) -> MaterialStatus {
-        MaterialStatus {
-            identity: self.identity.clone(),
-            generation: self.generation,
-            leaf: CertificateStatus::new(&self.leaf),
-            roots: self.roots.iter().map(CertificateStatus::new).collect(),
-        }
-    }
-
     /// The configuration of the server end that a listener asks for.
     pub(super) fn server(&self, tls: &DownstreamTls) -> Arc<ServerConfig> {
         let configs = if tls.require_client_certificate { &self.required } else { &self.optional };
@@ -177,45 +166,6 @@ impl fmt::Debug for Material {
             .field("serial", &self.leaf.serial)
             .field("generation", &self.generation)
             .finish_non_exhaustive()
-    }
-}
-
-/// A workload's certificate and trust bundle, without the key.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct MaterialStatus {
-    /// Who the workload is.
-    pub(crate) identity: SpiffeId,
-    /// Grows by one with each new leaf or bundle.
-    pub(crate) generation: u64,
-    /// The leaf.
-    pub(crate) leaf: CertificateStatus,
-    /// The trust bundle.
-    pub(crate) roots: Vec<CertificateStatus>,
-}
-
-/// One certificate.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct CertificateStatus {
-    /// Its subject; empty for leaves.
-    pub(crate) subject: String,
-    /// Hexadecimal.
-    pub(crate) serial: String,
-    /// RFC 3339.
-    pub(crate) not_before: String,
-    /// RFC 3339.
-    pub(crate) not_after: String,
-}
-
-impl CertificateStatus {
-    fn new(facts: &CertificateFacts) -> Self {
-        Self {
-            subject: facts.subject.clone(),
-            serial: facts.serial.clone(),
-            not_before: stamp(facts.not_before),
-            not_after: stamp(facts.not_after),
-        }
     }
 }
 

@@ -33,5 +33,5 @@ pub(crate) use error::{HandshakeError, Reason, with_causes};
 pub(crate) use failures::Failures;
 #[cfg(test)]
 pub(crate) use issue::{CertificateRequest, CertificateResponse};
-pub(crate) use material::{Alpn, Material, MaterialStatus};
+pub(crate) use material::{Alpn, Material};
 pub(crate) use rotate::{FILE_CHECK, Rotation, keep_issued, keep_read};

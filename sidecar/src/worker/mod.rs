@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use self::demand::Waiting;
 use self::drain::Drain;
 pub(crate) use self::load::{Load, OpenConnection};
-pub(crate) use self::thread::{Seat, Signals, Spawned, spawn};
+pub(crate) use self::thread::{Seat, Signals, spawn};
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;
 use crate::listener::Refusals;

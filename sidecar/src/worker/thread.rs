@@ -158,8 +158,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::listener::Role as For;
-    use crate::listener::testing::{TcpChain, connect, listener, on_a_worker, outbound, place, server};
+    use crate::listener::testing::{
+        Role as For, TcpChain, connect, listener, on_a_worker, outbound, place, server,
+    };
     use crate::worker::testing::shared;
 
     #[test]
