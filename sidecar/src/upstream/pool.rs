@@ -55,6 +55,7 @@ pub(super) struct Slot {
     /// After what idle time the endpoint was seen to close a connection, and when that was.
     closes_after: Cell<Option<(Duration, Instant)>>,
     /// The last used last.
+    #[expect(clippy::vec_box, reason = "they come boxed and go boxed")]
     idle: RefCell<Vec<Box<h1::Connection>>>,
     /// The HTTP/2 connections.
     pub(super) multiplexed: h2::Multiplexed,
@@ -188,7 +189,9 @@ impl Slot {
         alpn: Alpn,
     ) -> Result<(connect::Connection, Permit), SendError> {
         let permit = permit(cluster, Limit::Connections)?;
-        let connection = connect::connect(cluster, endpoint, self.material.as_ref(), Some(alpn)).await;
+        // Boxed: with its handshake it is many times as large as an exchange, and it is seldom needed.
+        let connecting = Box::pin(connect::connect(cluster, endpoint, self.material.as_ref(), Some(alpn)));
+        let connection = connecting.await;
         Ok((connection.map_err(SendError::Connect)?, permit))
     }
 

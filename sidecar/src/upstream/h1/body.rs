@@ -27,7 +27,7 @@ pub(crate) struct ResponseBody {
 
 impl ResponseBody {
     /// The body that follows `head`: none at all where the decoder says so, and then the connection is free at once.
-    pub(super) fn new(
+    pub(super) fn following(
         slot: Rc<Slot>,
         mut connection: Box<Connection>,
         decoder: Decoder,

@@ -66,7 +66,8 @@ pub(super) async fn send(
         let tunnel = Some(tunnel);
         return Ok(Answer { response: response.map(|()| Body::Empty), tunnel, peer });
     }
-    let body = ResponseBody::new(slot, connection, Decoder::new(framing), keep_alive, upload, &response);
+    let body =
+        ResponseBody::following(slot, connection, Decoder::new(framing), keep_alive, upload, &response);
     Ok(Answer { response: response.map(|()| body), tunnel: None, peer })
 }
 

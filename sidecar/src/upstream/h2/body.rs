@@ -25,7 +25,12 @@ pub(crate) struct ResponseBody {
 
 impl ResponseBody {
     /// The body that follows a head with these fields.
-    pub(super) fn new(recv: RecvStream, headers: &HeaderMap, upload: Option<Upload>, lease: Lease) -> Body {
+    pub(super) fn following(
+        recv: RecvStream,
+        headers: &HeaderMap,
+        upload: Option<Upload>,
+        lease: Lease,
+    ) -> Body {
         if recv.is_end_stream() {
             return Body::Empty;
         }

@@ -80,7 +80,8 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
             continue;
         }
         let attempt = Attempt::begin(pool);
-        match connect(slot, endpoint, cluster).await {
+        // Boxed: it is seldom needed, and large.
+        match Box::pin(connect(slot, endpoint, cluster)).await {
             Ok(shared) => pool.connections.borrow_mut().push(Rc::new(shared)),
             Err(error) => {
                 *pool.failed.borrow_mut() = Some((pool.attempts.get(), duplicate(&error)));

@@ -63,7 +63,7 @@ pub(super) async fn send(
             Ok(Answer { response: Response::from_parts(head, Body::Empty), tunnel, peer })
         }
         _ => {
-            let body = ResponseBody::new(recv, &head.headers, exchange.upload, lease);
+            let body = ResponseBody::following(recv, &head.headers, exchange.upload, lease);
             Ok(Answer { response: Response::from_parts(head, body), tunnel: None, peer })
         }
     }

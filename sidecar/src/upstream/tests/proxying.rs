@@ -203,3 +203,12 @@ async fn who_does_not_read_stops_who_writes() {
     })
     .await;
 }
+
+/// What an exchange occupies while it is under way: once per HTTP/1 connection, and once per stream over HTTP/2.
+#[tokio::test]
+async fn an_exchange_is_small() {
+    let origin = Origin::new().await;
+    let upstream = Upstream::new(origin.address(), HttpVersion::Http1);
+    let size = size_of_val(&upstream.send(crate::upstream::testing::get("/")));
+    assert!(size <= 2560, "{size}");
+}

@@ -69,6 +69,7 @@ struct Connection<'a> {
 }
 
 /// What came of waiting for a request.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Next {
     Request(RequestHead),
     Refused(Refusal),

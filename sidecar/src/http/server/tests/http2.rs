@@ -315,7 +315,7 @@ async fn too_many_streams_and_rapid_resets_are_stopped() {
             pending()
         });
         let (address, _) = server(Speak::Http2, handler, limits).await;
-        let (mut sender, closed) = connect(address).await;
+        let (sender, closed) = connect(address).await;
         // Each stream is opened and given up at once.
         let mut opened = 0;
         while opened < 10_000 {
