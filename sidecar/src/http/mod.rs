@@ -18,3 +18,6 @@ pub(crate) mod refusal;
 mod respond;
 pub(crate) mod server;
 pub(crate) mod upgrade;
+
+#[cfg(test)]
+mod tests;

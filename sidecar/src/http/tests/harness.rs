@@ -1,0 +1,511 @@
+//! Scripted applications, and proxies in front of them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, Version};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tulle_mesh::authorize::Authorizer;
+use tulle_mesh::model::{
+    self, Authorization, Backend, Domain, Forward, HeaderMutations, HttpConnection, HttpFilter, Limits,
+    LoadBalancer, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Timeouts,
+    TrafficDirection, UpstreamProtocol, VirtualHost,
+};
+use tulle_mesh::route::RouteTable;
+
+use crate::balance::Cluster;
+use crate::http::accounted::Accounted;
+use crate::http::body::{Body, BodyError};
+use crate::http::proxy::{Downstream, Proxy, Target};
+use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http1, serve_http2};
+use crate::io::{Prefixed, Stream};
+use crate::limit::RequestLimits;
+use crate::snapshot::{BackendRuntime, Chain, ChainProtocol, HttpRoutes, Listener, RouteRuntime, Snapshot};
+use crate::telemetry::metrics::{HttpLabels, Registry};
+use crate::tls::{self, Material};
+use crate::worker::Worker;
+
+/// What an application does with a request.
+#[derive(Clone, Debug)]
+pub(super) enum Say {
+    /// 200 with this body.
+    Ok(&'static str),
+    /// These bytes, and the connection stays open.
+    Raw(String),
+    /// These bytes, and the connection is closed.
+    Last(String),
+    /// The connection is reset.
+    Reset,
+    /// The connection is closed without an answer.
+    Close,
+    /// Nothing, for ever.
+    Nothing,
+}
+
+/// A status without a body.
+pub(super) fn status(code: u16) -> Say {
+    Say::Raw(format!("HTTP/1.1 {code} x\r\ncontent-length: 0\r\n\r\n"))
+}
+
+/// A request as an application got it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) line: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+}
+
+impl Seen {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// An application.
+#[derive(Clone)]
+pub(super) struct App {
+    pub(super) address: SocketAddr,
+    seen: Rc<RefCell<Vec<Seen>>>,
+}
+
+impl App {
+    /// One that does what `script` says with the request of this number, from 0.
+    pub(super) async fn new(script: impl Fn(usize) -> Say + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let app = Self { address, seen: Rc::default() };
+        let (seen, script) = (app.seen.clone(), Rc::new(script));
+        tokio::task::spawn_local(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::task::spawn_local(serve(socket, seen.clone(), script.clone()));
+            }
+        });
+        app
+    }
+
+    /// The requests that it got, resent ones too.
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.seen.borrow().clone()
+    }
+}
+
+async fn serve(mut socket: TcpStream, seen: Rc<RefCell<Vec<Seen>>>, script: Rc<impl Fn(usize) -> Say>) {
+    let mut bytes = Vec::new();
+    while let Some(request) = read(&mut socket, &mut bytes).await {
+        let number = seen.borrow().len();
+        seen.borrow_mut().push(request);
+        let answer = match script(number) {
+            Say::Ok(body) => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()),
+            Say::Raw(answer) => answer,
+            Say::Last(answer) => {
+                let _ = socket.write_all(answer.as_bytes()).await;
+                return;
+            }
+            Say::Close => return,
+            Say::Reset => {
+                let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+                return;
+            }
+            Say::Nothing => std::future::pending().await,
+        };
+        if socket.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads a request with a Content-Length or in chunks.
+async fn read(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<Seen> {
+    let end = |bytes: &[u8], what: &[u8]| {
+        bytes.windows(what.len()).position(|w| w == what).map(|at| at + what.len())
+    };
+    let head = loop {
+        if let Some(at) = end(bytes, b"\r\n\r\n") {
+            break at;
+        }
+        more(socket, bytes).await?;
+    };
+    let text = String::from_utf8_lossy(&bytes[..head]).into_owned();
+    bytes.drain(..head);
+    let mut lines = text.lines();
+    let line = lines.next().unwrap_or_default().to_owned();
+    let fields = lines.filter_map(|line| line.split_once(": "));
+    let headers: HeaderMap = fields
+        .map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")))
+        .collect::<Vec<(http::HeaderName, http::HeaderValue)>>()
+        .into_iter()
+        .fold(HeaderMap::new(), |mut all, (name, value)| {
+            all.append(name, value);
+            all
+        });
+    let length = headers.get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut body = Vec::new();
+    if headers.contains_key("transfer-encoding") {
+        while end(bytes, b"0\r\n\r\n").is_none() {
+            more(socket, bytes).await?;
+        }
+        body = unchunk(&std::mem::take(bytes));
+    } else if let Some(length) = length {
+        while bytes.len() < length {
+            more(socket, bytes).await?;
+        }
+        body = bytes.drain(..length).collect();
+    }
+    Some(Seen { line, headers, body })
+}
+
+fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(at) = bytes.windows(2).position(|w| w == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..at]).expect("hex"), 16).expect("hex");
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(&bytes[at + 2..at + 2 + size]);
+        bytes = &bytes[at + 4 + size..];
+    }
+    body
+}
+
+async fn more(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<()> {
+    let mut buffer = [0; 16 * 1024];
+    let count = socket.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
+    bytes.extend_from_slice(&buffer[..count]);
+    Some(())
+}
+
+/// What a proxy is configured with; to be changed by each test.
+pub(super) struct Setup {
+    pub(super) direction: TrafficDirection,
+    pub(super) route: Route,
+    pub(super) cluster: model::Cluster,
+    pub(super) endpoints: Vec<model::Endpoint>,
+    /// Of the cluster `mirror`.
+    pub(super) mirror: Option<SocketAddr>,
+    pub(super) filters: Vec<HttpFilter>,
+    pub(super) identity: Option<&'static str>,
+    pub(super) tls: Option<Arc<Material>>,
+}
+
+impl Setup {
+    /// One route to `endpoints`, outbound.
+    pub(super) fn new(endpoints: &[SocketAddr]) -> Self {
+        let matches = RouteMatch {
+            path: PathMatch::Prefix("/".into()),
+            case_sensitive: true,
+            headers: Vec::new(),
+            query: Vec::new(),
+            grpc: false,
+            fraction: None,
+        };
+        let route = Route {
+            name: "all".into(),
+            origin: None,
+            matches,
+            action: RouteAction::Forward(forward()),
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+            fault: None,
+        };
+        Self {
+            direction: TrafficDirection::Outbound,
+            route,
+            cluster: cluster(),
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            mirror: None,
+            filters: Vec::new(),
+            identity: None,
+            tls: None,
+        }
+    }
+
+    /// The same, inbound.
+    pub(super) fn inbound(app: SocketAddr) -> Self {
+        Self { direction: TrafficDirection::Inbound, ..Self::new(&[app]) }
+    }
+
+    /// How the route forwards.
+    pub(super) fn forward(&mut self) -> &mut Forward {
+        match &mut self.route.action {
+            RouteAction::Forward(forward) => forward,
+            _ => panic!("the route forwards"),
+        }
+    }
+
+    /// The proxy.
+    pub(super) fn build(self) -> Mesh {
+        let registry = crate::worker::testing::shared().0;
+        let metrics = &registry.telemetry.metrics;
+        let at = SocketAddr::from(([10, 1, 1, 1], 80));
+        let upstream = build_cluster(metrics, self.cluster, self.endpoints);
+        let mirror = self.mirror.map(|address| build_cluster(metrics, cluster(), vec![endpoint(&address)]));
+        let routes = routes(metrics, self.direction, &self.route, &upstream, mirror.as_ref(), &self.filters);
+        let mut snapshot = Snapshot { tls: self.tls, ..Snapshot::default() };
+        let target = match self.direction {
+            TrafficDirection::Outbound => {
+                snapshot.outbound.insert("cart.shop:80".into(), Arc::new(listener(self.direction, routes)));
+                Target::Authority
+            }
+            TrafficDirection::Inbound => {
+                snapshot.inbound.insert(at, Arc::new(listener(self.direction, routes)));
+                Target::Application { address: at, chain: 0 }
+            }
+        };
+        let worker = Worker::new(0, registry, Arc::new(snapshot));
+        let downstream = Downstream {
+            direction: self.direction,
+            peer: SocketAddr::from(([10, 2, 2, 2], 4321)),
+            local: at,
+            identity: self.identity.map(|id| id.parse().expect("valid")),
+            server_name: None,
+            target,
+        };
+        Mesh { proxy: Rc::new(Proxy::new(worker.clone(), Rc::new(downstream))), worker, cluster: upstream }
+    }
+}
+
+/// A proxy, and what it works on.
+pub(super) struct Mesh {
+    pub(super) proxy: Rc<Proxy>,
+    pub(super) worker: Rc<Worker>,
+    pub(super) cluster: Arc<Cluster>,
+}
+
+async fn serve_peer(mesh: Rc<Mesh>, material: Arc<Material>, socket: TcpStream, peer: SocketAddr) {
+    let alpn = vec!["h2".into(), "http/1.1".into()];
+    let settings = model::DownstreamTls { require_client_certificate: true, alpn };
+    let accepted = tls::accept(Prefixed::new(Bytes::new(), socket), &material, &settings, peer).await;
+    let Ok(accepted) = accepted else { return };
+    let old = &mesh.proxy.downstream;
+    let Target::Application { address, chain } = old.target else { panic!("inbound") };
+    let downstream = Downstream {
+        direction: old.direction,
+        peer,
+        local: old.local,
+        identity: accepted.peer,
+        server_name: None,
+        target: Target::Application { address, chain },
+    };
+    let proxy = Proxy::new(mesh.worker.clone(), Rc::new(downstream));
+    let stream = Stream::TlsServer(Box::new(accepted.stream));
+    let (options, drain) = (ServerOptions::default(), &mesh.worker.drain);
+    match accepted.alpn {
+        Some(tls::Alpn::Http2) => serve_http2(stream, &proxy, &options, drain).await,
+        _ => serve_http1(stream, &proxy, &options, drain).await,
+    }
+}
+
+/// An answer as the client gets it.
+#[derive(Debug)]
+pub(super) struct Got {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Result<Bytes, BodyError>,
+}
+
+impl Got {
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+impl Mesh {
+    /// Has a request answered.
+    pub(super) async fn send(&self, request: Request<Body>) -> Got {
+        let reply: Reply<Accounted> = self.proxy.handle(request, Interim::default()).await;
+        let (head, body) = reply.response.into_parts();
+        let body = body.collect().await.map(|whole| whole.to_bytes());
+        Got { status: head.status, headers: head.headers, body }
+    }
+
+    /// Serves connections of peers over mesh TLS, as the holder of `material`: where.
+    pub(super) async fn serve(self, material: Arc<Material>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let mesh = Rc::new(self);
+        tokio::task::spawn_local(async move {
+            while let Ok((socket, peer)) = listener.accept().await {
+                tokio::task::spawn_local(serve_peer(mesh.clone(), material.clone(), socket, peer));
+            }
+        });
+        address
+    }
+
+    /// The value of a metric with all of these texts in its line; 0 where there is none.
+    pub(super) fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        let text = self.worker.telemetry.metrics.encode();
+        let lines =
+            text.lines().filter(|line| line.starts_with(name) && labels.iter().all(|l| line.contains(l)));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+}
+
+/// A request for `http://cart.shop/x` over HTTP/1.1.
+pub(super) fn request(method: Method, fields: &[(&str, &str)], body: impl Into<Bytes>) -> Request<Body> {
+    let body: Bytes = body.into();
+    let mut request = Request::builder().method(method).uri("/x?y=1").version(Version::HTTP_11);
+    request = request.header("host", "cart.shop");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let body = if body.is_empty() { Body::Empty } else { Body::Full(body) };
+    request.body(body).expect("valid")
+}
+
+pub(super) fn get() -> Request<Body> {
+    request(Method::GET, &[], "")
+}
+
+pub(super) fn post(body: impl Into<Bytes>) -> Request<Body> {
+    request(Method::POST, &[], body)
+}
+
+pub(super) fn grpc() -> Request<Body> {
+    request(Method::POST, &[("content-type", "application/grpc"), ("te", "trailers")], "message")
+}
+
+fn forward() -> Forward {
+    Forward {
+        backends: vec![Backend {
+            cluster: "cart".into(),
+            weight: 1,
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+        }],
+        unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
+        timeouts: Timeouts::default(),
+        retry: None,
+        path_rewrite: None,
+        host_rewrite: None,
+        mirrors: Vec::new(),
+        hash: Vec::new(),
+    }
+}
+
+pub(super) fn endpoint(address: &SocketAddr) -> model::Endpoint {
+    model::Endpoint {
+        address: model::EndpointAddress::Socket(*address),
+        health: model::Health::Healthy,
+        weight: 1,
+        hostname: String::new(),
+        meshed: false,
+        identity: None,
+        workload: String::new(),
+    }
+}
+
+fn cluster() -> model::Cluster {
+    model::Cluster {
+        name: "cart".into(),
+        discovery: model::Discovery::Eds("cart".into()),
+        load_balancer: LoadBalancer::RoundRobin,
+        connect_timeout: None,
+        idle_timeout: None,
+        limits: Limits::default(),
+        outlier_detection: None,
+        tls: None,
+        protocol: UpstreamProtocol::Downstream,
+    }
+}
+
+fn build_cluster(
+    metrics: &Registry,
+    cluster: model::Cluster,
+    endpoints: Vec<model::Endpoint>,
+) -> Arc<Cluster> {
+    let locality =
+        model::LocalityEndpoints { locality: model::Locality::default(), priority: 0, weight: 1, endpoints };
+    let assignment = model::LoadAssignment { name: cluster.name.clone(), localities: vec![locality] };
+    let series = metrics.cluster(&cluster.name.as_str().into());
+    Cluster::build(Arc::new(cluster), Some(&assignment), None, series)
+}
+
+fn routes(
+    metrics: &Registry,
+    direction: TrafficDirection,
+    route: &Route,
+    cluster: &Arc<Cluster>,
+    mirror: Option<&Arc<Cluster>>,
+    filters: &[HttpFilter],
+) -> HttpRoutes {
+    let series = |route: &str, backend: &str| {
+        metrics.http(HttpLabels {
+            direction,
+            service: "cart.shop:80".into(),
+            route: route.into(),
+            backend: backend.into(),
+        })
+    };
+    let domains = vec![Domain::Exact("cart.shop".into())];
+    let host = VirtualHost { name: "cart".into(), domains, routes: vec![route.clone()] };
+    let configuration = RouteConfiguration { name: "cart".into(), virtual_hosts: vec![host] };
+    let sets: Vec<Authorization> = filters
+        .iter()
+        .filter_map(|filter| match filter {
+            HttpFilter::Authorization(set) => Some(set.clone()),
+            _ => None,
+        })
+        .collect();
+    let clusters: HashMap<&str, &Arc<Cluster>> =
+        [("cart", cluster)].into_iter().chain(mirror.map(|mirror| ("mirror", mirror))).collect();
+    let runtime = match &route.action {
+        RouteAction::Forward(forward) => RouteRuntime {
+            backends: forward
+                .backends
+                .iter()
+                .map(|backend| BackendRuntime {
+                    cluster: clusters.get(backend.cluster.as_str()).map(|cluster| Arc::clone(cluster)),
+                    series: series("all", &backend.cluster),
+                })
+                .collect(),
+            mirrors: forward
+                .mirrors
+                .iter()
+                .map(|mirror| clusters.get(mirror.cluster.as_str()).map(|cluster| Arc::clone(cluster)))
+                .collect(),
+            local: series("all", ""),
+        },
+        _ => RouteRuntime { backends: Vec::new(), mirrors: Vec::new(), local: series("all", "") },
+    };
+    HttpRoutes {
+        settings: HttpConnection {
+            routes: RouteSource::Named("cart".into()),
+            filters: Vec::new(),
+            idle_timeout: None,
+            stream_idle_timeout: None,
+            request_headers_timeout: None,
+            max_request_headers_bytes: None,
+            max_headers: None,
+            max_concurrent_streams: None,
+            tracing: None,
+            access_log: None,
+        },
+        authorizer: Authorizer::compile(sets),
+        limits: RequestLimits::build(filters, None),
+        fault: None,
+        table: Arc::new(RouteTable::compile(&configuration).expect("valid")),
+        runtime: vec![runtime],
+        unrouted: series("", ""),
+    }
+}
+
+fn listener(direction: TrafficDirection, routes: HttpRoutes) -> Listener {
+    let model = model::Listener { name: "cart.shop:80".into(), direction, address: None, chains: Vec::new() };
+    let chain = Chain {
+        authorizer: Authorizer::compile(Vec::new()),
+        protocol: ChainProtocol::Http(Arc::new(routes)),
+    };
+    Listener {
+        name: "cart.shop:80".into(),
+        model: Arc::new(model),
+        chains: vec![chain],
+        last_use: Arc::default(),
+    }
+}
