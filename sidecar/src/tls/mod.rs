@@ -24,13 +24,11 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use accept::{Accepted, accept};
-pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
-pub(crate) use connect::{Connected, connect};
-pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof, Session};
+pub(crate) use accept::accept;
+pub(crate) use certificate::{CertificateFacts, TrustBundle, stamp};
+pub(crate) use connect::connect;
+pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof};
 pub(crate) use error::{HandshakeError, Reason, with_causes};
-#[cfg(test)]
-pub(crate) use failures::Failures;
 #[cfg(test)]
 pub(crate) use issue::{CertificateRequest, CertificateResponse};
 pub(crate) use material::{Alpn, Material};

@@ -9,8 +9,9 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
+use super::certificate::Leaf;
 use super::verify::provider;
-use super::{Leaf, Material, TrustBundle};
+use super::{Material, TrustBundle};
 
 /// Signs leaves, good and bad.
 pub(crate) struct Authority {

@@ -32,9 +32,7 @@ mod tests;
 
 pub(crate) use cache::{Cache, ListenerValue};
 pub(crate) use control::{Control, Handle, StartError};
-pub(crate) use engine::Readiness;
 pub(crate) use interest::{is_local, is_settled};
-pub(crate) use status::{Status, StreamStatus, TypeStatus};
 
 /// A worker asks for the listener of a destination. The answer is the next snapshot that holds the name, in `outbound` or
 /// in `absent`.
