@@ -268,7 +268,7 @@ impl fmt::Display for Error {
                 write!(f, "can't serve {what} on {address}: {error}; give {flag} an address of this host")
             }
             Self::Ca(error) => error.fmt(f),
-            Self::Source(error) => error.fmt(f),
+            Self::Source(error) => write!(f, "{error}; give --manifests a folder that this user may read"),
             Self::Grpc(error) => error.fmt(f),
             Self::Http(error) => write!(f, "the HTTP API failed: {error}"),
             Self::Log(reason) => write!(f, "can't start the log: {reason}; check TULLE_LOG"),

@@ -324,6 +324,37 @@ fn a_state_folder_that_cant_be_written_is_named() {
 }
 
 #[tokio::test]
+async fn the_endpoint_proves_its_names_and_speaks_tls_1_3_only() {
+    let plane = ControlPlane::start().await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(plane.root().as_bytes()).unwrap()).unwrap();
+    let attempt = async |name: &'static str, version: &'static rustls::SupportedProtocolVersion| {
+        let config =
+            rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots.clone())
+                .with_no_client_auth();
+        let tcp = tokio::net::TcpStream::connect(plane.address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        connector.connect(name.try_into().unwrap(), tcp).await
+    };
+    for name in ["localhost", "127.0.0.1", "mesh.example", "tulle-control-plane.tulle-system.svc"] {
+        let stream = attempt(name, &rustls::version::TLS13).await.unwrap();
+        let leaf = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+        let own = "spiffe://cluster.local/ns/tulle-system/sa/tulle-control-plane";
+        assert_eq!(issuer::spiffe_id(&leaf).unwrap().as_str(), own);
+        let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+    }
+    let error = attempt("other.example", &rustls::version::TLS13).await.unwrap_err();
+    assert!(error.to_string().contains("not valid for name"), "{error}");
+    let error = attempt("localhost", &rustls::version::TLS12).await.unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+    plane.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_client_sends_instead_of_tls_harms_nobody() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let plane = ControlPlane::start().await;

@@ -198,7 +198,7 @@ async fn what_keeps_it_from_starting_is_said_with_a_way_out() {
         ),
         (free, &*address, &manifests, &state, vec!["the HTTP API", &*address, "another process", "--http"]),
         (free, free, &manifests, &in_file, vec!["can't write", &*in_file, "--state"]),
-        (free, free, &nowhere, &state, vec!["can't read the folder of manifests", &*nowhere]),
+        (free, free, &nowhere, &state, vec!["can't read", &*nowhere, "--manifests"]),
     ] {
         let args = ["--listen", listen, "--http", http, "--manifests", manifests, "--state", state];
         let output = output(&args).await;
