@@ -6,8 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::h2::recv::RecvBody;
-use super::server::RequestBody;
+use super::server::{RequestBody, StreamBody};
 use crate::retry::replay;
 use crate::upstream;
 
@@ -22,7 +21,7 @@ pub(crate) enum Body {
     /// Of a request over HTTP/1.
     Http1Request(RequestBody),
     /// Of a request over HTTP/2.
-    Http2Request(RecvBody),
+    Http2Request(StreamBody),
     /// Of an endpoint's answer over HTTP/1.
     Http1Response(upstream::Http1Body),
     /// Of an endpoint's answer over HTTP/2.

@@ -204,11 +204,6 @@ impl Slot {
         }
     }
 
-    /// How long a connection of this slot may idle.
-    pub(super) fn idle_timeout(&self) -> Duration {
-        self.idle_timeout.get()
-    }
-
     fn take_idle(&self, cx: &mut Context<'_>) -> Option<Box<h1::Connection>> {
         let now = Instant::now();
         loop {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::SendStream;
 
-use super::{body_error, reset_reason};
+use super::reset_reason;
 use crate::http::body::BodyError;
 
 /// Sends a body frame by frame, as the peer's windows allow. Never holds more than the frame at hand. Dropped before its
@@ -18,6 +18,7 @@ pub(crate) struct SendBody {
     /// `pending` is the last.
     last: bool,
     ended: bool,
+    sent: u64,
 }
 
 /// Why a body was not sent whole.
@@ -25,14 +26,14 @@ pub(crate) struct SendBody {
 pub(crate) enum SendFailure {
     /// The body failed; the stream was reset accordingly.
     Body(BodyError),
-    /// The peer reset the stream with this code, or the connection is gone.
-    Peer(BodyError),
+    /// The peer reset the stream, or the connection is gone.
+    Peer,
 }
 
 impl SendBody {
     /// Sends into a stream whose head was sent and which is not ended.
     pub(crate) fn new(stream: SendStream<Bytes>) -> Self {
-        Self { stream, pending: Bytes::new(), last: false, ended: false }
+        Self { stream, pending: Bytes::new(), last: false, ended: false, sent: 0 }
     }
 
     /// Sends what `body` has. Ready when all of it is with the `h2` crate, and from then on.
@@ -62,7 +63,7 @@ impl SendBody {
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
                             self.ended = true;
-                            self.stream.send_trailers(trailers).map_err(|e| peer(&e))?;
+                            self.stream.send_trailers(trailers).map_err(|_| SendFailure::Peer)?;
                         }
                     }
                 },
@@ -77,8 +78,13 @@ impl SendBody {
         Poll::Ready(Ok(()))
     }
 
-    /// How much of the body waits for the peer's window.
-    pub(crate) fn blocked(&self) -> bool {
+    /// How many bytes of the body are with the `h2` crate.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Whether the body waits for the peer's window.
+    pub(crate) fn is_blocked(&self) -> bool {
         !self.pending.is_empty()
     }
 
@@ -93,30 +99,24 @@ impl SendBody {
         while self.stream.capacity() == 0 {
             match ready!(self.stream.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(peer(&error))),
+                Some(Err(_)) => return Poll::Ready(Err(SendFailure::Peer)),
                 None => return self.poll_reset(cx),
             }
         }
         let len = self.stream.capacity().min(self.pending.len());
         let data = self.pending.split_to(len);
+        self.sent += len as u64;
         self.ended = self.last && self.pending.is_empty();
-        self.stream.send_data(data, self.ended).map_err(|e| peer(&e))?;
+        self.stream.send_data(data, self.ended).map_err(|_| SendFailure::Peer)?;
         Poll::Ready(Ok(()))
     }
 
     fn end(&mut self) -> Result<(), SendFailure> {
         self.ended = true;
-        self.stream.send_data(Bytes::new(), true).map_err(|e| peer(&e))
+        self.stream.send_data(Bytes::new(), true).map_err(|_| SendFailure::Peer)
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
-        match ready!(self.stream.poll_reset(cx)) {
-            Ok(reason) => Poll::Ready(Err(SendFailure::Peer(BodyError::Reset(reason.into())))),
-            Err(error) => Poll::Ready(Err(peer(&error))),
-        }
+        self.stream.poll_reset(cx).map(|_| Err(SendFailure::Peer))
     }
-}
-
-fn peer(error: &h2::Error) -> SendFailure {
-    SendFailure::Peer(body_error(error))
 }

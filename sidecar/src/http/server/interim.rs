@@ -3,11 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
-use h2::server::SendResponse;
 use http::{Response, StatusCode};
 
 use super::h1::Exchange;
+use super::h2::Stream;
 
 /// Sends interim (1xx) responses before the final one. Cheap to clone; does nothing where the client can't take them.
 #[derive(Clone, Default)]
@@ -18,7 +17,7 @@ enum Sink {
     #[default]
     Nowhere,
     Http1(Rc<RefCell<Exchange>>, u64),
-    Http2(Rc<RefCell<SendResponse<Bytes>>>),
+    Http2(Rc<Stream>),
 }
 
 impl Interim {
@@ -28,8 +27,8 @@ impl Interim {
     }
 
     /// To the client of an HTTP/2 stream.
-    pub(super) fn http2(respond: Rc<RefCell<SendResponse<Bytes>>>) -> Self {
-        Self(Sink::Http2(respond))
+    pub(super) fn http2(stream: Rc<Stream>) -> Self {
+        Self(Sink::Http2(stream))
     }
 
     /// Queues an interim response; it leaves before the handler is polled again. 101 is a final response here, and is
@@ -41,8 +40,7 @@ impl Interim {
         match &self.0 {
             Sink::Nowhere => {}
             Sink::Http1(exchange, number) => exchange.borrow_mut().interim(*number, &response),
-            // A stream that was reset takes none, and needs none.
-            Sink::Http2(respond) => drop(respond.borrow_mut().send_informational(response)),
+            Sink::Http2(stream) => stream.interim(response),
         }
     }
 }

@@ -26,7 +26,7 @@ use http::{Request, Response};
 use tulle_mesh::model::HttpConnection;
 
 pub(crate) use self::h1::{RequestBody, serve as serve_http1};
-pub(crate) use self::h2::serve as serve_http2;
+pub(crate) use self::h2::{StreamBody, serve as serve_http2};
 pub(crate) use self::interim::Interim;
 pub(crate) use self::timer::Timer;
 
@@ -51,7 +51,7 @@ pub(crate) struct Reply<B> {
     /// With 101, or 2xx to CONNECT: where the connection's bytes go once the head is written. The response's body is
     /// dropped when the tunnel ends.
     pub(crate) tunnel: Option<Tunnel>,
-    /// Close the connection after this answer.
+    /// Close the connection after this answer. Over HTTP/2 it carries others, and stays open.
     pub(crate) close: bool,
 }
 

@@ -50,7 +50,7 @@ impl ResponseBody {
                     self.upload = None;
                     return Poll::Ready(Some(Err(error)));
                 }
-                Poll::Ready(Ok(()) | Err(SendFailure::Peer(_))) => self.upload = None,
+                Poll::Ready(Ok(()) | Err(SendFailure::Peer)) => self.upload = None,
             }
         }
         self.recv.poll_frame(cx)

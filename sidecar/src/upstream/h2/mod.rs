@@ -120,7 +120,7 @@ impl Exchange {
                         return Poll::Ready(Err(SendError::RequestBody(error)));
                     }
                     // If the peer wants no more, the response says why.
-                    Poll::Ready(Ok(()) | Err(SendFailure::Peer(_))) => self.upload = None,
+                    Poll::Ready(Ok(()) | Err(SendFailure::Peer)) => self.upload = None,
                 }
             }
             Poll::Pending

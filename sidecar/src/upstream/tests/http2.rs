@@ -110,7 +110,7 @@ async fn requests_share_a_connection_until_it_is_full() {
         let before = connections.value();
         assert!(before <= 8, "{before}");
         let (first, second) = (upstream.clone(), upstream.clone());
-        let busy = async { join!(first.send(get("/never")), second.send(get("/never"))) };
+        let busy = Box::pin(async { join!(first.send(get("/never")), second.send(get("/never"))) });
         tokio::select! {
             _ = busy => panic!("answered"),
             answer = async {

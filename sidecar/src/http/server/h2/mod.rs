@@ -3,6 +3,7 @@
 //! In: a stream that begins with the preface. Out: requests, all at once, and their answers. The connection and all of
 //! its streams are one future: the frames are read and written and every handler is polled in the connection's own task.
 
+mod body;
 mod request;
 mod stream;
 
@@ -14,18 +15,24 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, timeout};
 
+pub(crate) use self::body::StreamBody;
+pub(super) use self::stream::Stream;
 use self::stream::serve_stream;
 use super::{Handler, ServerOptions, Timer};
 use crate::http::h2::ping::KeepAlive;
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
-use crate::io::Stream;
 use crate::worker::drain::{Drain, Phase};
 
 /// Streams that a client may open and reset before they were looked at; more of them end the connection (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 64;
 
 /// Serves a connection until either side closes it, or a drain does.
-pub(crate) async fn serve<H: Handler>(stream: Stream, handler: &H, options: &ServerOptions, drain: &Drain) {
+pub(crate) async fn serve<H: Handler>(
+    stream: crate::io::Stream,
+    handler: &H,
+    options: &ServerOptions,
+    drain: &Drain,
+) {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)

@@ -1,25 +1,36 @@
 //! One request of an HTTP/2 connection.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_ACCEPT};
 use http::{Method, Request, Response, StatusCode, Version};
+use tokio::time::Instant;
 
+use super::body::StreamBody;
 use super::request::check;
-use crate::http::body::Body;
+use crate::http::body::{Body, BodyError};
 use crate::http::h1::framing::status_is_bodiless;
 use crate::http::h2::recv::RecvBody;
 use crate::http::h2::send::SendBody;
 use crate::http::h2::strip_connection_fields;
-use crate::http::server::{Handler, Interim, Reply, ServerOptions};
+use crate::http::server::{Handler, Interim, Reply, ServerOptions, Timer};
 use crate::http::upgrade::TunnelEnd;
+
+/// What the parts of a request's handling share.
+pub(in crate::http::server) struct Stream {
+    respond: RefCell<SendResponse<Bytes>>,
+    /// When a frame last moved, in either direction.
+    moved: Cell<Instant>,
+    idle_timeout: Option<Duration>,
+}
 
 /// Answers a request. Returns early when the client resets the stream.
 pub(super) async fn serve_stream<H: Handler>(
@@ -30,9 +41,10 @@ pub(super) async fn serve_stream<H: Handler>(
 ) {
     let (head, recv) = request.into_parts();
     let method = head.method.clone();
-    let respond = Rc::new(RefCell::new(respond));
+    let stream = Rc::new(Stream::new(respond, options.stream_idle_timeout));
     if let Err(refusal) = check(&head, options.head.fields) {
-        return send_head(&respond, refusal.response(), true, |_| ());
+        stream.send_head(refusal.response(), true);
+        return;
     }
     // A CONNECT has no body: what follows is the tunnel's.
     let (body, tunnel_recv) = if method == Method::CONNECT {
@@ -40,10 +52,11 @@ pub(super) async fn serve_stream<H: Handler>(
     } else if recv.is_end_stream() {
         (Body::Empty, None)
     } else {
-        (Body::Http2Request(RecvBody::new(recv, &head.headers)), None)
+        let recv = RecvBody::new(recv, &head.headers);
+        (Body::Http2Request(StreamBody::new(recv, Rc::clone(&stream))), None)
     };
     let request = Request::from_parts(head, body);
-    let Some(reply) = handle(handler, request, &respond).await else { return };
+    let Some(reply) = stream.handle(handler, request).await else { return };
     let Reply { response, tunnel, .. } = reply;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_2;
@@ -55,8 +68,7 @@ pub(super) async fn serve_stream<H: Handler>(
             head.status = StatusCode::OK;
             head.headers.remove(SEC_WEBSOCKET_ACCEPT);
         }
-        let sent = send_head(&respond, Response::from_parts(head, ()), false, Some);
-        if let Some(send) = sent {
+        if let Some(send) = stream.send_head(Response::from_parts(head, ()), false) {
             tunnel.run(TunnelEnd::http2(send, recv), options.stream_idle_timeout).await;
         }
         drop(body);
@@ -71,41 +83,84 @@ pub(super) async fn serve_stream<H: Handler>(
     {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let sent = send_head(&respond, Response::from_parts(head, ()), ended, Some);
+    let sent = stream.send_head(Response::from_parts(head, ()), ended);
     if let (Some(send), false) = (sent, ended) {
-        let mut send = SendBody::new(send);
-        let mut body = pin!(body);
-        // Whichever way it ends, the stream is ended or reset by then.
-        let _ = poll_fn(|cx| send.poll(cx, body.as_mut())).await;
+        stream.send_body(SendBody::new(send), body).await;
     }
 }
 
-/// Runs the handler; `None` when the client has reset the stream.
-async fn handle<H: Handler>(
-    handler: &H,
-    request: Request<Body>,
-    respond: &Rc<RefCell<SendResponse<Bytes>>>,
-) -> Option<Reply<H::Body>> {
-    let mut handling = pin!(handler.handle(request, Interim::http2(Rc::clone(respond))));
-    poll_fn(|cx| {
-        if respond.borrow_mut().poll_reset(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        handling.as_mut().poll(cx).map(Some)
-    })
-    .await
-}
+impl Stream {
+    fn new(respond: SendResponse<Bytes>, idle_timeout: Option<Duration>) -> Self {
+        Self { respond: RefCell::new(respond), moved: Cell::new(Instant::now()), idle_timeout }
+    }
 
-/// Sends a head, and gives the stream for what follows to `then`.
-fn send_head<T: Default>(
-    respond: &RefCell<SendResponse<Bytes>>,
-    response: Response<()>,
-    end: bool,
-    then: impl FnOnce(h2::SendStream<Bytes>) -> T,
-) -> T {
-    match respond.borrow_mut().send_response(response, end) {
-        Ok(stream) => then(stream),
-        // The stream is gone.
-        Err(_) => T::default(),
+    /// A frame has moved.
+    pub(super) fn moved(&self) {
+        self.moved.set(Instant::now());
+    }
+
+    /// When a frame last moved, in either direction.
+    pub(super) fn last_moved(&self) -> Instant {
+        self.moved.get()
+    }
+
+    /// How long none may move; `None`: however long.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout
+    }
+
+    /// Sends an interim response.
+    pub(in crate::http::server) fn interim(&self, response: Response<()>) {
+        // A stream that was reset takes none, and needs none.
+        let _ = self.respond.borrow_mut().send_informational(response);
+    }
+
+    /// Runs the handler; `None` when the client has reset the stream.
+    async fn handle<H: Handler>(
+        self: &Rc<Self>,
+        handler: &H,
+        request: Request<Body>,
+    ) -> Option<Reply<H::Body>> {
+        let mut handling = pin!(handler.handle(request, Interim::http2(Rc::clone(self))));
+        poll_fn(|cx| {
+            if self.respond.borrow_mut().poll_reset(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            handling.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// Sends a head; `None` when the stream is gone.
+    fn send_head(&self, response: Response<()>, end: bool) -> Option<SendStream<Bytes>> {
+        self.respond.borrow_mut().send_response(response, end).ok()
+    }
+
+    /// Sends a body. Whichever way it ends, the stream is ended or reset by then. A client that does not take it has as
+    /// long as the stream may be idle.
+    async fn send_body<B>(&self, mut send: SendBody, body: B)
+    where
+        B: http_body::Body<Data = Bytes, Error = BodyError>,
+    {
+        let mut body = pin!(body);
+        let mut timer = None;
+        let mut sent = 0;
+        poll_fn(|cx| {
+            if send.poll(cx, body.as_mut()).is_ready() {
+                return Poll::Ready(());
+            }
+            if sent != send.sent() {
+                sent = send.sent();
+                self.moved();
+            }
+            let Some(idle) = self.idle_timeout.filter(|_| send.is_blocked()) else { return Poll::Pending };
+            let timer = timer.get_or_insert_with(|| Timer::new(idle));
+            let blocked = timer.poll(cx, self.last_moved() + idle);
+            if blocked.is_ready() {
+                send.reset(Reason::CANCEL);
+            }
+            blocked
+        })
+        .await;
     }
 }

@@ -360,3 +360,31 @@ async fn a_request_is_read_whole() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_stream_on_which_nothing_moves_is_given_up() {
+    local(async {
+        let limits = ServerOptions { stream_idle_timeout: Some(Duration::from_millis(50)), ..options() };
+        let handler = Serve(|request: Request<Body>, _| async move {
+            match request.uri().path() {
+                "/read" => match request.into_body().collect().await {
+                    Ok(_) => text("whole"),
+                    Err(error) => text(format!("{error:?}")),
+                },
+                _ => text(vec![b'x'; 100_000]),
+            }
+        });
+        let (address, _) = server(Speak::Http2, handler, limits).await;
+        let (mut sender, _) = connect(address).await;
+        // A client that does not send.
+        let (response, _send) = sender.send_request(get("/read"), false).expect("open");
+        assert_eq!(read(response.await.expect("an answer").into_body()).await.expect("whole").0, "Idle");
+        // A client that does not take: its window is smaller than the answer.
+        let mut ready = sender.clone().ready().await.expect("open");
+        let (response, mut send) = ready.send_request(get("/take"), false).expect("open");
+        let mut body = response.await.expect("an answer").into_body();
+        assert_eq!(std::future::poll_fn(|cx| send.poll_reset(cx)).await.expect("a reset"), Reason::CANCEL);
+        while let Some(Ok(_)) = body.data().await {}
+    })
+    .await;
+}
