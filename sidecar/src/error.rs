@@ -139,7 +139,7 @@ impl RequestError {
 /// Whether the peer of a failed attempt has provably not seen the request.
 pub(crate) fn is_not_processed(error: &SendError) -> bool {
     match error {
-        SendError::Connect(_) | SendError::NotProcessed(_) | SendError::Overflow => true,
+        SendError::Connect(_) | SendError::NotProcessed(_) | SendError::Overflow(_) => true,
         SendError::Reset(_) | SendError::Protocol(_) | SendError::RequestBody(_) => false,
     }
 }
@@ -170,7 +170,7 @@ pub(crate) fn send_token(error: &SendError) -> &'static str {
         SendError::NotProcessed(_) | SendError::Reset(_) => "connection_terminated",
         SendError::Protocol(_) => "http_protocol_error",
         SendError::RequestBody(_) => "http_request_error",
-        SendError::Overflow => "connection_limit_reached",
+        SendError::Overflow(_) => "connection_limit_reached",
     }
 }
 
@@ -235,7 +235,7 @@ fn send_details(error: &SendError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         SendError::NotProcessed(why) | SendError::Reset(why) => f.write_str(why),
         SendError::Protocol(why) => write!(f, "not HTTP: {why}"),
         SendError::RequestBody(error) => write!(f, "the request's body: {}", body_details(error)),
-        SendError::Overflow => {
+        SendError::Overflow(_) => {
             f.write_str("the cluster's limit on connections or waiting requests is reached")
         }
     }

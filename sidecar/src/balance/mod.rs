@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model;
 
-pub(crate) use pick::{NoEndpoint, Pick};
+pub(crate) use pick::Pick;
 pub(crate) use ring::hash;
 pub(crate) use set::EndpointSet;
 pub(crate) use state::{ClusterState, Limit, LimitReached, Permit};

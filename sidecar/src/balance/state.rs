@@ -64,6 +64,7 @@ impl ClusterState {
     }
 
     /// How much is in flight.
+    #[cfg(test)]
     pub(crate) fn in_flight(&self, limit: Limit) -> u32 {
         self.in_flight[limit as usize].load(Relaxed)
     }

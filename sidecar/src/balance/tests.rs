@@ -6,6 +6,7 @@ use tulle_mesh::model::{
     UpstreamProtocol,
 };
 
+use super::pick::NoEndpoint;
 use super::set::Draws;
 use super::*;
 use crate::telemetry::metrics::ClusterSeries;

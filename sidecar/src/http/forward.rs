@@ -292,7 +292,7 @@ fn failed(exchange: &mut Exchange, endpoint: &Endpoint, error: SendError) -> Tri
         // A connection that had idled for too long, or an endpoint about to end: no failure either.
         SendError::NotProcessed(_) => (Some(End::NotProcessed { connect: false }), None),
         SendError::Reset(_) | SendError::Protocol(_) => (Some(End::Reset), Some(Outcome::Failure)),
-        SendError::RequestBody(_) | SendError::Overflow => (None, None),
+        SendError::RequestBody(_) | SendError::Overflow(_) => (None, None),
     };
     let token = send_token(&error);
     let error = match error {

@@ -118,7 +118,7 @@ mod tests {
         let query = [HashPolicy::Query { name: "user".into(), terminal: true }];
         assert_eq!(hash_of(&query, &[]), Some(hash(b"7")));
         let cookie = HashPolicy::Cookie { name: "sid".into(), ttl: None, path: None, terminal: true };
-        assert_eq!(hash_of(&[cookie.clone()], &[("cookie", "a=b; sid=\"9\"")]), Some(hash(b"9")));
+        assert_eq!(hash_of(std::slice::from_ref(&cookie), &[("cookie", "a=b; sid=\"9\"")]), Some(hash(b"9")));
         assert_eq!(hash_of(&[cookie], &[("cookie", "a=b; xsid=9")]), None);
     }
 
@@ -133,7 +133,7 @@ mod tests {
         let headers = HeaderMap::new();
         let request = RequestView::new(&Method::GET, "a", "/", &headers);
         let mut cookie = None;
-        let made = of(&[policy.clone()], &request, CLIENT, 255, &mut cookie);
+        let made = of(std::slice::from_ref(&policy), &request, CLIENT, 255, &mut cookie);
         let cookie = cookie.expect("set");
         assert_eq!(cookie, "sid=\"00000000000000ff\"; Max-Age=60; Path=/; HttpOnly");
         // The client sends it back, and comes to the same place.

@@ -366,7 +366,7 @@ mod tests {
                 });
         }
         assert!(is_loop(&headers));
-        let joined = vec!["1.1 tulle"; MAX_SIDECARS].join(", ");
+        let joined = ["1.1 tulle"; MAX_SIDECARS].join(", ");
         assert!(is_loop(&HeaderMap::from_iter([(VIA, joined.parse().expect("valid"))])));
     }
 

@@ -12,6 +12,7 @@ use super::body::Body;
 use super::headers::Outcome;
 use super::refusal::{PROXY_STATUS, proxy_status};
 use crate::error::RequestError;
+use crate::upstream::SendError;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 /// The gRPC status of a trailers-only answer.
@@ -43,7 +44,9 @@ pub(crate) fn error(error: &RequestError, details: &str, asker: Asker) -> Respon
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
-        RequestError::Overload(_) | RequestError::Limit(_) => {
+        RequestError::Overload(_)
+        | RequestError::Limit(_)
+        | RequestError::Attempt(_, SendError::Overflow(_)) => {
             headers.insert(OVERLOADED, HeaderValue::from_static("true"));
         }
         _ => {}

@@ -121,11 +121,6 @@ impl Replay {
         self.0.borrow().end.as_ref().map(|end| end.at)
     }
 
-    /// Why the client's body ended early.
-    pub(crate) fn error(&self) -> Option<BodyError> {
-        self.0.borrow().end.as_ref().and_then(|end| end.error.clone())
-    }
-
     /// Waits for the last byte: when it had come.
     pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Instant> {
         let mut shared = self.0.borrow_mut();

@@ -19,7 +19,7 @@ use std::time::Duration;
 use http::Response;
 use tulle_mesh::identity::SpiffeId;
 
-use crate::balance::{Cluster, Permit};
+use crate::balance::{Cluster, LimitReached, Permit};
 use crate::http::body::Body;
 use crate::http::upgrade::Tunnel;
 use crate::tls::Material;
@@ -83,7 +83,7 @@ pub(crate) enum SendError {
     /// The request's own body failed: the client went away or broke the protocol.
     RequestBody(crate::http::body::BodyError),
     /// The cluster's limit on connections or waiting requests is reached.
-    Overflow,
+    Overflow(LimitReached),
 }
 
 /// Why a connection could not be made. Nothing was sent, so it is always safe to try again.

@@ -264,5 +264,5 @@ impl Slot {
 
 /// Counts one more of what `limit` limits.
 pub(super) fn permit(cluster: &Cluster, limit: Limit) -> Result<Permit, SendError> {
-    cluster.permit(limit).map_err(|_| SendError::Overflow)
+    cluster.permit(limit).map_err(SendError::Overflow)
 }

@@ -73,8 +73,8 @@ pub(crate) struct ServerOptions {
 impl ServerOptions {
     /// Envoy's default.
     const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-    /// Envoy's default.
-    const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+    /// Envoy has 5 minutes, which ends gRPC streams and WebSockets that are merely quiet.
+    const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
     /// Envoy has none, which leaves it open to slow clients. Long enough for a head in many packets over a bad link.
     const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
     /// Envoy's default.

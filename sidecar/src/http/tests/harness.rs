@@ -175,7 +175,7 @@ fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
 }
 
 async fn more(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<()> {
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = [0; 4 * 1024];
     let count = socket.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
     bytes.extend_from_slice(&buffer[..count]);
     Some(())

@@ -5,3 +5,4 @@ mod chain;
 mod harness;
 mod hygiene;
 mod retries;
+mod streams;

@@ -260,7 +260,7 @@ const NOT_SENT: SendError = SendError::NotProcessed("the connection ended before
 fn duplicate(error: &SendError) -> SendError {
     match error {
         SendError::Connect(error) => SendError::Connect(error.duplicate()),
-        SendError::Overflow => SendError::Overflow,
+        SendError::Overflow(limit) => SendError::Overflow(*limit),
         _ => NOT_SENT,
     }
 }

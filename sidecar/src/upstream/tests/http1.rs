@@ -317,7 +317,7 @@ async fn connections_are_limited() {
         let serve = async {
             let mut connection = origin.accept().await;
             connection.until("\r\n\r\n").await;
-            assert!(matches!(upstream.send(get("/2")).await, Err(SendError::Overflow)));
+            assert!(matches!(upstream.send(get("/2")).await, Err(SendError::Overflow(_))));
             connection.send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
         };
         join!(upstream.send(get("/1")), serve).0.expect("an answer");

@@ -332,7 +332,7 @@ async fn waiting_requests_are_limited() {
         let upstream = Upstream::limited(origin.address(), HttpVersion::Http2, limits);
         drop(origin);
         let results = join_all((0..5).map(|_| upstream.send(get("/")))).await;
-        let refused = results.iter().filter(|result| matches!(result, Err(SendError::Overflow))).count();
+        let refused = results.iter().filter(|result| matches!(result, Err(SendError::Overflow(_)))).count();
         assert_eq!(refused, 3);
     })
     .await;

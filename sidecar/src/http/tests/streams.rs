@@ -1,0 +1,111 @@
+//! Answers that take their time, and what their end says.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::net::TcpListener;
+use tulle_mesh::model::UpstreamProtocol;
+
+use super::harness::{App, Mesh, Say, Setup, get, grpc};
+use crate::http::body::{Body, BodyError};
+use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http2};
+use crate::io::Stream;
+use crate::listener::testing::on_a_worker;
+use crate::worker::drain::Drain;
+
+const COUNT: &str = "http_client_request_duration_seconds_count";
+
+type Frames = StreamBody<stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BodyError>>>>;
+
+/// A gRPC server that sends a message and then this status.
+struct Grpc(&'static str);
+
+impl Handler for Grpc {
+    type Body = Frames;
+
+    async fn handle(&self, _request: Request<Body>, _interim: Interim) -> Reply<Frames> {
+        let trailers =
+            HeaderMap::from_iter([("grpc-status".parse().expect("valid"), HeaderValue::from_static(self.0))]);
+        let frames = vec![Ok(Frame::data(Bytes::from_static(b"message"))), Ok(Frame::trailers(trailers))];
+        let mut response = Response::new(StreamBody::new(stream::iter(frames)));
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        Reply { response, tunnel: None, close: false }
+    }
+}
+
+/// A proxy in front of a gRPC server.
+async fn in_front_of(server: Grpc) -> Mesh {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let mut setup = Setup::new(&[listener.local_addr().expect("bound")]);
+    setup.cluster.protocol = UpstreamProtocol::Http2;
+    let server = Rc::new(server);
+    tokio::task::spawn_local(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::task::spawn_local(async move {
+                serve_http2(Stream::from(socket), &*server, &ServerOptions::default(), &Drain::default())
+                    .await;
+            });
+        }
+    });
+    setup.build()
+}
+
+fn over_http2() -> Request<Body> {
+    let mut request = grpc();
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+#[test]
+fn the_status_of_a_call_is_that_of_its_trailers() {
+    on_a_worker(async {
+        for (status, failures) in [("0", 0), ("7", 0), ("14", 1)] {
+            let mesh = in_front_of(Grpc(status)).await;
+            let got = mesh.send(over_http2()).await;
+            assert_eq!((got.status.as_u16(), got.body), (200, Ok("message".into())));
+            let label = format!("rpc_grpc_status_code=\"{status}\"");
+            assert_eq!(mesh.metric(COUNT, &[&label]), 1, "{status}");
+            assert_eq!(mesh.metric("tulle_upstream_attempt_failures_total", &["cart"]), failures, "{status}");
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_that_is_unavailable_in_its_trailers_is_ejected_and_one_that_denies_is_not() {
+    on_a_worker(async {
+        for (status, ejections) in [("14", 1), ("7", 0)] {
+            let (bad, good) = (in_front_of(Grpc(status)).await, in_front_of(Grpc("0")).await);
+            let address = |mesh: &Mesh| mesh.cluster.endpoints.iter().next().expect("one").address;
+            let mut setup = Setup::new(&[address(&bad), address(&good)]);
+            setup.cluster.protocol = UpstreamProtocol::Http2;
+            let mesh = setup.build();
+            for _ in 0..20 {
+                assert_eq!(mesh.send(over_http2()).await.status, 200);
+            }
+            assert_eq!(mesh.metric("tulle_upstream_ejections_total", &["cart"]), ejections, "{status}");
+        }
+    });
+}
+
+#[test]
+fn a_stream_ends_with_its_timeouts_which_are_recorded() {
+    on_a_worker(async {
+        let limit = Some(Duration::from_millis(40));
+        for (idle, max_stream) in [(limit, None), (None, limit)] {
+            let app =
+                App::new(|_| Say::Raw("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".into())).await;
+            let mut setup = Setup::new(&[app.address]);
+            (setup.forward().timeouts.idle, setup.forward().timeouts.max_stream) = (idle, max_stream);
+            let mesh = setup.build();
+            let got = mesh.send(get()).await;
+            assert_eq!((got.status.as_u16(), got.body), (200, Err(BodyError::Idle)));
+            assert_eq!(mesh.metric(COUNT, &["connection_read_timeout"]), 1);
+        }
+    });
+}
