@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use tokio::net::TcpListener;
+use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
     self, Discovery, EndpointAddress, Health, Limits, LoadAssignment, LoadBalancer, Locality,
-    LocalityEndpoints, UpstreamProtocol,
+    LocalityEndpoints, UpstreamProtocol, UpstreamTls,
 };
 
 use super::{Answer, HttpVersion, Pools, SendError, SendOptions};
@@ -35,13 +36,28 @@ impl Upstream {
 
     /// The same with limits.
     pub(crate) fn limited(address: SocketAddr, version: HttpVersion, limits: Limits) -> Self {
+        Self::build(address, version, limits, None)
+    }
+
+    /// The same with a sidecar at its endpoint, which has to be `identity`.
+    pub(crate) fn meshed(address: SocketAddr, version: HttpVersion, identity: &str) -> Self {
+        Self::build(address, version, Limits::default(), Some(identity.parse().expect("valid")))
+    }
+
+    fn build(address: SocketAddr, version: HttpVersion, limits: Limits, identity: Option<SpiffeId>) -> Self {
+        let tls = identity.as_ref().map(|_| UpstreamTls {
+            sni: "outbound_.80_._.test".into(),
+            subject_alt_names: Vec::new(),
+            alpn: Vec::new(),
+            only_meshed_endpoints: true,
+        });
         let endpoint = model::Endpoint {
             address: EndpointAddress::Socket(address),
             health: Health::Healthy,
             weight: 1,
             hostname: String::new(),
-            meshed: false,
-            identity: None,
+            meshed: identity.is_some(),
+            identity,
             workload: String::new(),
         };
         let locality = LocalityEndpoints {
@@ -59,7 +75,7 @@ impl Upstream {
             idle_timeout: None,
             limits,
             outlier_detection: None,
-            tls: None,
+            tls,
             protocol: UpstreamProtocol::Downstream,
         };
         let cluster = Cluster::build(Arc::new(cluster), Some(&assignment), None, Arc::default());

@@ -196,3 +196,31 @@ impl Connection {
         Some(Tunnel::new(TunnelEnd::http1(stream, read), Hold::Connection(self.permit)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::Interest;
+
+    use super::*;
+    use crate::balance::Limit;
+    use crate::upstream::HttpVersion;
+    use crate::upstream::connect;
+    use crate::upstream::testing::{Origin, Upstream, post};
+
+    /// The one case in which a request on a lost connection is known not to have been processed.
+    #[tokio::test]
+    async fn a_connection_that_takes_no_byte_proves_that_nothing_was_processed() {
+        let origin = Origin::new().await;
+        let upstream = Upstream::new(origin.address(), HttpVersion::Http1);
+        let connection =
+            connect::connect(&upstream.cluster, &upstream.endpoint, None, None).await.expect("a connection");
+        let accepted = origin.accept().await;
+        socket2::SockRef::from(&accepted.0).set_linger(Some(Duration::ZERO)).expect("open");
+        drop(accepted);
+        connection.stream.socket().ready(Interest::READABLE).await.expect("a reset");
+        let permit = upstream.cluster.permit(Limit::Connections).expect("no limit");
+        let connection = Box::new(Connection::new(connection, permit));
+        let result = Exchange::begin(connection, post("x")).head(&Interim::default()).await;
+        assert!(matches!(result, Err(SendError::NotProcessed(_))), "{result:?}");
+    }
+}

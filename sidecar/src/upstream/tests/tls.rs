@@ -1,0 +1,101 @@
+//! Connections over mesh TLS, and what a new certificate means for them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::BodyExt;
+use tokio::net::TcpListener;
+use tulle_mesh::model::DownstreamTls;
+
+use crate::http::body::Body;
+use crate::http::server::testing::{Serve, local, ok, options};
+use crate::http::server::{Interim, serve_http1, serve_http2};
+use crate::io::{Prefixed, Stream};
+use crate::tls::testing::Authority;
+use crate::tls::{Alpn, Material, accept};
+use crate::upstream::testing::{Upstream, post};
+use crate::upstream::{ConnectError, HttpVersion, SendError, SendOptions};
+use crate::worker::drain::Drain;
+
+const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
+const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
+
+/// An echo behind mesh TLS, in whichever HTTP is agreed on.
+async fn echo(material: Arc<Material>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::task::spawn_local(async move {
+        loop {
+            let (socket, client) = listener.accept().await.expect("listening");
+            let material = Arc::clone(&material);
+            tokio::task::spawn_local(async move {
+                let tls = DownstreamTls {
+                    require_client_certificate: true,
+                    alpn: vec!["h2".into(), "http/1.1".into()],
+                };
+                let socket = Prefixed::new(Bytes::new(), socket);
+                let Ok(accepted) = accept(socket, &material, &tls, client).await else { return };
+                let stream = Stream::TlsServer(Box::new(accepted.stream));
+                let handler = Serve(|request: Request<Body>, _: Interim| async { ok(request.into_body()) });
+                let (options, drain) = (options(), Drain::default());
+                match accepted.alpn {
+                    Some(Alpn::Http2) => serve_http2(stream, &handler, &options, &drain).await,
+                    _ => serve_http1(stream, &handler, &options, &drain).await,
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Sends a request with `material`; says who answered.
+async fn send(upstream: &Upstream, material: Option<&Arc<Material>>) -> Result<String, SendError> {
+    let options = SendOptions {
+        cluster: &upstream.cluster,
+        tls: material,
+        version: upstream.version,
+        interim: &Interim::default(),
+    };
+    let answer = Box::pin(upstream.pools.send(&upstream.endpoint, post("hello"), options)).await?;
+    let body = answer.response.into_body().collect().await.expect("whole").to_bytes();
+    assert_eq!(body, "hello");
+    Ok(answer.peer.expect("an identity").to_string())
+}
+
+#[tokio::test]
+async fn connections_are_shared_under_one_certificate_only() {
+    local(async {
+        let ca = Authority::new("root");
+        let address = echo(ca.material(CART)).await;
+        for version in [HttpVersion::Http1, HttpVersion::Http2] {
+            let upstream = Upstream::meshed(address, version, CART);
+            let connections = &upstream.cluster.state.series.connections;
+            let (first, second) = (ca.material(WEB), ca.material(WEB));
+            for (material, count) in [(&first, 1), (&first, 1), (&second, 2), (&second, 2), (&first, 3)] {
+                assert_eq!(send(&upstream, Some(material)).await.expect("an answer"), CART);
+                assert_eq!(connections.value(), count, "{version:?}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_another_or_without_a_certificate() {
+    local(async {
+        let ca = Authority::new("root");
+        let address = echo(ca.material("spiffe://mesh.test/ns/shop/sa/stock")).await;
+        let web = ca.material(WEB);
+        for version in [HttpVersion::Http1, HttpVersion::Http2] {
+            let upstream = Upstream::meshed(address, version, CART);
+            let result = send(&upstream, Some(&web)).await;
+            assert!(matches!(result, Err(SendError::Connect(ConnectError::Identity { .. }))), "{result:?}");
+            let result = send(&upstream, None).await;
+            assert!(matches!(result, Err(SendError::Connect(ConnectError::NoCertificate))), "{result:?}");
+            assert_eq!(upstream.cluster.state.series.tls_failures.value(), 1);
+        }
+    })
+    .await;
+}
