@@ -8,7 +8,8 @@ use tulle_mesh::model::{
     LocalRateLimit, PerMillion, Permission, Policy, Principal, Redirect, RouteAction, StringMatch,
 };
 
-use super::harness::{App, Say, Setup, get, grpc, post, request};
+use super::app::{App, Say};
+use super::harness::{Setup, get, grpc, post, request};
 use crate::http::body::BodyError;
 use crate::http::server::{Handler, Interim};
 use crate::listener::testing::{on_a_worker, refusing};

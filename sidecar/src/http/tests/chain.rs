@@ -6,7 +6,8 @@ use std::sync::Arc;
 use http::{Method, Version};
 use tulle_mesh::model::{LoadBalancer, UpstreamProtocol, UpstreamTls};
 
-use super::harness::{App, Mesh, Say, Setup, endpoint, get, post, request, status};
+use super::app::{App, Say, status};
+use super::harness::{Mesh, Setup, endpoint, get, post, request};
 use crate::listener::testing::{on_a_worker, refusing};
 use crate::tls::Material;
 use crate::tls::testing::Authority;

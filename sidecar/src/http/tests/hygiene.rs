@@ -5,7 +5,8 @@ use tulle_mesh::model::{
     HeaderMutation, HeaderMutations, HeaderOp, HostRewrite, Mirror, PathMatch, PathRewrite, PerMillion,
 };
 
-use super::harness::{App, Say, Setup, get, post, request};
+use super::app::{App, Say};
+use super::harness::{Setup, get, post, request};
 use crate::http::body::Body;
 use crate::listener::testing::on_a_worker;
 

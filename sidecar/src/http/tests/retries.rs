@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use http::Method;
 use tulle_mesh::model::{RetryOn, RetryPolicy};
 
-use super::harness::{App, Say, Setup, get, grpc, post, request, status};
+use super::app::{App, Say, status};
+use super::harness::{Setup, get, grpc, post, request};
 use crate::listener::testing::{on_a_worker, refusing};
 use crate::retry::replay::MAX_REPLAY;
 

@@ -11,7 +11,8 @@ use http_body_util::StreamBody;
 use tokio::net::TcpListener;
 use tulle_mesh::model::UpstreamProtocol;
 
-use super::harness::{App, Mesh, Say, Setup, get, grpc};
+use super::app::{App, Say};
+use super::harness::{Mesh, Setup, get, grpc};
 use crate::http::body::{Body, BodyError};
 use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http2};
 use crate::io::Stream;
