@@ -16,8 +16,11 @@ pub(super) async fn get<T: DeserializeOwned>(
 ) -> Result<T, Failure> {
     let base = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let url = format!("{}{path}", base.trim_end_matches('/'));
-    let url = reqwest::Url::parse_with_params(&url, query)
+    let mut url = reqwest::Url::parse(&url)
         .map_err(|error| Failure::usage(format!("{address} is not an address: {error}")))?;
+    if !query.is_empty() {
+        url.query_pairs_mut().extend_pairs(query);
+    }
     let (status, text) = fetch(url.as_str())
         .await
         .map_err(|error| Failure::new(format!("{base} does not answer: {error}; is the address right?")))?;

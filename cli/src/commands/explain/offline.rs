@@ -47,7 +47,8 @@ pub(super) fn ask(
     }
     let problems = manifests.problems().len();
     if problems > 0 {
-        notes.push(format!("`tulle check` finds {problems} problems in these manifests"));
+        let plural = if problems == 1 { "" } else { "s" };
+        notes.push(format!("`tulle check` finds {problems} problem{plural} in these manifests"));
     }
     let places = places(&explanation, &manifests.objects);
     Ok(Answer { dialled, explanation, places, notes })

@@ -188,9 +188,13 @@ fn inbound_lines(page: &mut Page, inbound: &Inbound, answer: &Answer) {
         .or(records.last());
     let verdict = verdict.map_or_else(String::new, |record| verdict_text(record, answer));
     page.line(2, "inbound", &format!("mTLS {mode}; {verdict}"));
-    let others = records.iter().flat_map(|record| &record.policies).filter(|policy| !policy.matched);
-    for policy in others {
-        page.line(3, "not", &format!("{policy}{}", at(&policy.policy, answer)));
+    for record in records {
+        let nearest = record.nearest.as_ref().map(|near| &near.policy);
+        for policy in
+            record.policies.iter().filter(|policy| !policy.matched && Some(&policy.policy) != nearest)
+        {
+            page.line(3, "not", &format!("{policy}{}", at(&policy.policy, answer)));
+        }
     }
 }
 

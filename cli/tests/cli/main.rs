@@ -1,0 +1,7 @@
+//! The program as its users call it: what it prints, and its exit status.
+
+mod check;
+mod explain;
+mod program;
+mod remote;
+mod tulle;
