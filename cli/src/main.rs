@@ -8,7 +8,7 @@ use tulle_cli::{commands, demo, output};
 
 /// Tulle, a service mesh: look into it, explain its decisions, try it out.
 #[derive(Debug, Parser)]
-#[command(name = "tulle", version, max_term_width = 100, propagate_version = true)]
+#[command(name = "tulle", version, max_term_width = 100)]
 #[command(after_help = "Start with `tulle demo`. Every command has examples: `tulle COMMAND --help`.")]
 struct Cli {
     #[command(subcommand)]
@@ -74,4 +74,14 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::DemoApp(app) => app.run().await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_flags_of_a_command_are_the_same() {
+        Cli::command().debug_assert();
+    }
 }

@@ -20,6 +20,9 @@ pub(super) async fn get<T: DeserializeOwned>(
         .map_err(|error| Failure::usage(format!("{address} is not an address: {error}")))?;
     if !query.is_empty() {
         url.query_pairs_mut().extend_pairs(query);
+        // A form's way to write a space, which is not everyone's; a plus itself is percent-encoded by now.
+        let plain = url.query().map(|query| query.replace('+', "%20"));
+        url.set_query(plain.as_deref());
     }
     let (status, text) = fetch(url.as_str())
         .await

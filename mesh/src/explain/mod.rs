@@ -226,6 +226,17 @@ pub enum MtlsMode {
     Disabled,
 }
 
+impl Explanation {
+    /// The names of the clusters that the request may go to.
+    pub fn clusters(&self) -> impl Iterator<Item = &str> {
+        let forward = self.action.as_ref().and_then(|action| match action {
+            Action::Forward(forward) => Some(forward),
+            Action::Redirect { .. } | Action::Respond { .. } | Action::NonForwarding => None,
+        });
+        forward.into_iter().flat_map(|forward| &forward.backends).map(|backend| backend.cluster.as_str())
+    }
+}
+
 impl Inbound {
     /// Whether the request reaches the application.
     pub fn allowed(&self) -> bool {

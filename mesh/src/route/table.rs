@@ -109,6 +109,11 @@ impl RouteTable {
         &self.configuration.name
     }
 
+    /// The configuration that was compiled.
+    pub fn configuration(&self) -> &RouteConfiguration {
+        &self.configuration
+    }
+
     /// How many routes there are, over all virtual hosts.
     pub fn len(&self) -> usize {
         self.host_of.len()

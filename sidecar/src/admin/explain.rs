@@ -1,20 +1,23 @@
 //! Where a request would go, and why: the decision of the live configuration, with its record.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Json, Response};
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 use tulle_mesh::address::ServicePort;
-use tulle_mesh::model::RouteAction;
+use tulle_mesh::explain::{self, Question, Resources};
+use tulle_mesh::identity::SpiffeId;
+use tulle_mesh::model::{Cluster, Endpoint, Listener, RouteConfiguration};
 use tulle_mesh::route::RequestView;
 
-use super::types::{ChainExplanation, Explanation};
+use super::types::Explanation;
 use super::{Admin, bad_request, dump};
-use crate::snapshot::{ChainProtocol, Listener, Snapshot};
+use crate::snapshot::{ChainProtocol, Snapshot};
 use crate::xds::Demand;
 
 /// `GET` or `POST /explain?host=&method=&path=&header=name:value`
@@ -33,7 +36,9 @@ pub(super) async fn explain(State(admin): State<Arc<Admin>>, RawQuery(query): Ra
         Ok(Ok(snapshot)) => snapshot.clone(),
         Ok(Err(_)) | Err(_) => admin.handle.snapshots.borrow().clone(),
     };
-    Json(asked.explain(&snapshot)).into_response()
+    let material = admin.handle.material.borrow().clone();
+    let own = material.and_then(|material| material.leaf.uris.first()?.parse().ok());
+    Json(asked.explain(&snapshot, own.as_ref())).into_response()
 }
 
 /// How long configuration is waited for.
@@ -57,6 +62,7 @@ impl Asked {
             path: "/".into(),
             headers: HeaderMap::new(),
         };
+        let mut given = None;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode_str(value)
@@ -79,7 +85,11 @@ impl Asked {
                         .map_err(|_| format!("header: {name:?} is not a header's name"))?;
                     let text: HeaderValue =
                         text.trim().parse().map_err(|_| format!("header: {name} can't have this value"))?;
-                    asked.headers.append(name, text);
+                    match (name == header::HOST, text.to_str()) {
+                        (true, Ok(host)) => given = Some(host.to_owned()),
+                        (true, Err(_)) => return Err("header: a host is plain ASCII".into()),
+                        (false, _) => drop(asked.headers.append(name, text)),
+                    }
                 }
                 _ => return Err(format!("{key}: unknown; give host, method, path and header")),
             }
@@ -89,64 +99,65 @@ impl Asked {
         }
         let name = asked.authority.to_ascii_lowercase();
         asked.destination = name.parse().unwrap_or_else(|_| ServicePort::new(name, 80));
+        asked.authority = given.unwrap_or(asked.authority);
         Ok(asked)
     }
 
-    fn explain(&self, snapshot: &Snapshot) -> Explanation {
+    /// `client` is the workload's own identity, once a certificate has told it.
+    fn explain(&self, snapshot: &Snapshot, client: Option<&SpiffeId>) -> Explanation {
         let destination = self.destination.to_string();
-        let mut explanation = Explanation {
-            listener: None,
-            reason: None,
-            chains: Vec::new(),
-            clusters: Vec::new(),
-            destination: destination.clone(),
-        };
-        let Some(listener) = snapshot.outbound.get(destination.as_str()) else {
-            explanation.reason = Some(if snapshot.absent.contains(destination.as_str()) {
+        let mut answer = Explanation { reason: None, explanation: None, clusters: Vec::new(), destination };
+        let Some(listener) = snapshot.outbound.get(answer.destination.as_str()) else {
+            answer.reason = Some(if snapshot.absent.contains(answer.destination.as_str()) {
                 "the control plane knows no such service".into()
             } else {
                 "the control plane has not answered, and nothing is cached".into()
             });
-            return explanation;
+            return answer;
         };
-        explanation.listener = Some(listener.name.to_string());
-        let mut clusters = Vec::new();
-        explanation.chains = self.chains(listener, &mut clusters);
-        clusters.sort();
-        clusters.dedup();
-        let known = clusters.iter().filter_map(|name| snapshot.clusters.get(name.as_str()));
-        let now = Instant::now();
-        explanation.clusters = known.map(|cluster| dump::cluster(cluster, now)).collect();
-        explanation
+        let request = RequestView::new(&self.method, &self.authority, &self.path, &self.headers);
+        // Which of this host's addresses a peer sees is decided when the connection is made.
+        let source_ip = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let question = Question { client, source_ip, request: &request };
+        match explain::explain(&question, &listener.model, &Held(snapshot)) {
+            Ok(explanation) => {
+                let now = Instant::now();
+                let held = explanation.clusters().filter_map(|name| snapshot.clusters.get(name));
+                answer.clusters = held.map(|cluster| dump::cluster(cluster, now)).collect();
+                answer.explanation = Some(explanation);
+            }
+            Err(error) => answer.reason = Some(error.to_string()),
+        }
+        answer
+    }
+}
+
+/// What this sidecar holds: its own listeners, and the clusters that it has asked for.
+struct Held<'a>(&'a Snapshot);
+
+impl Resources for Held<'_> {
+    fn routes(&self, name: &str) -> Option<&RouteConfiguration> {
+        let chains = self.0.outbound.values().flat_map(|listener| &listener.chains);
+        let mut tables = chains.filter_map(|chain| match &chain.protocol {
+            ChainProtocol::Http(http) => Some(&http.table),
+            ChainProtocol::Tcp(_) => None,
+        });
+        tables.find(|table| table.name() == name).map(|table| table.configuration())
     }
 
-    fn chains(&self, listener: &Listener, clusters: &mut Vec<String>) -> Vec<ChainExplanation> {
-        let request = RequestView::new(&self.method, &self.authority, &self.path, &self.headers);
-        let chains = listener.chains.iter().zip(&listener.model.chains);
-        let explained = chains.map(|(chain, model)| {
-            let (route, action) = match &chain.protocol {
-                ChainProtocol::Tcp(tcp) => {
-                    clusters.extend(tcp.settings.backends.iter().map(|(name, _)| name.clone()));
-                    (None, Some(dump::json(&tcp.settings.backends)))
-                }
-                ChainProtocol::Http(http) => {
-                    // 0 is in every fraction: a rule for one in a hundred requests is one that may match.
-                    let record = http.table.explain(&request, || 0);
-                    let taken = record.matched.as_ref().and_then(|matched| {
-                        let mut routes = http.table.routes();
-                        routes.find(|(_, route)| route.name == matched.name)
-                    });
-                    let action = taken.map(|(_, route)| {
-                        if let RouteAction::Forward(forward) = &route.action {
-                            clusters.extend(forward.backends.iter().map(|backend| backend.cluster.clone()));
-                        }
-                        dump::json(&route.action)
-                    });
-                    (Some(dump::json(&record)), action)
-                }
-            };
-            ChainExplanation { chain: model.name.clone(), matches: dump::json(&model.matches), route, action }
-        });
-        explained.collect()
+    fn cluster(&self, name: &str) -> Option<&Cluster> {
+        self.0.clusters.get(name).map(|cluster| &*cluster.model)
+    }
+
+    fn endpoints<'a>(&'a self, cluster: &'a Cluster) -> Vec<&'a Endpoint> {
+        let held = self.0.clusters.get(cluster.name.as_str());
+        held.into_iter()
+            .flat_map(|cluster| cluster.endpoints.iter())
+            .map(|endpoint| &endpoint.model)
+            .collect()
+    }
+
+    fn inbound(&self, address: SocketAddr) -> Option<&Listener> {
+        self.0.inbound.get(&address).map(|listener| &*listener.model)
     }
 }

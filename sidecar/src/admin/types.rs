@@ -109,28 +109,12 @@ pub struct Certificate {
 pub struct Explanation {
     /// The destination that was asked for, `<name>:<port>`.
     pub destination: String,
-    /// The listener that stands for it; `None` where there is none.
-    pub listener: Option<String>,
-    /// Why there is no listener.
+    /// Why there is no explanation.
     pub reason: Option<String>,
-    /// What each chain of the listener does with the request.
-    pub chains: Vec<ChainExplanation>,
-    /// The clusters that the request may go to.
+    /// The decision, by the engine that the CLI uses offline. What a peer's own sidecar decides is not known here.
+    pub explanation: Option<tulle_mesh::explain::Explanation>,
+    /// The clusters that the request may go to, and how their endpoints do now.
     pub clusters: Vec<ClusterDump>,
-}
-
-/// What one chain does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ChainExplanation {
-    /// Its name.
-    pub chain: String,
-    /// Which connections it is for.
-    pub matches: Value,
-    /// The decision of its routes and why each other route was not taken; `None` where it carries bytes.
-    pub route: Option<Value>,
-    /// What the route does, or the weighted clusters of a chain that carries bytes.
-    pub action: Option<Value>,
 }
 
 /// `GET /log`: what is logged.
