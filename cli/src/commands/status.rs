@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use tulle_control_plane::api::types::{ProxyList, ProxyStatus, Time, TypeStatus};
+use tulle_control_plane::ca::BACKDATE;
 
 use super::remote;
 use crate::output::table::Table;
@@ -56,7 +57,7 @@ fn table(list: &ProxyList, now: SystemTime) -> String {
         ];
         row.extend(TYPES.map(|kind| proxy.types.get(kind).map_or_else(|| style::faint("-"), state)));
         row.push(credential(proxy, now));
-        row.push(proxy.user_agent.clone());
+        row.push(format!("{} {}", proxy.user_agent, proxy.version).trim().to_owned());
         table.row(row);
         for (kind, status) in &proxy.types {
             for nack in &status.nacked {
@@ -80,14 +81,17 @@ fn state(status: &TypeStatus) -> String {
     }
 }
 
-/// What it connected with, and how long that is still good.
+/// What it connected with: how old that is, and how long it is still good.
 fn credential(proxy: &ProxyStatus, now: SystemTime) -> String {
     let left = |until: Time| match until.0.duration_since(now) {
         Ok(left) => format!("expires in {}", ago(left.as_secs())),
         Err(_) => style::bad("expired"),
     };
+    // A certificate is valid from before its making, for peers whose clock is behind.
+    let made = proxy.certificate_since.map(|since| since.0 + BACKDATE);
+    let age = made.and_then(|made| now.duration_since(made).ok()).unwrap_or_default();
     match (proxy.certificate_expires, proxy.token_expires) {
-        (Some(until), _) => left(until),
+        (Some(until), _) => format!("{} old, {}", ago(age.as_secs()), left(until)),
         (None, Some(until)) => format!("join token, {}", left(until)),
         (None, None) => style::faint("-"),
     }
@@ -127,9 +131,11 @@ mod tests {
             node: "cart-1".into(),
             identity: "spiffe://td/ns/shop/sa/cart".into(),
             address: None,
-            user_agent: "tulle 0.1.0".into(),
+            user_agent: "tulle".into(),
+            version: "0.1.0".into(),
             protocol: "delta".into(),
             connected_since: Time(now - Duration::from_secs(3700)),
+            certificate_since: Some(Time(now - BACKDATE - Duration::from_secs(30))),
             certificate_expires: Some(after(90_000)),
             root: None,
             token_expires: None,
@@ -157,12 +163,12 @@ mod tests {
                 "synced 3",
                 "-",
                 "-",
-                "expires in 1d1h",
+                "30s old, expires in 1d1h",
                 "tulle 0.1.0"
             ]
         );
         assert_eq!(lines[2][8], "join token, expires in 1m1s");
-        assert_eq!(lines[3][8], "expired");
+        assert_eq!(lines[3][8], "30s old, expired");
         assert!(
             text.contains("cart-1: rejects LDS cart:80: no cluster (1970-01-12T13:46:40.000Z)"),
             "{text}"

@@ -16,6 +16,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::local::Binaries;
@@ -57,27 +58,49 @@ pub async fn run(args: DemoArgs) -> Result<(), String> {
     let folder =
         tempfile::Builder::new().prefix("tulle-demo-").tempdir().map_err(|error| error.to_string())?;
     println!("Starting a control plane, {} services and {} sidecars ...", shop::SERVICES, shop::SIDECARS);
-    let shop = Shop::open(binaries, folder.path(), &collector).await?;
+    let interrupt = interrupt();
+    tokio::pin!(interrupt);
+    let shop = tokio::select! {
+        shop = Shop::open(binaries, folder.path(), &collector) => shop?,
+        signal = &mut interrupt => return signal,
+    };
     println!("Open. Edit the manifests while it runs: {}", shop.manifests().display());
 
     let customers = shop.customers(args.rate)?;
-    let watched = tokio::select! {
-        watched = watch(&shop, args.seconds) => watched,
-        _ = tokio::signal::ctrl_c() => Ok(()),
+    let interrupted = tokio::select! {
+        watched = watch(&shop, args.seconds) => watched.map(|()| false),
+        signal = &mut interrupt => signal.map(|()| true),
     };
     customers.abort();
-    watched?;
+    let interrupted = interrupted?;
 
     let edges = shop.edges().await?;
-    let promises = verdict::check(&edges, &shop, &traces, SETTLE).await;
+    // Who ends it early does not want to wait for the last spans.
+    let promises =
+        if interrupted { None } else { Some(verdict::check(&edges, &shop, &traces, SETTLE).await) };
     println!("{}", table::of(&edges, None));
     if let Some(spans) = traces.joined(shop::TRACED) {
         println!("One request, from span to span:\n\n{}", traces::tree(&spans));
     }
+    let Some(promises) = promises else { return Ok(()) };
     let (report, kept) = verdict::report(&promises);
-    println!("{report}");
-    if args.seconds.is_some() && !kept {
-        return Err(format!("a promise was not kept; the logs are in {}", folder.keep().display()));
+    print!("{report}");
+    if kept {
+        return Ok(());
+    }
+    Err(format!("a promise was not kept; the logs are in {}", folder.keep().join("logs").display()))
+}
+
+/// Waits for Ctrl-C, or for whatever else should end the demo with all its processes.
+async fn interrupt() -> Result<(), String> {
+    let listen = |kind| signal(kind).map_err(|error| format!("signals: {error}"));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hang_up = listen(SignalKind::hangup())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+        _ = interrupt.recv() => {}
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ use crate::local::{Binaries, LocalMesh, Process, Sidecar, SidecarSpec};
 pub(super) const SERVICES: usize = 5;
 /// How many sidecars: one beside each service, and one beside the customers.
 pub(super) const SIDECARS: usize = SERVICES + 1;
-/// The services whose spans make up a whole trace; of stock, one version or the other answers.
-pub(super) const TRACED: &[&str] = &["customers", "web", "cart", "recommend"];
+/// The service accounts whose spans make up a whole trace.
+pub(super) const TRACED: &[&str] = &["customers", "web", "cart", "recommend", "stock"];
 
 const NAMESPACE: &str = "shop";
 const TRUST_DOMAIN: &str = "bookshop.example";
@@ -63,11 +63,11 @@ impl Shop {
         let logs = mesh.logs.clone();
         let mut services = Vec::new();
         for (name, account, port, args) in [
-            ("stock-v1", "stock", "http", &["stock", "--version", "v1"][..]),
-            ("stock-v2", "stock", "http", &["stock", "--version", "v2", "--failing-percent", "20"]),
-            ("recommend", "recommend", "grpc", &["recommend"]),
+            ("web", "web", "http", &["web"][..]),
             ("cart", "cart", "http", &["cart"]),
-            ("web", "web", "http", &["web"]),
+            ("recommend", "recommend", "grpc", &["recommend"]),
+            ("stock-v1", "stock", "http", &["stock", "--version", "v1"]),
+            ("stock-v2", "stock", "http", &["stock", "--version", "v2", "--failing-percent", "20"]),
         ] {
             services.push(Service::start(name, account, port, args, &logs).await?);
         }

@@ -42,6 +42,8 @@ impl Process {
         let out = tokio::fs::File::create(logs.join(format!("{name}.out"))).await;
         let mut out = out.map_err(|error| fail(error.to_string()))?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).kill_on_drop(true);
+        // A group of its own: Ctrl-C is for the owner, who still reads the children's last numbers.
+        command.process_group(0);
         let program = command.as_std().get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().map_err(|error| fail(format!("{program}: {error}")))?;
         let stdin = child.stdin.take();

@@ -36,7 +36,7 @@ fn serve(pages: Vec<(&'static str, u16, String)>) -> (SocketAddr, JoinHandle<()>
 fn status_reads_what_the_control_plane_says() {
     let proxies = json!({ "proxies": [{
         "node": "cart-1", "identity": "spiffe://td/ns/shop/sa/cart", "address": null,
-        "userAgent": "tulle 0.1.0", "protocol": "delta", "connectedSince": "2026-11-22T17:00:00Z",
+        "userAgent": "tulle", "version": "0.1.0", "certificateSince": null, "protocol": "delta", "connectedSince": "2026-11-22T17:00:00Z",
         "certificateExpires": null, "root": null, "tokenExpires": null, "synced": true,
         "types": { "LDS": { "subscribed": 2, "wildcard": false, "synced": true, "sent": null, "sentAt": null,
             "nonce": null, "acked": null, "nacked": [] } },
