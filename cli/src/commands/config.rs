@@ -312,7 +312,7 @@ mod tests {
             "split   prefix /, header x-user, gRPC   90 v1, 10 v2\n",
             "v1        eds         peakEwma        mTLS   2\n",
             "v1        10.0.0.1:80   shop/v1    ejected    2           1.23 ms   spiffe://td/a\n",
-            "draining                           plaintext\n",
+            "draining                         plaintext\n",
             "own           spiffe://td/me   2026-11-23    2h1m      0a\n",
             "root          CN=root          2036          expired   0b\n",
         ] {
