@@ -63,9 +63,9 @@ pub(crate) struct Answer {
 /// What a tunnel occupies until it ends.
 pub(crate) enum Hold {
     /// A connection of its cluster.
-    Connection(Permit),
+    Connection(#[expect(dead_code, reason = "held for its drop")] Permit),
     /// A stream of a connection.
-    Stream(h2::Lease),
+    Stream(#[expect(dead_code, reason = "held for its drop")] h2::Lease),
 }
 
 /// Why an attempt has no answer.
