@@ -124,10 +124,13 @@ async fn watch(shop: &Shop, seconds: Option<u64>) -> Result<(), String> {
             edges.iter().map(|edge| edge.since(before.get(&(edge.from.clone(), edge.to.clone())))).collect();
         let text = table::of(&lately, Some(last.elapsed()));
         last = Instant::now();
-        if terminal && height > 0 {
-            print!("\x1b[{height}A\x1b[J");
+        if terminal {
+            // Up to where the last table began, and without wrapped lines, which would make it higher than it is.
+            let up = if height > 0 { format!("\x1b[{height}A\x1b[J") } else { String::new() };
+            println!("{up}\x1b[?7l{text}\x1b[?7h");
+        } else {
+            println!("{text}");
         }
-        println!("{text}");
         height = text.lines().count() + 1;
         before = edges.into_iter().map(|edge| ((edge.from.clone(), edge.to.clone()), edge)).collect();
     }
