@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
@@ -27,6 +28,8 @@ const KEPT: usize = 2000;
 pub struct Traces {
     state: Arc<Mutex<State>>,
     forward: Option<TraceServiceClient<Channel>>,
+    /// It was said that the other collector does not take them.
+    warned: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -70,7 +73,7 @@ impl Traces {
                 Endpoint::from_shared(url.to_owned()).map_err(|error| format!("{url}: {error}"))?;
             Ok::<_, String>(TraceServiceClient::new(endpoint.connect_lazy()))
         });
-        let traces = Self { state: Arc::default(), forward: forward.transpose()? };
+        let traces = Self { forward: forward.transpose()?, ..Self::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
         let address: SocketAddr = listener.local_addr().map_err(|error| error.to_string())?;
         let service = TraceServiceServer::new(traces.clone());
@@ -127,10 +130,14 @@ impl TraceService for Traces {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let request = request.into_inner();
         self.keep(&request);
-        match &self.forward {
-            Some(forward) => forward.clone().export(request).await,
-            None => Ok(Response::new(ExportTraceServiceResponse::default())),
+        if let Some(forward) = &self.forward
+            && let Err(status) = forward.clone().export(request).await
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            // Said once, and not passed on: the sidecars would send what is kept here a second time.
+            eprintln!("traces can't be passed on: {status}");
         }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
@@ -204,6 +211,8 @@ fn branch(span: &Span, all: &[&Span], first: &str, rest: &str, lines: &mut Strin
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
+
     use super::*;
 
     fn span(id: u8, parent: &[u8], service: &str, start: u64) -> Span {
@@ -228,6 +237,26 @@ mod tests {
         let starts: Vec<&str> =
             lines.lines().map(|line| line.split(" client").next().unwrap_or("")).collect();
         assert_eq!(starts, ["a", "├─ b", "│  └─ d", "└─ c"]);
+    }
+
+    #[tokio::test]
+    async fn traces_are_passed_on_where_somebody_takes_them() {
+        let wire = |id| WireSpan { trace_id: vec![id; 16], span_id: vec![id; 8], ..WireSpan::default() };
+        let request = |id| ExportTraceServiceRequest {
+            resource_spans: vec![ResourceSpans {
+                scope_spans: vec![ScopeSpans { spans: vec![wire(id)], ..ScopeSpans::default() }],
+                ..ResourceSpans::default()
+            }],
+        };
+        let (other, url) = Traces::collect(None).await.expect("a port");
+        let (traces, _) = Traces::collect(Some(&url)).await.expect("a port");
+        traces.export(Request::new(request(1))).await.expect("taken");
+        assert!(traces.joined(&[""]).is_some() && other.joined(&[""]).is_some());
+
+        let (traces, _) = Traces::collect(Some("http://127.0.0.1:1")).await.expect("a port");
+        traces.export(Request::new(request(2))).await.expect("taken all the same");
+        assert!(traces.joined(&[""]).is_some());
+        assert!(Traces::collect(Some("not a url")).await.is_err());
     }
 
     #[test]
