@@ -1,0 +1,194 @@
+//! mTLS: who may speak to whom, and what is seen when a proof fails.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tulle_cli::local::Sidecar;
+use tulle_tests::{App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, fetch, identity, wait_for};
+
+use crate::Pair;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: echo.shop\r\nconnection: close\r\n\r\n";
+
+fn strict(service: &str) -> String {
+    format!(
+        "apiVersion: tulle.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {{name: {service}, namespace: {NAMESPACE}}}\n\
+         spec:\n  targetRefs: [{{kind: Service, name: {service}}}]\n  mtls: {{mode: Strict}}\n"
+    )
+}
+
+#[tokio::test]
+async fn plaintext_reaches_a_permissive_port_and_not_a_strict_one() {
+    let app = App::fixed(200, "").await;
+    let pair = Pair::start(app.address, "http").await;
+    let mesh_port = pair.server.inbound[0];
+    assert_eq!(exchange(mesh_port, GET).await.status(), 200, "permissive is the default");
+    assert_eq!(app.seen()[0].header("x-forwarded-client-cert"), "", "nobody is proven in plaintext");
+
+    pair.mesh.manifest("strict.yaml", &strict("echo"));
+    let refused = || async {
+        match plaintext(mesh_port).await.as_str() {
+            "" => Ok(()),
+            text => Err(format!("plaintext still gets {text:?}")),
+        }
+    };
+    wait_for(LIMIT, refused).await.unwrap_or_else(|error| panic!("{error}"));
+    let before = app.seen().len();
+    assert_eq!(plaintext(mesh_port).await, "");
+    assert_eq!(exchange(pair.port(), GET).await.status(), 200, "mTLS still passes");
+    assert_eq!(app.seen().len(), before + 1);
+}
+
+/// What a plaintext request gets; a refusal may be a reset.
+async fn plaintext(address: std::net::SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let mut text = String::new();
+    if stream.write_all(GET).await.is_ok() {
+        let _ = tokio::time::timeout(LIMIT, stream.read_to_string(&mut text)).await.expect("it ends");
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_recycled_address_never_gets_anothers_requests() {
+    let app = App::fixed(200, "echo").await;
+    let other = App::fixed(200, "other").await;
+    let mesh = TestMesh::start().await;
+    let echo = mesh.workload(Workload::new("echo").app(app.address).protocol("http")).await;
+    let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
+    let port = client.ports["echo.shop:80"];
+    assert_eq!(exchange(port, GET).await.status(), 200);
+
+    // Another workload's sidecar comes to stand at the address that the control plane still gives for echo.
+    let address = echo.inbound[0];
+    drop(echo);
+    let recycled = Workload::new("other").config(
+        "inbound",
+        serde_json::json!([{ "listen": address.to_string(), "app": other.address.to_string() }]),
+    );
+    let bound = || async {
+        let spec = recycled.clone();
+        let sidecar = tokio::time::timeout(LIMIT, mesh.start_sidecar(&spec)).await;
+        sidecar.map_err(|_| "the address is still taken".to_owned())
+    };
+    let recycled: Sidecar = wait_for(LIMIT, bound).await.unwrap_or_else(|error| panic!("{error}"));
+    mesh.manifest("other.yaml", &workload_at("other", address, other.address.port()));
+    recycled.ready(LIMIT).await.unwrap_or_else(|error| panic!("{error}"));
+
+    for _ in 0..5 {
+        let answer = exchange(port, GET).await;
+        assert_eq!(answer.status(), 503, "{}", answer.text);
+        let status = answer.header("proxy-status");
+        assert!(status.contains("tls_certificate_error"), "{status}");
+    }
+    assert!(other.seen().is_empty(), "{:?}", other.seen());
+    let log = client.process.log();
+    assert!(log.contains(&identity("echo")) && log.contains(&identity("other")), "{log}");
+}
+
+fn workload_at(name: &str, address: std::net::SocketAddr, app_port: u16) -> String {
+    format!(
+        "apiVersion: tulle.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+         address: {}\n  serviceAccount: {name}\n  ports: [{{port: {app_port}, meshPort: {}}}]\n",
+        address.ip(),
+        address.port()
+    )
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_without_dropping_a_connection() {
+    let app = App::fixed(200, "").await;
+    let mesh = TestMesh::start_with(&["--leaf-lifetime", "4s"]).await;
+    let server = mesh.workload(Workload::new("echo").app(app.address).protocol("http")).await;
+    let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
+    let mut stream = TcpStream::connect(client.ports["echo.shop:80"]).await.expect("it listens");
+    let request = b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n";
+    let mut ask = async || {
+        stream.write_all(request).await.expect("the connection is open");
+        let head = tulle_tests::read_head(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    };
+    ask().await;
+    let first = serial(&server).await;
+    let renewed = || async {
+        match serial(&server).await {
+            serial if serial == first => Err("the certificate is not renewed".to_owned()),
+            _ => Ok(()),
+        }
+    };
+    wait_for(LIMIT, renewed).await.unwrap_or_else(|error| panic!("{error}"));
+    // Past the end of the first certificate, over connections old and new.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    ask().await;
+    assert_eq!(exchange(client.ports["echo.shop:80"], GET).await.status(), 200);
+}
+
+async fn serial(sidecar: &Sidecar) -> String {
+    let (status, text) = fetch(&format!("http://{}/certs", sidecar.admin)).await.expect("it answers");
+    assert_eq!(status, 200, "{text}");
+    assert!(!text.contains("PRIVATE KEY"), "keys stay inside");
+    let certs: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    certs["leaf"]["serial"].as_str().unwrap_or_else(|| panic!("{text}")).to_owned()
+}
+
+#[tokio::test]
+async fn the_root_is_replaced_under_load_without_a_failure() {
+    let app = App::fixed(200, "").await;
+    let pair = Pair::start(app.address, "http").await;
+    let port = pair.port();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let load = tokio::spawn(async move {
+        let mut count = 0;
+        while !*stopped.borrow() {
+            let answer = exchange(port, GET).await;
+            assert_eq!(answer.status(), 200, "{}", answer.text);
+            count += 1;
+        }
+        count
+    });
+    for step in ["prepare", "switch"] {
+        let mut command = tokio::process::Command::new(&tulle_tests::binaries().control_plane);
+        command.args(["rotate-root", step, "--state"]).arg(&pair.mesh.mesh.state);
+        let output = tulle_tests::output_of(command).await;
+        assert!(output.status.success(), "{output:?}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    stop.send(true).expect("the load still runs");
+    assert!(load.await.expect("no request failed") > 10);
+}
+
+#[tokio::test]
+async fn a_forged_or_foreign_token_gets_no_certificate() {
+    let mesh = TestMesh::start().await;
+    let foreign = TestMesh::start().await;
+    let token = mesh.mesh.token(NAMESPACE, "client").expect("a token");
+    let text = std::fs::read_to_string(&token).expect("it was written");
+    let (head, signature) = text.trim().rsplit_once('.').expect("a JWT");
+    let forged = mesh.folder.path().join("forged");
+    let flipped: String = signature.chars().rev().collect();
+    std::fs::write(&forged, format!("{head}.{flipped}")).expect("the folder can be written");
+    let others = foreign.mesh.token(NAMESPACE, "client").expect("a token");
+
+    for (what, path) in [("forged", &forged), ("foreign", &others)] {
+        let spec = tulle_cli::local::SidecarSpec {
+            namespace: NAMESPACE.into(),
+            service_account: "client".into(),
+            name: what.into(),
+            ..Default::default()
+        };
+        let sidecar =
+            mesh.mesh.sidecar_with_token(&spec, path).await.unwrap_or_else(|error| panic!("{error}"));
+        let refused = || async {
+            let log = sidecar.process.log();
+            let (status, body) = fetch(&format!("http://{}/ready", sidecar.health)).await?;
+            assert_eq!(status, 503, "a sidecar without an identity is not ready: {body}");
+            log.contains("token").then_some(()).ok_or_else(|| format!("the log does not say why: {log}"))
+        };
+        wait_for(LIMIT, refused).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(!sidecar.process.log().contains(signature), "a token is a secret");
+        assert!(!mesh.mesh.control_plane.log().contains(signature), "a token is a secret");
+    }
+    let ready = mesh.workload(Workload::new("client")).await;
+    drop(ready);
+}

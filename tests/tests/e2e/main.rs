@@ -1,0 +1,44 @@
+//! End-to-end tests: real control plane, real sidecars, real clients and servers, on loopback.
+
+mod configuration;
+mod grpc;
+mod http1;
+mod hygiene;
+mod identity;
+mod policy;
+mod resilience;
+mod routing;
+mod tcp;
+mod telemetry;
+
+use std::net::SocketAddr;
+
+use tulle_cli::local::Sidecar;
+use tulle_tests::{TestMesh, Workload};
+
+/// A client's sidecar and a server's: the application behind `echo.shop:80`.
+pub(crate) struct Pair {
+    pub(crate) mesh: TestMesh,
+    pub(crate) client: Sidecar,
+    pub(crate) server: Sidecar,
+}
+
+impl Pair {
+    /// With `app` behind the server, and what its service says of its protocol.
+    pub(crate) async fn start(app: SocketAddr, protocol: &str) -> Self {
+        let mesh = TestMesh::start().await;
+        let server = mesh.workload(Workload::new("echo").app(app).protocol(protocol)).await;
+        let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
+        Self { mesh, client, server }
+    }
+
+    /// The client's local port for `echo.shop:80`.
+    pub(crate) fn port(&self) -> SocketAddr {
+        self.client.ports["echo.shop:80"]
+    }
+
+    /// The client's forward proxy, as `http_proxy` has it.
+    pub(crate) fn proxy(&self) -> String {
+        format!("http://{}", self.client.proxy)
+    }
+}

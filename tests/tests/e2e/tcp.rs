@@ -1,0 +1,96 @@
+//! Raw TCP through the pair of sidecars.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tulle_tests::{LIMIT, TestMesh, Workload, read_to_end};
+
+use crate::Pair;
+
+/// A server that greets first, sends back what it gets, and ends with a word once the client has ended.
+async fn greeter() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = stream.write_all(b"220 ready\r\n").await;
+                let (mut reader, mut writer) = stream.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                let _ = writer.write_all(b"221 bye\r\n").await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_half_closed_connection_still_gets_its_answer() {
+    let pair = Pair::start(greeter().await, "tcp").await;
+    let mut stream = TcpStream::connect(pair.port()).await.expect("it listens");
+    stream.write_all(b"one\r\n").await.expect("it reads");
+    stream.shutdown().await.expect("it is open");
+    assert_eq!(read_to_end(&mut stream).await, "220 ready\r\none\r\n221 bye\r\n");
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_needs_no_annotation() {
+    let mesh = TestMesh::start().await;
+    let _server = mesh.workload(Workload::new("mail").app(greeter().await)).await;
+    let client = mesh.workload(Workload::new("client").port("mail.shop:80")).await;
+    let mut stream = TcpStream::connect(client.ports["mail.shop:80"]).await.expect("it listens");
+    let mut greeting = [0; 11];
+    timeout(LIMIT, stream.read_exact(&mut greeting)).await.expect("in time").expect("a greeting");
+    assert_eq!(&greeting, b"220 ready\r\n");
+    stream.write_all(b"MAIL\r\n").await.expect("it reads");
+    stream.shutdown().await.expect("it is open");
+    assert_eq!(read_to_end(&mut stream).await, "MAIL\r\n221 bye\r\n");
+}
+
+#[tokio::test]
+async fn a_large_transfer_arrives_whole_in_both_directions() {
+    let pair = Pair::start(greeter().await, "tcp").await;
+    let stream = TcpStream::connect(pair.port()).await.expect("it listens");
+    let (mut reader, mut writer) = stream.into_split();
+    let sent: Vec<u8> = (0..32_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let copy = sent.clone();
+    let send = tokio::spawn(async move {
+        writer.write_all(&copy).await.expect("it reads");
+        writer.shutdown().await.expect("it is open");
+    });
+    let mut got = Vec::new();
+    timeout(LIMIT * 2, reader.read_to_end(&mut got)).await.expect("in time").expect("it answers");
+    send.await.expect("it was sent");
+    let (greeting, rest) = got.split_at(11);
+    let (body, bye) = rest.split_at(rest.len() - 9);
+    assert_eq!((greeting, bye), (&b"220 ready\r\n"[..], &b"221 bye\r\n"[..]));
+    assert!(body == sent, "the bytes changed on their way");
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_its_sender_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let pair = Pair::start(address, "tcp").await;
+    let mut client = TcpStream::connect(pair.port()).await.expect("it listens");
+    let (mut server, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a connection");
+    // The server reads nothing: what the client can send ends with the buffers on the way.
+    let chunk = vec![7; 1 << 20];
+    let mut sent = 0;
+    while let Ok(Ok(n)) = timeout(Duration::from_secs(1), client.write(&chunk)).await {
+        sent += n;
+        assert!(sent < 64 << 20, "the sidecars swallow whatever comes");
+    }
+    let mut got = vec![0; sent];
+    timeout(LIMIT, server.read_exact(&mut got)).await.expect("in time").expect("all of it");
+}
+
+#[tokio::test]
+async fn a_connection_to_nobody_is_closed() {
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("it is bound");
+    let pair = Pair::start(free, "tcp").await;
+    let mut stream = TcpStream::connect(pair.port()).await.expect("it listens");
+    assert_eq!(read_to_end(&mut stream).await, "");
+}
