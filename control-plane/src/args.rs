@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tulle_mesh::identity::TrustDomain;
 use tulle_mesh::model::PerMillion;
+
+use crate::ca::LEAF_LIFETIME;
 
 /// The control plane of a Tulle mesh.
 ///
@@ -63,6 +66,11 @@ pub struct Args {
         long, value_name = "PERCENT", env = "TULLE_TRACE_SAMPLING", default_value = "1", value_parser = percent
     )]
     pub trace_sampling: PerMillion,
+    /// How long a sidecar's certificate lives, such as 24h or 90m; it is renewed at half of that. At most 24h.
+    #[arg(
+        long, value_name = "DURATION", env = "TULLE_LEAF_LIFETIME", default_value = "24h", value_parser = leaf_lifetime
+    )]
+    pub leaf_lifetime: Duration,
     /// How log lines are written. What is logged is told by TULLE_LOG, for example "debug" or "tulle_control_plane=debug".
     #[arg(long, value_name = "FORMAT", env = "TULLE_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -114,6 +122,16 @@ pub enum Step {
     Retire,
 }
 
+/// From one second, below which nobody could renew in time, to a day.
+fn leaf_lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = text.parse::<crate::kinds::Duration>()?.get();
+    if (Duration::from_secs(1)..=LEAF_LIFETIME).contains(&lifetime) {
+        Ok(lifetime)
+    } else {
+        Err(format!("{text} is not between 1s and 24h"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -132,6 +150,7 @@ mod tests {
         assert_eq!(args.trust_domain.as_str(), "cluster.local");
         assert_eq!(args.trace_sampling, PerMillion::percent(1));
         assert_eq!(args.names, ["a", "b", "c"]);
+        assert_eq!(args.leaf_lifetime, LEAF_LIFETIME);
     }
 
     #[test]

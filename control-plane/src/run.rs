@@ -73,8 +73,8 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
         xds: xds.local_addr().map_err(Error::Runtime)?,
         http: http.local_addr().map_err(Error::Runtime)?,
     };
-    let authority =
-        Arc::new(Authority::open(&args.state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?);
+    let authority = Authority::open(&args.state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?;
+    let authority = Arc::new(authority.with_leaf_lifetime(args.leaf_lifetime));
     let (source, loaded) = ManifestsSource::load(&args.manifests).map_err(Error::Source)?;
 
     let settings = MeshSettings {

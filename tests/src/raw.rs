@@ -31,8 +31,9 @@ impl Answer {
 
     /// The statuses of all responses.
     pub fn statuses(&self) -> Vec<u16> {
-        let lines = self.text.lines().filter(|line| line.starts_with("HTTP/1."));
-        lines.filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect()
+        // A body without a line end stands right before the next response.
+        let heads = self.text.split("HTTP/1.1 ").skip(1);
+        heads.filter_map(|head| head.split(' ').next()?.parse().ok()).collect()
     }
 }
 

@@ -130,7 +130,10 @@ impl LocalMesh {
         }
         let mut command = Command::new(&binaries.control_plane);
         command.arg("--manifests").arg(&manifests).arg("--state").arg(&state);
-        command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--trust-domain", trust_domain]);
+        command.args(["--http", "127.0.0.1:0", "--trust-domain", trust_domain]);
+        if !flags.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         command.args(flags);
         let control_plane = Process::start("control-plane", command, &logs).await?;
         Ok(Self { control_plane, manifests, state, logs, binaries, trust_domain: trust_domain.into() })

@@ -44,6 +44,7 @@ pub struct Authority {
     /// Replaced whole when the state folder changes; held only to clone the `Arc`.
     roots: RwLock<Arc<Roots>>,
     bundle: watch::Sender<Bundle>,
+    leaf_lifetime: Duration,
 }
 
 /// The roots at one moment.
@@ -103,7 +104,14 @@ impl Authority {
             trust_domain: trust_domain.clone(),
             token_key,
             store,
+            leaf_lifetime: LEAF_LIFETIME,
         })
+    }
+
+    /// Lets the certificates of workloads live for `lifetime` instead of [`LEAF_LIFETIME`].
+    #[must_use]
+    pub fn with_leaf_lifetime(self, lifetime: Duration) -> Self {
+        Self { leaf_lifetime: lifetime, ..self }
     }
 
     /// The trust domain whose identities it certifies.
@@ -146,7 +154,7 @@ impl Authority {
     }
 
     /// Certifies the key of a request for the identity that its sender proved. `lifetime` is cut to
-    /// [`LEAF_LIFETIME`]; `None` takes all of it.
+    /// what the authority gives; `None` takes all of it.
     ///
     /// # Errors
     /// When the request is malformed, its key is too weak, or it asks for another identity.
@@ -158,7 +166,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Leaf, IssueError> {
         let key = issuer::check_request(csr_pem, identity)?;
-        let lifetime = lifetime.unwrap_or(LEAF_LIFETIME).min(LEAF_LIFETIME);
+        let lifetime = lifetime.unwrap_or(self.leaf_lifetime).min(self.leaf_lifetime);
         let roots = self.roots();
         issuer::sign(&roots.issuer, &roots.signing, &roots.bundle, identity, &[], &key, lifetime, now)
     }

@@ -89,8 +89,11 @@ async fn a_recycled_address_never_gets_anothers_requests() {
 
 fn workload_at(name: &str, address: std::net::SocketAddr, app_port: u16) -> String {
     format!(
-        "apiVersion: tulle.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
-         address: {}\n  serviceAccount: {name}\n  ports: [{{port: {app_port}, meshPort: {}}}]\n",
+        "apiVersion: tulle.dev/v1alpha1\nkind: Workload\n\
+         metadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: {name}}}}}\nspec:\n  \
+         address: {}\n  serviceAccount: {name}\n  ports: [{{name: main, port: {app_port}, meshPort: {}}}]\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+         selector: {{app: {name}}}\n  ports: [{{port: 80, targetPort: main, appProtocol: http}}]\n",
         address.ip(),
         address.port()
     )

@@ -74,8 +74,9 @@ impl Exchange {
     /// Queues an interim response of exchange `number`.
     pub(in crate::http::server) fn interim(&mut self, number: u64, response: &Response<()>) {
         if self.interim && self.number == number {
-            if response.status() == StatusCode::CONTINUE {
-                self.expects_continue = false;
+            // One is enough: the client may have been told already, when its body was first asked for.
+            if response.status() == StatusCode::CONTINUE && !std::mem::take(&mut self.expects_continue) {
+                return;
             }
             write_interim(&mut self.transport.write, response);
         }
