@@ -1,6 +1,6 @@
 //! The certificate authority: it gives every workload a short-lived certificate for the identity that it proved.
 //!
-//! In: the state folder (see [`store`]), and certificate requests over the API that Istio's CA also speaks
+//! In: the state folder (see `store`), and certificate requests over the API that Istio's CA also speaks
 //! ([`service`]). Out: leaf certificates, and the trust bundle, whose every change is told to who [subscribed].
 //! A certificate never says anything that the caller did not prove: the identity comes from its join token or from the
 //! certificate that it renews, the request gives nothing but the public key. Private keys never leave this module.

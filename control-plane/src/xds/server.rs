@@ -1,4 +1,4 @@
-//! The aggregated discovery service: connects the state machines ([`Session`]) to gRPC streams.
+//! The aggregated discovery service: connects the state machines (`Session`) to gRPC streams.
 //!
 //! One task per stream. Requests, news and room in the transport are events; a response is only made when there is room,
 //! so that whatever changes while a client is slow is sent once, in its last version. A stream ends after a while (with
