@@ -1,16 +1,15 @@
 //! Accepts connections, and gives each to the worker that has the fewest.
 //!
-//! A socket that stays is registered with this thread's reactor; one that goes to another worker is not, so that the
-//! other registers it with its own.
+//! A socket that stays is registered with this thread's reactor once and for all; one that goes to another worker is
+//! taken off it, so that the other registers it with its own.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::connection::{Accepted, serve};
 use super::place::Place;
@@ -18,28 +17,25 @@ use crate::worker::{Seat, Worker};
 
 /// Accepts the connections of one place, on the first worker.
 pub(crate) struct Acceptor {
-    listener: AsyncFd<TcpListener>,
+    listener: TcpListener,
     place: Arc<Place>,
     worker: Rc<Worker>,
     seats: Vec<Seat>,
 }
 
 impl Acceptor {
-    /// Registers the listener of `place` with the reactor of `worker`, whose seat is the one of its number in `seats`.
+    /// Registers the listener of `place`, which does not block, with the reactor of `worker`, whose seat is the one of
+    /// its number in `seats`.
     ///
     /// # Errors
     /// When the reactor does not take it.
     pub(crate) fn new(
-        listener: TcpListener,
+        listener: std::net::TcpListener,
         place: Arc<Place>,
         worker: Rc<Worker>,
         seats: Vec<Seat>,
     ) -> io::Result<Self> {
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe for the sake of types whose descriptor may change"
-        )]
-        let listener = AsyncFd::with_interest(listener, Interest::READABLE)?;
+        let listener = TcpListener::from_std(listener)?;
         Ok(Self { listener, place, worker, seats })
     }
 
@@ -47,7 +43,7 @@ impl Acceptor {
     pub(crate) async fn run(self) {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            match self.listener.async_io(Interest::READABLE, TcpListener::accept).await {
+            match self.listener.accept().await {
                 Ok((socket, peer)) => {
                     pause = SHORTEST_PAUSE;
                     self.seat(socket, peer);
@@ -66,13 +62,13 @@ impl Acceptor {
     }
 
     fn seat(&self, socket: TcpStream, peer: SocketAddr) {
-        if let Err(error) = socket.set_nonblocking(true) {
-            return tracing::debug!(%error, "a connection was gone before it was served");
-        }
         let accepted = Accepted::new(socket, peer, self.place.clone());
         let here = &self.seats[self.worker.id];
         match self.seats.iter().min_by_key(|seat| seat.load.connections()) {
-            Some(seat) if seat.load.connections() < here.load.connections() => seat.give(accepted),
+            Some(seat) if seat.load.connections() < here.load.connections() => match accepted.detach() {
+                Ok(detached) => seat.give(detached),
+                Err(error) => tracing::debug!(%error, "a connection was gone before it was served"),
+            },
             _ => serve(&self.worker, accepted, here.load.open()),
         }
     }

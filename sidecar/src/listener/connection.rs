@@ -1,6 +1,7 @@
 //! One connection, from its arrival to the hands that carry it.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,29 +22,49 @@ use crate::tls::{self, Alpn};
 use crate::worker::drain::Phase;
 use crate::worker::{OpenConnection, Worker};
 
-/// A connection that was accepted and is not yet registered with a reactor.
-pub(crate) struct Accepted {
-    socket: std::net::TcpStream,
+/// A connection that was accepted: `Socket` is registered with this worker's reactor or, on its way to another worker,
+/// with none.
+pub(crate) struct Accepted<Socket = TcpStream> {
+    socket: Socket,
     client: SocketAddr,
     place: Arc<Place>,
     start: SystemTime,
     begun: Instant,
 }
 
+/// A connection on its way to another worker.
+pub(crate) type Detached = Accepted<std::net::TcpStream>;
+
 impl Accepted {
     /// A connection that arrived at `place` just now.
-    pub(crate) fn new(socket: std::net::TcpStream, client: SocketAddr, place: Arc<Place>) -> Self {
+    pub(crate) fn new(socket: TcpStream, client: SocketAddr, place: Arc<Place>) -> Self {
         Self { socket, client, place, start: SystemTime::now(), begun: Instant::now() }
+    }
+
+    /// Takes the socket off this worker's reactor.
+    ///
+    /// # Errors
+    /// When the system does not let go of it.
+    pub(crate) fn detach(self) -> io::Result<Detached> {
+        let Self { socket, client, place, start, begun } = self;
+        Ok(Accepted { socket: socket.into_std()?, client, place, start, begun })
+    }
+}
+
+impl Detached {
+    /// Registers the socket with the reactor of the calling worker.
+    ///
+    /// # Errors
+    /// When the reactor does not take it.
+    pub(crate) fn attach(self) -> io::Result<Accepted> {
+        let Self { socket, client, place, start, begun } = self;
+        Ok(Accepted { socket: TcpStream::from_std(socket)?, client, place, start, begun })
     }
 }
 
 /// Serves a connection on `worker` until its end.
 pub(crate) fn serve(worker: &Rc<Worker>, accepted: Accepted, open: OpenConnection) {
     let Accepted { socket, client, place, start, begun } = accepted;
-    let socket = match TcpStream::from_std(socket) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::warn!(%client, %error, "can't serve a connection"),
-    };
     let connection = Connection { worker: worker.clone(), place, client, start, begun };
     tokio::task::spawn_local(async move {
         match &connection.place.role {

@@ -16,7 +16,7 @@ mod place;
 mod refusal;
 
 pub(crate) use accept::Acceptor;
-pub(crate) use connection::{Accepted, serve};
+pub(crate) use connection::{Detached, serve};
 pub(crate) use place::{Addresses, BindError, Bound, Place, bind};
 pub(crate) use refusal::Refusals;
 

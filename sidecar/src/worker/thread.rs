@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::drain::Phase;
 use super::{Load, OpenConnection, Shared, Worker};
-use crate::listener::{self, Accepted, Acceptor, Place};
+use crate::listener::{self, Acceptor, Detached, Place};
 use crate::snapshot::Snapshot;
 
 /// Where a worker takes over connections that another has accepted.
@@ -20,7 +20,7 @@ use crate::snapshot::Snapshot;
 pub(crate) struct Seat {
     /// How many connections it has.
     pub(crate) load: Load,
-    connections: UnboundedSender<(Accepted, OpenConnection)>,
+    connections: UnboundedSender<(Detached, OpenConnection)>,
 }
 
 impl Seat {
@@ -31,9 +31,9 @@ impl Seat {
     }
 
     /// Hands a connection over; it counts as the worker's load at once.
-    pub(crate) fn give(&self, accepted: Accepted) {
+    pub(crate) fn give(&self, connection: Detached) {
         // A worker that is gone takes no connections; its own end closes this one.
-        let _ = self.connections.send((accepted, self.load.open()));
+        let _ = self.connections.send((connection, self.load.open()));
     }
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn spawn(
 }
 
 /// Connections that others have accepted for a worker.
-pub(crate) type Handed = UnboundedReceiver<(Accepted, OpenConnection)>;
+pub(crate) type Handed = UnboundedReceiver<(Detached, OpenConnection)>;
 
 /// Sockets that listen, and what for.
 pub(crate) type Listeners = Vec<(TcpListener, Arc<Place>)>;
@@ -146,8 +146,11 @@ async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Re
 }
 
 async fn take_over(mut connections: Handed, worker: Rc<Worker>) {
-    while let Some((accepted, open)) = connections.recv().await {
-        listener::serve(&worker, accepted, open);
+    while let Some((connection, open)) = connections.recv().await {
+        match connection.attach() {
+            Ok(accepted) => listener::serve(&worker, accepted, open),
+            Err(error) => tracing::warn!(%error, "can't serve a connection"),
+        }
     }
 }
 
