@@ -83,7 +83,7 @@ pub struct Settings {
     /// Health and metrics [default: 0.0.0.0:15020].
     #[arg(long, env = "TULLE_HEALTH", value_name = "ADDRESS")]
     pub health: Option<SocketAddr>,
-    /// The folder in which configuration and certificate outlive a restart.
+    /// The folder in which the last good configuration outlives a restart; keys and certificates are never on disk.
     #[arg(long, env = "TULLE_STATE_DIR", value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
     /// The number of threads that carry traffic [default: the CPU limit, at most 2].

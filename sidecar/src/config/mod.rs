@@ -39,7 +39,7 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Health and metrics, for everyone.
     pub health: SocketAddr,
-    /// Where the last good configuration and the certificate outlive a restart; `None`: nowhere.
+    /// Where the last good configuration outlives a restart; `None`: nowhere. Keys and certificates are never on disk.
     pub state_dir: Option<PathBuf>,
     /// How many threads carry traffic; at least 1.
     pub workers: usize,
