@@ -176,10 +176,11 @@ impl Connection {
         }
     }
 
-    /// Counts and logs that the connection is not carried.
+    /// Counts that the connection is not carried, and logs it unless there are too many.
     pub(super) fn refused(&self, refusal: Refusal) {
-        self.worker.refusals.count(refusal);
-        tracing::warn!(client = %self.client, listener = %self.place.address, "refused a connection: {refusal}");
+        if self.worker.refusals.count(refusal) {
+            tracing::warn!(client = %self.client, listener = %self.place.address, "refused a connection: {refusal}");
+        }
     }
 
     /// Waits for `done`, but no longer than `limit`, nor until connections without work are closed for the sidecar's

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::telemetry::lines::LineLimit;
 use crate::telemetry::metrics::{Counter, Registry};
 
 /// Why a connection is closed without being carried.
@@ -53,30 +55,48 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The counters of all reasons.
-#[derive(Clone)]
-pub(crate) struct Refusals([Arc<Counter>; Refusal::ALL.len()]);
+/// For each reason, its counter, and what keeps the log of it short.
+pub(crate) struct Refusals([(Arc<Counter>, LineLimit); Refusal::ALL.len()]);
 
 impl Refusals {
     /// Registers the counters.
     pub(crate) fn new(metrics: &Registry) -> Self {
         Self(Refusal::ALL.map(|refusal| {
-            metrics.counter(
+            let counter = metrics.counter(
                 "tulle_connections_refused",
                 "Downstream connections that were closed without being carried, by reason.",
                 &[("reason", refusal.label())],
-            )
+            );
+            (counter, LineLimit::default())
         }))
     }
 
-    /// Counts a refusal.
-    pub(super) fn count(&self, refusal: Refusal) {
-        self.0[refusal as usize].increment();
+    /// Counts a refusal; `true` where it is to be logged.
+    #[must_use]
+    pub(super) fn count(&self, refusal: Refusal) -> bool {
+        let (counter, lines) = &self.0[refusal as usize];
+        counter.increment();
+        lines.admit(Instant::now(), "refused connections")
     }
 
     /// How often connections were refused for a reason.
     #[cfg(test)]
     pub(super) fn value(&self, refusal: Refusal) -> u64 {
-        self.0[refusal as usize].value()
+        self.0[refusal as usize].0.value()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::testing::shared;
+
+    #[test]
+    fn a_flood_of_one_reason_is_counted_whole_and_hides_no_other() {
+        let refusals = Refusals::new(&shared().0.telemetry.metrics);
+        let logged = (0..1000).filter(|_| refusals.count(Refusal::NoChain)).count();
+        assert!((5..1000).contains(&logged), "{logged}");
+        assert_eq!(refusals.value(Refusal::NoChain), 1000);
+        assert!(refusals.count(Refusal::Denied));
     }
 }

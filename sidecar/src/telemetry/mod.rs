@@ -7,6 +7,7 @@
 
 mod access_log;
 mod encode;
+pub(crate) mod lines;
 pub(crate) mod metrics;
 mod otlp;
 pub(crate) mod record;

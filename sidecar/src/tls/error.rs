@@ -124,9 +124,11 @@ impl HandshakeError {
         Self::new(peer, expected, rejection(error))
     }
 
-    /// Counts this failure, and writes the one line about it. `side` is ours.
+    /// Counts this failure, and writes the one line about it unless there are too many. `side` is ours.
     pub(super) fn report(&self, side: Side, failures: &Failures) {
-        failures.count(side, self.reason);
+        if !failures.count(side, self.reason) {
+            return;
+        }
         tracing::warn!(
             reason = self.reason.as_str(),
             side = side.as_str(),

@@ -1,8 +1,10 @@
-//! Counts failed handshakes, by side and reason.
+//! Counts failed handshakes, by side and reason, and says which are worth a line in the log.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::error::Reason;
+use crate::telemetry::lines::LineLimit;
 use crate::telemetry::metrics::{Counter, Registry};
 
 /// Which end of a connection we are.
@@ -24,11 +26,17 @@ impl Side {
     }
 }
 
-/// A counter for each side and reason, resolved beforehand.
+/// A counter for each side and reason, resolved beforehand, and what keeps the log of each short.
 #[derive(Default)]
 pub(crate) struct Failures {
-    client: [Arc<Counter>; Reason::ALL.len()],
-    server: [Arc<Counter>; Reason::ALL.len()],
+    client: [Failed; Reason::ALL.len()],
+    server: [Failed; Reason::ALL.len()],
+}
+
+#[derive(Default)]
+struct Failed {
+    count: Arc<Counter>,
+    lines: LineLimit,
 }
 
 impl Failures {
@@ -37,28 +45,33 @@ impl Failures {
         let counters = |side: Side| {
             Reason::ALL.map(|reason| {
                 let labels = [("side", side.as_str()), ("reason", reason.as_str())];
-                metrics.counter("tulle_tls_handshake_failures", "Mesh TLS handshakes that failed.", &labels)
+                let help = "Mesh TLS handshakes that failed.";
+                let count = metrics.counter("tulle_tls_handshake_failures", help, &labels);
+                Failed { count, lines: LineLimit::default() }
             })
         };
         Self { client: counters(Side::Client), server: counters(Side::Server) }
     }
 
-    /// Counts one.
-    pub(super) fn count(&self, side: Side, reason: Reason) {
-        let counters = match side {
-            Side::Client => &self.client,
-            Side::Server => &self.server,
-        };
-        counters[reason as usize].increment();
+    /// Counts one; `true` where it is to be logged.
+    #[must_use]
+    pub(super) fn count(&self, side: Side, reason: Reason) -> bool {
+        let failed = self.of(side, reason);
+        failed.count.increment();
+        failed.lines.admit(Instant::now(), "failed handshakes")
     }
 
     /// How many there were.
     #[cfg(test)]
     pub(super) fn value(&self, side: Side, reason: Reason) -> u64 {
-        let counters = match side {
+        self.of(side, reason).count.value()
+    }
+
+    fn of(&self, side: Side, reason: Reason) -> &Failed {
+        let all = match side {
             Side::Client => &self.client,
             Side::Server => &self.server,
         };
-        counters[reason as usize].value()
+        &all[reason as usize]
     }
 }
