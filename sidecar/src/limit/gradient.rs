@@ -171,6 +171,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn below_half_of_what_it_starts_with_no_request_is_ever_refused(
+            windows in proptest::collection::vec((0u32..2000, 1e5f64..1e10, 0u32..50, 1u32..20_000), 1..200),
+        ) {
+            let mut state = Gradient::new(BOUNDS);
+            let mut end = Duration::ZERO;
+            for (samples, median, most, millis) in windows {
+                end += Duration::from_millis(millis.into());
+                prop_assert!(state.allowed(end, BOUNDS) >= 50, "{state:?}");
+                state = state.update(&Window { end, samples, median, most }, BOUNDS);
+            }
+        }
+
+        #[test]
         fn the_limit_stays_within_its_bounds(
             windows in proptest::collection::vec((0u32..2000, 1.0f64..1e11, 0u32..2000), 1..200),
             min in 0u32..50, max in 0u32..2000,
