@@ -99,6 +99,12 @@ impl Cluster {
         self.state.budget.request(since, self.retry_budget());
     }
 
+    /// Counts a request that is itself a retry of a hop before: it takes from what the budget allows, and adds nothing.
+    pub(crate) fn count_retry(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.state.epoch);
+        self.state.budget.retried(since, self.retry_budget());
+    }
+
     /// Takes a retry from the budget and from the limit on concurrent retries, for its pause and its attempt; `None`
     /// when one of them has nothing left. Counts it either way.
     pub(crate) fn retry_permit(&self, now: Instant) -> Option<Permit> {

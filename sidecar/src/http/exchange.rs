@@ -19,11 +19,12 @@ use tulle_mesh::route::{RequestView, RouteId};
 use super::headers;
 use super::proxy::Downstream;
 use super::respond::Asker;
+use super::upgrade::Carried;
 use crate::balance::{InFlight, Outcome, Permit};
 use crate::retry::replay::Replay;
 use crate::snapshot::{Current, HttpRoutes};
 use crate::telemetry::metrics::{HttpLabels, HttpSeries};
-use crate::telemetry::record::{AttemptRecord, Failure, RequestRecord};
+use crate::telemetry::record::{AttemptRecord, Failure, RequestRecord, RetrySkipped};
 use crate::telemetry::trace::TraceContext;
 use crate::worker::Worker;
 
@@ -60,6 +61,10 @@ pub(super) struct Exchange {
     response_headers: Option<HeaderMap>,
     pub(super) grpc_status: Option<u32>,
     pub(super) response_bytes: u64,
+    /// What follows the heads of an upgrade or a CONNECT.
+    pub(super) carried: Option<Rc<Carried>>,
+    /// Why the last attempt was not followed by another, where the rules had allowed one.
+    pub(super) retry_skipped: Option<RetrySkipped>,
     error: Option<Problem>,
 }
 
@@ -115,6 +120,8 @@ impl Exchange {
             response_headers: None,
             grpc_status: None,
             response_bytes: 0,
+            carried: None,
+            retry_skipped: None,
             error: None,
         }
     }
@@ -311,6 +318,10 @@ impl Drop for Exchange {
             TrafficDirection::Inbound => self.downstream.identity.as_ref(),
             TrafficDirection::Outbound => self.peer.as_ref(),
         };
+        let (received, sent) = match &self.carried {
+            Some(carried) => (carried.received.get(), carried.sent.get()),
+            None => (0, 0),
+        };
         self.worker.telemetry.request(&RequestRecord {
             series: &series,
             direction: self.direction(),
@@ -322,13 +333,14 @@ impl Drop for Exchange {
             status: self.status,
             response_headers: self.response_headers.as_ref(),
             grpc_status: self.grpc_status,
-            request_bytes: self.body.bytes(),
-            response_bytes: self.response_bytes,
+            request_bytes: self.body.bytes() + received,
+            response_bytes: self.response_bytes + sent,
             error: self.error.as_ref().map(failure),
             route: routes.zip(self.route).map_or("", |(routes, route)| &routes.table.route(route).name),
             cluster: cluster.map_or("", |cluster| &cluster.name),
             endpoint: self.endpoint,
             attempts: self.attempts,
+            retry_skipped: self.retry_skipped,
             peer,
             client: self.downstream.peer,
         });

@@ -13,7 +13,7 @@ use http::header::{HOST, SET_COOKIE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
-use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, UpstreamProtocol};
+use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, TrafficDirection, UpstreamProtocol};
 use tulle_mesh::route::{RouteId, filter, split};
 
 use super::body::Body;
@@ -30,6 +30,7 @@ use crate::limit::Slot;
 use crate::retry::replay::Replay;
 use crate::retry::{self, End, Rules};
 use crate::snapshot::{HttpRoutes, RouteRuntime};
+use crate::telemetry::record::RetrySkipped;
 use crate::upstream::{Answer, ConnectError, HttpVersion, SendError, SendOptions};
 
 /// What a route says about one request.
@@ -123,7 +124,11 @@ impl Proxy {
             is_retry: headers::is_retry(&exchange.request.headers),
             direction: exchange.direction(),
         };
-        plan.cluster.count_request(exchange.begun);
+        // Of a chain of hops, the retries of the one before come out of what this one may add.
+        match rules.is_retry && rules.direction == TrafficDirection::Outbound {
+            true => plan.cluster.count_retry(exchange.begun),
+            false => plan.cluster.count_request(exchange.begun),
+        }
         let mut attempts = Attempts::default();
         let last = loop {
             let last = self.attempt(exchange, &plan, &mut attempts, interim, slot.as_ref()).await;
@@ -132,12 +137,12 @@ impl Proxy {
                 break last;
             };
             if !exchange.body.is_kept() {
-                tracing::debug!(cluster = %plan.cluster.name, "not tried again: the body is too long to be kept");
+                exchange.retry_skipped = Some(RetrySkipped::BodyTooLarge);
                 break last;
             }
             attempts.permit = plan.cluster.retry_permit(Instant::now());
             if attempts.permit.is_none() {
-                tracing::debug!(cluster = %plan.cluster.name, "not tried again: the retry budget is spent");
+                exchange.retry_skipped = Some(RetrySkipped::Budget);
                 break last;
             }
             attempts.retries += 1;

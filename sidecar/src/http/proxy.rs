@@ -81,7 +81,11 @@ impl Proxy {
     }
 
     /// From the head of a request to the head of its answer.
-    async fn answer(&self, exchange: &mut Exchange, interim: &Interim) -> Result<Answered, RequestError> {
+    pub(super) async fn answer(
+        &self,
+        exchange: &mut Exchange,
+        interim: &Interim,
+    ) -> Result<Answered, RequestError> {
         if headers::is_loop(&exchange.request.headers) {
             return Err(RequestError::Loop);
         }
@@ -201,6 +205,7 @@ impl Handler for Proxy {
         exchange.body.release();
         let Answered { response, tunnel, problem } = answered;
         exchange.responding(response.status(), response.headers(), problem);
+        exchange.carried = tunnel.as_ref().map(Tunnel::carried);
         let (idle, whole) = exchange.stream_limits();
         let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
         let response = response.map(|body| Accounted::new(body, exchange, bodiless, idle, whole));

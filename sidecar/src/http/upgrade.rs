@@ -3,8 +3,10 @@
 //! In: the two ends, each an HTTP/1 connection taken out of HTTP or an HTTP/2 stream. Out: what one says reaches the
 //! other, beginning with what was read along with the heads.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,19 +21,36 @@ use crate::upstream::Hold;
 /// The upstream end of an upgraded connection.
 pub(crate) struct Tunnel {
     end: TunnelEnd,
+    carried: Rc<Carried>,
     _hold: Hold,
+}
+
+/// How much a tunnel has carried, once it has ended.
+#[derive(Default)]
+pub(crate) struct Carried {
+    /// Bytes from the client.
+    pub(crate) received: Cell<u64>,
+    /// Bytes to the client.
+    pub(crate) sent: Cell<u64>,
 }
 
 impl Tunnel {
     /// A tunnel to `end`, which occupies `hold`.
     pub(crate) fn new(end: TunnelEnd, hold: Hold) -> Self {
-        Self { end, _hold: hold }
+        Self { end, carried: Rc::default(), _hold: hold }
+    }
+
+    /// Where the tunnel leaves how much it has carried.
+    pub(crate) fn carried(&self) -> Rc<Carried> {
+        self.carried.clone()
     }
 
     /// Carries bytes between the downstream end and this one until both have closed, one has failed, or nothing has
     /// moved for `idle`.
-    pub(crate) async fn run(mut self, mut downstream: TunnelEnd, idle: Option<Duration>) -> Relayed {
-        relay(&mut downstream, &mut self.end, idle).await
+    pub(crate) async fn run(mut self, mut downstream: TunnelEnd, idle: Option<Duration>) {
+        let Relayed { forward, back, .. } = relay(&mut downstream, &mut self.end, idle).await;
+        self.carried.received.set(forward);
+        self.carried.sent.set(back);
     }
 }
 

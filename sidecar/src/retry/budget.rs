@@ -1,8 +1,8 @@
 //! The share of a cluster's traffic that may be retries, over all workers.
 //!
-//! In: each request, and each wish to retry it. Out: yes or no. A retry counts from the moment it is decided on, so the
-//! pause before it counts too. Requests and retries of the last `interval` are kept in ten slots of relaxed atomics; the
-//! rule is arithmetic over them and `now`.
+//! In: each request, each retry that a hop before has made of one, and each wish to retry. Out: yes or no. A retry counts
+//! from the moment it is decided on, so the pause before it counts too. Requests and retries of the last `interval` are
+//! kept in ten slots of relaxed atomics; the rule is arithmetic over them and `now`.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -36,6 +36,12 @@ impl Budget {
     pub(crate) fn request(&self, now: Duration, rule: &model::RetryBudget) {
         let tick = tick(now, rule);
         add(&self.slots[slot(tick)].requests, tick);
+    }
+
+    /// Counts a retry that another hop has decided on.
+    pub(crate) fn retried(&self, now: Duration, rule: &model::RetryBudget) {
+        let tick = tick(now, rule);
+        add(&self.slots[slot(tick)].retries, tick);
     }
 
     /// Takes a retry from the budget; `false` when there is none left.
@@ -116,6 +122,16 @@ mod tests {
         }
         assert!(sent as f64 <= requests as f64 * 1.2, "{sent}");
         assert!(sent as f64 > requests as f64 * 1.19, "the budget is usable: {sent}");
+    }
+
+    #[test]
+    fn retries_of_the_hop_before_come_out_of_the_same_budget() {
+        let rule = model::RetryBudget { min_per_second: 0, ..DEFAULT };
+        let budget = Budget::default();
+        (0..100).for_each(|_| budget.request(Duration::ZERO, &rule));
+        (0..15).for_each(|_| budget.retried(Duration::ZERO, &rule));
+        let taken = (0..100).filter(|_| budget.retry(Duration::ZERO, &rule)).count();
+        assert_eq!(taken, 5);
     }
 
     proptest! {

@@ -3,7 +3,8 @@
 //! Without configuration only what is safe is tried again: a request that its peer provably has not seen, whatever its
 //! method, and a request whose method or `Idempotency-Key` says that twice is as good as once, after a failure that the
 //! mesh itself reports. An application's own answer is never tried again unless a policy says so. A hop that serves a
-//! request which is itself a retry tries again only what was not seen, so that a chain of hops does not multiply load.
+//! request which is itself a retry tries again only what was not seen, and counts it against its own budget, so that all
+//! hops of a chain together add no more load than one may.
 
 pub(crate) mod budget;
 pub(crate) mod replay;

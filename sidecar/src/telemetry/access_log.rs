@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tulle_mesh::model::{AccessLogFormat, TrafficDirection};
 
 use super::metrics::{Counter, Registry};
-use super::record::{ConnectionRecord, RequestRecord};
+use super::record::{ConnectionRecord, RequestRecord, RetrySkipped};
 
 /// How many lines wait at most.
 const QUEUE: usize = 8192;
@@ -111,6 +111,7 @@ fn request_json(record: &RequestRecord<'_>) -> String {
     put("tulle.cluster", record.cluster.into());
     put("network.peer.address", json!(record.endpoint.map(|endpoint| endpoint.to_string())));
     put("tulle.attempts", record.attempts.into());
+    put("tulle.retry.skipped", json!(record.retry_skipped.map(RetrySkipped::as_str)));
     put("tulle.peer.principal", json!(record.peer.map(|peer| peer.as_str())));
     put("client.address", record.client.to_string().into());
     put("trace_id", json!(record.trace.map(|trace| format!("{:032x}", trace.trace_id))));

@@ -31,9 +31,9 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) response_headers: Option<&'a http::HeaderMap>,
     /// The gRPC status, from headers or trailers.
     pub(crate) grpc_status: Option<u32>,
-    /// Bytes of the request's body.
+    /// Bytes of the request's body, and those from the client after an upgrade.
     pub(crate) request_bytes: u64,
-    /// Bytes of the response's body.
+    /// Bytes of the response's body, and those to the client after an upgrade.
     pub(crate) response_bytes: u64,
     /// Why the mesh answered itself or the response was cut short; `None` when the application's answer arrived whole.
     pub(crate) error: Option<Failure<'a>>,
@@ -45,10 +45,31 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) endpoint: Option<SocketAddr>,
     /// How many attempts were made.
     pub(crate) attempts: u32,
+    /// Why there was no other attempt, where the rules had allowed one.
+    pub(crate) retry_skipped: Option<RetrySkipped>,
     /// Whom the peer proved to be: the client inbound, the server outbound.
     pub(crate) peer: Option<&'a SpiffeId>,
     /// The client's address.
     pub(crate) client: SocketAddr,
+}
+
+/// Why a request that might have been tried again was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetrySkipped {
+    /// Its body is longer than what is kept for another attempt.
+    BodyTooLarge,
+    /// The cluster's budget of retries is spent.
+    Budget,
+}
+
+impl RetrySkipped {
+    /// The value of the span's attribute.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::BodyTooLarge => "body_too_large",
+            Self::Budget => "budget",
+        }
+    }
 }
 
 /// Why there is no (whole) answer of the application.

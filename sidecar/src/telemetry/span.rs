@@ -38,6 +38,9 @@ pub(super) fn of_request(record: &RequestRecord<'_>) -> SpanData {
     if !record.cluster.is_empty() {
         attributes.push(KeyValue::new("tulle.cluster", record.cluster.to_owned()));
     }
+    if let Some(why) = record.retry_skipped {
+        attributes.push(KeyValue::new("tulle.retry.skipped", why.as_str()));
+    }
     outcome(&mut attributes, record.status, record.grpc_status, record.error, record.peer, record.endpoint);
     let failed = record.error.is_some()
         || record.grpc_status.is_some_and(grpc_server_fault)

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{Request, StatusCode};
+use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanKind, Status};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{AccessLogFormat, TrafficDirection};
 
 use super::metrics::{HttpLabels, Registry};
-use super::record::{Failure, RequestRecord};
+use super::record::{Failure, RequestRecord, RetrySkipped};
 use super::series::HttpSeries;
 use super::trace::TraceContext;
 use super::{Workload, access_log, span};
@@ -69,6 +70,7 @@ impl Sample {
             cluster: "outbound|80||stock.shop.svc.cluster.local",
             endpoint: Some("127.0.0.1:9".parse().expect("valid")),
             attempts: 2,
+            retry_skipped: None,
             peer: Some(&self.peer),
             client: "127.0.0.1:50000".parse().expect("valid"),
         }
@@ -188,6 +190,16 @@ fn a_span_tells_the_request_and_no_secret() {
     assert_eq!(outbound.span_context.trace_id().to_string(), "00000000000000010000000000000002");
     assert_eq!(outbound.end_time, outbound.start_time + Duration::from_millis(3));
     assert!(!format!("{outbound:?}").contains("secret"));
+    assert!(!format!("{outbound:?}").contains("tulle.retry.skipped"));
+
+    for (skipped, value) in [(RetrySkipped::BodyTooLarge, "body_too_large"), (RetrySkipped::Budget, "budget")]
+    {
+        record.retry_skipped = Some(skipped);
+        let span = span::of_request(&record);
+        assert!(span.attributes.contains(&KeyValue::new("tulle.retry.skipped", value)), "{span:?}");
+        let line = access_log::request_line(&AccessLogFormat::Json, &record);
+        assert!(line.contains(&format!("\"tulle.retry.skipped\":\"{value}\"")), "{line}");
+    }
 
     record.direction = TrafficDirection::Inbound;
     let inbound = span::of_request(&record);

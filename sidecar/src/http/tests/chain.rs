@@ -1,22 +1,33 @@
-//! Two sidecars in a row, over mesh TLS.
+//! Sidecars in a row, over mesh TLS.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Method, Version};
-use tulle_mesh::model::{LoadBalancer, UpstreamProtocol, UpstreamTls};
+use http::{Method, Request, Response, Version};
+use tokio::net::TcpListener;
+use tulle_mesh::model::{LoadBalancer, RetryBudget, RetryOn, RetryPolicy, UpstreamProtocol, UpstreamTls};
 
 use super::app::{App, Say, status};
 use super::harness::{Mesh, Setup, endpoint, get, post, request};
+use crate::http::body::Body;
+use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http1};
+use crate::io::Stream;
 use crate::listener::testing::{on_a_worker, refusing};
 use crate::tls::Material;
 use crate::tls::testing::Authority;
+use crate::worker::drain::Drain;
 
 const WEB: &str = "spiffe://td/ns/shop/sa/web";
 const CART: &str = "spiffe://td/ns/shop/sa/cart";
 
 /// The sidecar of `web`, which calls those of `cart` at `peers`.
 fn caller(authority: &Authority, peers: &[SocketAddr], protocol: UpstreamProtocol) -> Mesh {
+    calling(authority, peers, protocol).build()
+}
+
+fn calling(authority: &Authority, peers: &[SocketAddr], protocol: UpstreamProtocol) -> Setup {
     let mut setup = Setup::new(&[]);
     setup.tls = Some(authority.material(WEB));
     setup.cluster.protocol = protocol;
@@ -36,7 +47,7 @@ fn caller(authority: &Authority, peers: &[SocketAddr], protocol: UpstreamProtoco
             endpoint
         })
         .collect();
-    setup.build()
+    setup
 }
 
 /// A sidecar of `cart` in front of `app`.
@@ -118,6 +129,89 @@ fn a_get_is_tried_again_by_the_callers_sidecar_alone() {
         assert_eq!(app.seen().len(), 2);
         assert_eq!(app.seen()[1].header("x-envoy-attempt-count"), Some("2"));
         assert_eq!(mesh.metric("tulle_upstream_retries_total", &["cart"]), 1);
+    });
+}
+
+/// An application that asks the next one, and passes on what it is told about the trace but nothing else.
+struct Asks(Mesh);
+
+impl Handler for Asks {
+    type Body = Body;
+
+    async fn handle(&self, asked: Request<Body>, _interim: Interim) -> Reply<Body> {
+        let mut request = get();
+        for name in ["traceparent", "tracestate"] {
+            if let Some(value) = asked.headers().get(name) {
+                request.headers_mut().insert(name, value.clone());
+            }
+        }
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = self.0.send(request).await.status;
+        Reply { response, tunnel: None, close: false }
+    }
+}
+
+/// A workload whose application asks `next`: the address of its sidecar.
+async fn asking(authority: &Authority, next: Setup) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let app = listener.local_addr().expect("bound");
+    let asks = Rc::new(Asks(next.build()));
+    tokio::task::spawn_local(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let asks = asks.clone();
+            tokio::task::spawn_local(async move {
+                let (options, drain) = (ServerOptions::default(), Drain::default());
+                serve_http1(Stream::from(socket), &*asks, &options, &drain).await;
+            });
+        }
+    });
+    callee(&authority.material(CART), app).await
+}
+
+#[test]
+fn three_hops_that_all_may_try_again_add_a_fifth_to_the_load_in_all() {
+    on_a_worker(async {
+        let authority = Authority::new("td");
+        let eager = RetryPolicy {
+            on: vec![RetryOn::ServerError],
+            statuses: Vec::new(),
+            attempts: 3,
+            per_try_timeout: None,
+            backoff: Duration::from_micros(1),
+            max_backoff: Duration::from_micros(1),
+        };
+        // With a policy at each hop, an application's failures are tried again; by default, those the mesh sees.
+        for (policy, say) in [(Some(eager), status(503)), (None, Say::Reset)] {
+            let failing = App::new({
+                let say = say.clone();
+                move |_| say.clone()
+            })
+            .await;
+            let hop = |peer: SocketAddr| {
+                let mut setup = calling(&authority, &[peer], UpstreamProtocol::Http1);
+                setup.forward().retry.clone_from(&policy);
+                // Without the retries that are free at low load, so that a short test sees the share. The window is
+                // longer than the test.
+                let share =
+                    RetryBudget { percent: 20.0, min_per_second: 0, interval: Duration::from_secs(600) };
+                setup.cluster.limits.retry_budget = Some(share);
+                setup
+            };
+            let c = callee(&authority.material(CART), failing.address).await;
+            let b = asking(&authority, hop(c)).await;
+            let a = asking(&authority, hop(b)).await;
+            let client = hop(a).build();
+            let requests = 300;
+            for n in 1..=requests {
+                let trace = format!("00-{n:032x}-00000000000000a1-01");
+                let got = client.send(request(Method::GET, &[("traceparent", &trace)], "")).await;
+                assert_eq!(got.status, 503);
+            }
+            let reached = failing.seen().len();
+            assert!(reached > requests * 118 / 100, "the budget is of use: {reached}, {say:?}");
+            // Each hop may be ahead of the others by the one retry that it decides on first.
+            assert!(reached <= requests * 120 / 100 + 3, "{reached}, {say:?}");
+        }
     });
 }
 

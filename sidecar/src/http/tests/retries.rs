@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use http::Method;
-use tulle_mesh::model::{RetryOn, RetryPolicy};
+use tulle_mesh::model::{RetryBudget, RetryOn, RetryPolicy};
 
 use super::app::{App, Say, status};
 use super::harness::{Setup, get, grpc, post, request};
+use crate::http::exchange::Exchange;
+use crate::http::server::Interim;
 use crate::listener::testing::{on_a_worker, refusing};
 use crate::retry::replay::MAX_REPLAY;
+use crate::telemetry::record::RetrySkipped;
 
 fn policy(on: RetryOn) -> RetryPolicy {
     RetryPolicy {
@@ -133,6 +136,29 @@ fn a_long_body_is_not_sent_again() {
         let got = setup.build().send(post(vec![b'x'; MAX_REPLAY + 1])).await;
         assert_eq!(got.status, 503);
         assert_eq!(app.seen().len(), 1);
+    });
+}
+
+#[test]
+fn the_record_says_why_there_was_no_other_attempt() {
+    on_a_worker(async {
+        let app = App::new(|_| status(503)).await;
+        let spent = RetryBudget { percent: 0.0, min_per_second: 0, interval: Duration::from_secs(10) };
+        for (body, budget, skipped) in [
+            (MAX_REPLAY + 1, None, Some(RetrySkipped::BodyTooLarge)),
+            (1, Some(spent), Some(RetrySkipped::Budget)),
+            (1, None, None),
+        ] {
+            let mut setup = Setup::new(&[app.address]);
+            setup.forward().retry = Some(policy(RetryOn::GatewayError));
+            setup.cluster.limits.retry_budget = budget;
+            let mesh = setup.build();
+            let (head, body) = post(vec![b'x'; body]).into_parts();
+            let mut exchange = Exchange::new(&mesh.worker, &mesh.proxy.downstream, head, body);
+            let answered = mesh.proxy.answer(&mut exchange, &Interim::default()).await;
+            assert_eq!(answered.map(|answered| answered.response.status().as_u16()).ok(), Some(503));
+            assert_eq!(exchange.retry_skipped, skipped);
+        }
     });
 }
 

@@ -8,13 +8,14 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tulle_mesh::model::UpstreamProtocol;
 
 use super::app::{App, Say};
 use super::harness::{Mesh, Setup, get, grpc};
 use crate::http::body::{Body, BodyError};
-use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http2};
+use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http1, serve_http2};
 use crate::io::Stream;
 use crate::listener::testing::on_a_worker;
 use crate::worker::drain::Drain;
@@ -108,5 +109,39 @@ fn a_stream_ends_with_its_timeouts_which_are_recorded() {
             assert_eq!((got.status.as_u16(), got.body), (200, Err(BodyError::Idle)));
             assert_eq!(mesh.metric(COUNT, &["connection_read_timeout"]), 1);
         }
+    });
+}
+
+#[test]
+fn what_an_upgraded_connection_carries_is_counted_with_its_request() {
+    on_a_worker(async {
+        let switched =
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: chat\r\nconnection: upgrade\r\n\r\nhello";
+        let app = App::new(|_| Say::Raw(switched.into())).await;
+        let mesh = Rc::new(Setup::new(&[app.address]).build());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+        let (socket, _) = listener.accept().await.expect("a client");
+        let serving = tokio::task::spawn_local({
+            let mesh = mesh.clone();
+            async move {
+                let (options, drain) = (ServerOptions::default(), Drain::default());
+                serve_http1(Stream::from(socket), &*mesh.proxy, &options, &drain).await;
+            }
+        });
+        let head = "GET /chat HTTP/1.1\r\nhost: cart.shop\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n";
+        client.write_all(head.as_bytes()).await.expect("open");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nhello") {
+            client.read_buf(&mut answer).await.expect("open");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
+        client.write_all(b"twelve bytes").await.expect("open");
+        client.shutdown().await.expect("open");
+        assert_eq!(client.read_buf(&mut answer).await.ok(), Some(0), "the other side closes too");
+        serving.await.expect("no panic");
+        assert_eq!(mesh.metric(COUNT, &["http_response_status_code=\"101\""]), 1);
+        assert_eq!(mesh.metric("http_client_request_body_bytes_total", &["cart"]), 12);
+        assert_eq!(mesh.metric("http_client_response_body_bytes_total", &["cart"]), 5);
     });
 }
