@@ -93,7 +93,9 @@ def server(ports):
 def strict():
     """Only mTLS, and only the client: what every pair of the comparison enforces."""
     target = {"kind": "Namespace", "name": NAMESPACE}
-    mtls = thing("tulle.dev/v1alpha1", "InboundPolicy", "strict", {"targetRefs": [target], "mtls": {"mode": "Strict"}})
+    # The concurrency limit counts, but does not refuse: closed loops saturate both ends by intent.
+    inbound = {"targetRefs": [target], "mtls": {"mode": "Strict"}, "concurrencyLimit": {"min": 10000, "max": 10000}}
+    mtls = thing("tulle.dev/v1alpha1", "InboundPolicy", "strict", inbound)
     rule = {"sources": [{"type": "ServiceAccount", "serviceAccount": {"name": "client"}}]}
     allow = {
         "targetRefs": [{"kind": "Pod", "selector": {"matchLabels": {"app": "server"}}}],

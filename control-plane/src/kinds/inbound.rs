@@ -26,6 +26,9 @@ pub struct InboundPolicySpec {
     /// How many requests are let in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// How many requests the application may work on at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency_limit: Option<ConcurrencyLimit>,
 }
 
 /// Whether peers must speak mTLS.
@@ -79,6 +82,35 @@ pub enum InboundProtocol {
     /// Anything: bytes are passed on as they are.
     #[serde(rename = "TCP")]
     Tcp,
+}
+
+/// Between what the limit on requests at once moves. It follows the application's latency: what is above it is answered
+/// with 503 and marked as not processed. An application that rather takes long than refuses needs a high `min`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ConcurrencyLimit {
+    /// The least that it falls to; 10 where it is not given.
+    #[serde(default = "least_concurrency")]
+    #[schemars(range(min = 1))]
+    pub min: u32,
+    /// The most that it rises to; 1000 where it is not given.
+    #[serde(default = "most_concurrency")]
+    #[schemars(range(min = 1))]
+    pub max: u32,
+}
+
+impl Default for ConcurrencyLimit {
+    fn default() -> Self {
+        Self { min: least_concurrency(), max: most_concurrency() }
+    }
+}
+
+fn least_concurrency() -> u32 {
+    10
+}
+
+fn most_concurrency() -> u32 {
+    1000
 }
 
 /// How many requests a workload lets in; what is above is answered with 429 and `Retry-After`. Each workload counts for

@@ -29,8 +29,8 @@ pub use common::{Fraction, PolicyCondition, PolicyStatus, PolicyTarget, Rate};
 pub use duration::Duration;
 pub use fault::{HTTPFaultFilter, HTTPFaultFilterSpec, InjectedAbort, InjectedDelay};
 pub use inbound::{
-    ClientRef, InboundPolicy, InboundPolicySpec, InboundPort, InboundProtocol, MtlsMode, MtlsSettings,
-    RateLimit, RateOverride,
+    ClientRef, ConcurrencyLimit, InboundPolicy, InboundPolicySpec, InboundPort, InboundProtocol, MtlsMode,
+    MtlsSettings, RateLimit, RateOverride,
 };
 pub use telemetry::{
     AccessLogMode, AccessLogSettings, CollectorRef, TelemetryPolicy, TelemetryPolicySpec, TracingMode,

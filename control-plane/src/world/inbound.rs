@@ -24,15 +24,10 @@ use super::routes::inbound_route;
 use super::services::{Protocol, Service, Services};
 use super::telemetry::{Telemetries, Telemetry};
 use super::workloads::{Workload, WorkloadPort, Workloads, protocol};
-use crate::kinds::{InboundPolicy, InboundProtocol, MtlsMode, Rate, RateLimit};
+use crate::kinds::{ConcurrencyLimit, InboundPolicy, InboundProtocol, MtlsMode, Rate, RateLimit};
 
-/// The concurrency limit that every port with HTTP has. It only ever binds when the application's latency grows with
-/// its load.
-const CONCURRENCY: AdaptiveConcurrency = AdaptiveConcurrency {
-    min_concurrency: 10,
-    max_concurrency: 1000,
-    update_interval: Duration::from_millis(100),
-};
+/// How often the concurrency limit is computed anew.
+const CONCURRENCY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Builds inbound listeners.
 pub(super) struct Inbound<'a> {
@@ -131,7 +126,8 @@ impl Inbound<'_> {
         let protocol = self.protocol(workload, services, port);
         let keys: Vec<_> = services.iter().map(|service| &service.key).collect();
         let telemetry = self.telemetries.of_workload(&workload.key.namespace, &keys, report);
-        let rates = self.rate_limits(workload, services, report);
+        let mut limits = self.rate_limits(workload, services, report);
+        limits.push(self.concurrency_limit(workload, services, report));
         let names = server_names(workload, services, port, address);
         let cluster = ClusterName::Inbound { port: port.mesh }.to_string();
         let http = |name: &str, matches, tls| {
@@ -141,7 +137,7 @@ impl Inbound<'_> {
                 matches,
                 tls,
                 authorization: sets.connection,
-                protocol: Carried::Http(connection(&cluster, sets.request, &rates, &telemetry)),
+                protocol: Carried::Http(connection(&cluster, sets.request, &limits, &telemetry)),
             }
         };
         let tcp = |name: &str, matches, tls| {
@@ -251,6 +247,33 @@ impl Inbound<'_> {
         }
     }
 
+    /// The concurrency limit, which every port with HTTP has. It only ever binds when the application's latency grows
+    /// with its load.
+    fn concurrency_limit(
+        &self,
+        workload: &Workload,
+        services: &[&Service],
+        report: &mut Report,
+    ) -> HttpFilter {
+        let found = self
+            .all_policies(workload, services)
+            .into_iter()
+            .find_map(|(subject, policy)| Some((subject, policy.spec.concurrency_limit?)));
+        let mut limit = found.map(|(_, limit)| limit).unwrap_or_default();
+        if let Some((subject, ConcurrencyLimit { min, max })) = found
+            && !(1..=max).contains(&min)
+        {
+            let reason = format!("the limit would go from {min} to {max}");
+            report.error(subject, "spec.concurrencyLimit", reason, "start from 1, and end no lower");
+            limit = ConcurrencyLimit::default();
+        }
+        HttpFilter::AdaptiveConcurrency(AdaptiveConcurrency {
+            min_concurrency: limit.min,
+            max_concurrency: limit.max,
+            update_interval: CONCURRENCY_INTERVAL,
+        })
+    }
+
     fn buckets(&self, subject: &Subject, limit: &RateLimit, report: &mut Report) -> Vec<LocalRateLimit> {
         let name = format!("{}/{}", subject.object.namespace, subject.object.name);
         let bucket = |part: &str, rate: Rate, clients: Vec<String>, per_client| LocalRateLimit {
@@ -293,12 +316,11 @@ impl Inbound<'_> {
 fn connection(
     cluster: &str,
     authorization: Vec<Authorization>,
-    rates: &[HttpFilter],
+    limits: &[HttpFilter],
     telemetry: &Telemetry,
 ) -> HttpConnection {
     let mut filters: Vec<HttpFilter> = authorization.into_iter().map(HttpFilter::Authorization).collect();
-    filters.extend(rates.iter().cloned());
-    filters.push(HttpFilter::AdaptiveConcurrency(CONCURRENCY));
+    filters.extend(limits.iter().cloned());
     let routes = RouteConfiguration {
         name: cluster.into(),
         virtual_hosts: vec![VirtualHost {

@@ -164,6 +164,20 @@ fn http_is_limited_by_concurrency_in_any_case() {
 }
 
 #[test]
+fn the_concurrency_limit_moves_between_what_the_policy_says() {
+    let bounds = |limit: &str| {
+        let world =
+            with("http", &[policy("InboundPolicy", "calm", &format!("{SHOP}, concurrencyLimit: {limit}"))]);
+        match &http(&chains(&world)[0]).filters[..] {
+            [HttpFilter::AdaptiveConcurrency(limit)] => (limit.min_concurrency, limit.max_concurrency),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(bounds("{min: 500, max: 2000}"), (500, 2000));
+    assert_eq!(bounds("{min: 500}"), (500, 1000));
+}
+
+#[test]
 fn telemetry_holds_at_both_ends() {
     let world = with(
         "http",
