@@ -43,6 +43,8 @@ struct State {
 pub struct Span {
     /// `service.name` of whoever sent it.
     pub service: String,
+    /// `service.instance.id` of whoever sent it.
+    pub instance: String,
     /// Its name.
     pub name: String,
     /// Its ID.
@@ -100,9 +102,11 @@ impl Traces {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for resource in &request.resource_spans {
             let attributes = resource.resource.as_ref().map_or(&[][..], |resource| &resource.attributes);
-            let service = text_of(attributes).remove("service.name").unwrap_or_default();
+            let mut of = text_of(attributes);
+            let mut take = |name| of.remove(name).unwrap_or_default();
+            let (service, instance) = (take("service.name"), take("service.instance.id"));
             for span in resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
-                state.keep(Span::of(&service, span), &span.trace_id);
+                state.keep(Span::of(&service, &instance, span), &span.trace_id);
             }
         }
     }
@@ -142,9 +146,10 @@ impl TraceService for Traces {
 }
 
 impl Span {
-    fn of(service: &str, span: &WireSpan) -> Self {
+    fn of(service: &str, instance: &str, span: &WireSpan) -> Self {
         Self {
             service: service.into(),
+            instance: instance.into(),
             name: span.name.clone(),
             id: span.span_id.clone(),
             parent: span.parent_span_id.clone(),
@@ -199,8 +204,12 @@ fn branch(span: &Span, all: &[&Span], first: &str, rest: &str, lines: &mut Strin
         count => format!("  retry {count}"),
     };
     let failed = if span.error { "  failed" } else { "" };
-    let what = format!("{first}{} {kind}", span.service);
-    lines.push_str(&format!("{what:<38} {millis:>8.2} ms  {status:<11} {}{retry}{failed}\n", span.name));
+    let what = format!("{first}{} {kind}", span.instance);
+    let asked = format!("{}{}", attribute("server.address"), attribute("url.path"));
+    lines.push_str(&format!(
+        "{what:<38} {millis:>8.2} ms  {status:<11} {:<18} {asked}{retry}{failed}\n",
+        span.name
+    ));
     let below: Vec<&&Span> = all.iter().filter(|other| other.parent == span.id).collect();
     for (index, child) in below.iter().enumerate() {
         let last = index + 1 == below.len();
@@ -218,6 +227,7 @@ mod tests {
     fn span(id: u8, parent: &[u8], service: &str, start: u64) -> Span {
         Span {
             service: service.into(),
+            instance: service.into(),
             name: "GET".into(),
             id: vec![id],
             parent: parent.to_vec(),

@@ -47,7 +47,11 @@ pub(super) fn of_request(record: &RequestRecord<'_>) -> SpanData {
         || record
             .status
             .is_none_or(|status| status.is_server_error() || (!server && status.is_client_error()));
-    let name = if record.route.is_empty() { method.to_owned() } else { format!("{method} {}", record.route) };
+    // A Service without routes has one that says nothing.
+    let name = match record.route {
+        "" | "default" => method.to_owned(),
+        route => format!("{method} {route}"),
+    };
     let kind = if server { SpanKind::Server } else { SpanKind::Client };
     span(record.trace, name, kind, record.start, record.duration, attributes, failed.then_some(record.error))
 }
