@@ -20,6 +20,13 @@ pub(crate) struct Place {
     pub(crate) role: Role,
 }
 
+impl Place {
+    /// Whether peers connect to it, rather than the application.
+    pub(crate) fn is_inbound(&self) -> bool {
+        self.role == Role::Inbound
+    }
+}
+
 /// What connections that arrive at a place are for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Role {

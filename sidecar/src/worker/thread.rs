@@ -120,8 +120,21 @@ async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Re
     let worker = Worker::new(id, shared, snapshot);
     if let Some((listeners, seats)) = role.accept {
         for (listener, place) in listeners {
+            let is_inbound = place.is_inbound();
             let acceptor = Acceptor::new(listener, place, worker.clone(), seats.clone())?;
-            tokio::task::spawn_local(acceptor.run());
+            let worker = worker.clone();
+            tokio::task::spawn_local(async move {
+                if is_inbound {
+                    tokio::select! {
+                        // To be refused proves to a peer that nothing was processed: it goes elsewhere.
+                        () = worker.drain.reached(Phase::Closing) => {}
+                        () = acceptor.run() => {}
+                    }
+                } else {
+                    // The application may still need connections for what it has in flight.
+                    acceptor.run().await;
+                }
+            });
         }
     }
     tokio::task::spawn_local(take_over(role.connections, worker.clone()));

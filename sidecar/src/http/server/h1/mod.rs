@@ -35,6 +35,9 @@ use crate::worker::drain::{Drain, Phase};
 const MAX_DISCARD: u64 = 64 * 1024;
 /// How long that, and the end of a connection, may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a new connection is kept for its first request when the sidecar goes away: the client may have sent it
+/// already, and could not know that it was not processed.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Serves a connection until either side closes it, or a drain does.
 pub(crate) async fn serve<H: Handler>(stream: Stream, handler: &H, options: &ServerOptions, drain: &Drain) {
@@ -44,6 +47,7 @@ pub(crate) async fn serve<H: Handler>(stream: Stream, handler: &H, options: &Ser
         reader: RequestReader::default(),
         options,
         drain,
+        is_new: true,
     };
     loop {
         let after = match connection.next_request().await {
@@ -66,6 +70,8 @@ struct Connection<'a> {
     reader: RequestReader,
     options: &'a ServerOptions,
     drain: &'a Drain,
+    /// It has not brought a request yet.
+    is_new: bool,
 }
 
 /// What came of waiting for a request.
@@ -105,7 +111,8 @@ enum Cut {
 
 impl Connection<'_> {
     async fn next_request(&mut self) -> Next {
-        let Self { exchange, timer, reader, options, drain } = self;
+        let Self { exchange, timer, reader, options, drain, is_new } = self;
+        let patience = if std::mem::take(is_new) { FIRST_REQUEST } else { Duration::ZERO };
         let mut closing = pin!(drain.reached(Phase::Closing));
         let mut since = Instant::now();
         let mut started = !exchange.borrow().transport.read.is_empty();
@@ -133,10 +140,9 @@ impl Connection<'_> {
                     .map(|()| Next::Refused(Refusal::HEAD_TIMEOUT));
             }
             transport.shrink();
-            if closing.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Next::Closed);
-            }
-            timer.poll(cx, since + options.idle_timeout).map(|()| Next::Closed)
+            let is_closing = drain.phase() >= Phase::Closing || closing.as_mut().poll(cx).is_ready();
+            let limit = if is_closing { patience } else { options.idle_timeout };
+            timer.poll(cx, since + limit).map(|()| Next::Closed)
         })
         .await
     }
