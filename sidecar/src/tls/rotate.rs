@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tulle_mesh::identity::SpiffeId;
 
-use super::certificate::{Leaf, TrustBundle, stamp};
+use super::certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
 use super::control_plane::{ControlPlane, ControlPlaneError, Proof};
 use super::failures::Failures;
 use super::issue::{IssueError, issue};
@@ -228,8 +228,22 @@ fn read(files: &IdentityFiles) -> Result<(Leaf, TrustBundle), RenewError> {
     };
     let leaf = Leaf::from_pem(&certificate, &key)
         .map_err(broken("identity.certificateFile", &files.certificate_file))?;
+    in_time(&leaf).map_err(broken("identity.certificateFile", &files.certificate_file))?;
     let bundle = TrustBundle::from_pem(&bundle).map_err(broken("identity.bundleFile", &files.bundle_file))?;
     Ok((leaf, bundle))
+}
+
+/// A leaf that every peer would refuse is not taken: one that is held may still be good.
+fn in_time(leaf: &Leaf) -> Result<(), String> {
+    // What can't be read at all is refused with its own reason when it is put in force.
+    let facts = leaf.chain.first().and_then(|leaf| CertificateFacts::read(leaf).ok());
+    match facts.filter(|facts| facts.not_after <= SystemTime::now()) {
+        Some(facts) => {
+            let end = stamp(facts.not_after);
+            Err(format!("it expired at {end}; see to it that what renews it does"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Why there is no new leaf.
