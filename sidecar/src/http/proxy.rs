@@ -132,6 +132,7 @@ impl Proxy {
         };
         for hit in routes.authorizer.audits(&facts) {
             tracing::info!(client = %downstream.peer, method = %view.method, path = view.path, ?hit, "audited a request");
+            self.worker.audits.count(hit.effect);
         }
         match routes.authorizer.check(&facts) {
             Verdict::Allowed { .. } => Ok(()),

@@ -165,6 +165,7 @@ impl Connection {
         };
         for hit in chain.authorizer.audits(&facts) {
             tracing::info!(client = %self.client, listener = %self.place.address, ?hit, "audited a connection");
+            self.worker.audits.count(hit.effect);
         }
         match chain.authorizer.check(&facts) {
             Verdict::Allowed { .. } => Ok(()),

@@ -6,6 +6,7 @@
 //! exporter drops spans and counts them; it never holds up traffic.
 
 mod access_log;
+pub(crate) mod audits;
 mod encode;
 pub(crate) mod lines;
 pub(crate) mod metrics;

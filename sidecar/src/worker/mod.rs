@@ -24,6 +24,7 @@ use crate::dns::Lookups;
 use crate::listener::Refusals;
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
+use crate::telemetry::audits::Audits;
 use crate::upstream::Pools;
 use crate::xds::Demand;
 
@@ -41,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) telemetry: Arc<Telemetry>,
     /// Counts the connections that are not carried.
     pub(crate) refusals: Refusals,
+    /// Counts what audit policies find.
+    pub(crate) audits: Audits,
     /// Whether the sidecar goes away.
     pub(crate) drain: Rc<Drain>,
     /// Where addresses of hosts outside the mesh are asked for.
@@ -77,6 +80,7 @@ impl Worker {
             waiting: Waiting::new(shared.demands),
             pools: Rc::new(Pools::default()),
             refusals: Refusals::new(&shared.telemetry.metrics),
+            audits: Audits::new(&shared.telemetry.metrics),
             telemetry: shared.telemetry,
             drain: Rc::default(),
             lookups: shared.lookups,
