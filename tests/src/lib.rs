@@ -4,6 +4,8 @@
 //! test, also when it fails.
 
 mod app;
+mod h2app;
+mod hostile;
 mod program;
 mod raw;
 
@@ -16,6 +18,8 @@ use tempfile::TempDir;
 use tulle_cli::local::{Binaries, LocalMesh, Sidecar, SidecarSpec};
 
 pub use app::{App, Seen, script};
+pub use h2app::{Call, H2App, H2Client};
+pub use hostile::HostileControlPlane;
 pub use program::{Program, curl, output_of, python};
 pub use raw::{Answer, exchange, read_head, read_to_end};
 pub use tulle_cli::local::{fetch, wait_for};

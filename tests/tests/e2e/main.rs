@@ -1,12 +1,19 @@
 //! End-to-end tests: real control plane, real sidecars, real clients and servers, on loopback.
 
+mod admin;
+mod bad_input;
+mod balancing;
 mod configuration;
+mod destinations;
 mod grpc;
+mod hostile;
 mod http1;
+mod http2;
 mod hygiene;
 mod identity;
 mod policy;
 mod resilience;
+mod rollout;
 mod routing;
 mod tcp;
 mod telemetry;
