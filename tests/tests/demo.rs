@@ -26,12 +26,9 @@ async fn the_demo_keeps_its_promises() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{out}\n{err}");
     assert_eq!(out.lines().filter(|line| line.starts_with("ok ")).count(), 5, "{out}");
-    for part in [
-        "customers → web ",
-        "cart → stock-v2 ",
-        "spiffe://bookshop.example/ns/shop/sa/stock",
-        "stock server ",
-    ] {
+    for part in
+        ["customers → web ", "cart → stock-v2 ", "spiffe://bookshop.example/ns/shop/sa/stock", " server "]
+    {
         assert!(out.contains(part), "{part:?} is missing:\n{out}");
     }
 }

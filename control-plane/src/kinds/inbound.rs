@@ -85,15 +85,16 @@ pub enum InboundProtocol {
 }
 
 /// Between what the limit on requests at once moves. It follows the application's latency: what is above it is answered
-/// with 503 and marked as not processed. An application that rather takes long than refuses needs a high `min`.
+/// with 503 and marked as not processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ConcurrencyLimit {
-    /// The least that it falls to; 10 where it is not given.
+    /// The least that it falls to; 500 where it is not given, so that only an application in distress refuses. A small
+    /// one protects an application that can do little at once.
     #[serde(default = "least_concurrency")]
     #[schemars(range(min = 1))]
     pub min: u32,
-    /// The most that it rises to; 1000 where it is not given.
+    /// The most that it rises to; 10000 where it is not given.
     #[serde(default = "most_concurrency")]
     #[schemars(range(min = 1))]
     pub max: u32,
@@ -106,11 +107,11 @@ impl Default for ConcurrencyLimit {
 }
 
 fn least_concurrency() -> u32 {
-    10
+    500
 }
 
 fn most_concurrency() -> u32 {
-    1000
+    10_000
 }
 
 /// How many requests a workload lets in; what is above is answered with 429 and `Retry-After`. Each workload counts for

@@ -174,7 +174,7 @@ fn the_concurrency_limit_moves_between_what_the_policy_says() {
         }
     };
     assert_eq!(bounds("{min: 500, max: 2000}"), (500, 2000));
-    assert_eq!(bounds("{min: 500}"), (500, 1000));
+    assert_eq!(bounds("{min: 20}"), (20, 10_000));
 }
 
 #[test]
