@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use tulle_control_plane::ca::tokens;
+use tulle_control_plane::kinds;
 
 use crate::output::{Failure, write};
 
@@ -21,7 +22,7 @@ pub struct TokenArgs {
     #[arg(long)]
     service_account: String,
     /// How long it may be used, such as 24h, 90m or 3600s.
-    #[arg(long, default_value = "24h", value_parser = duration)]
+    #[arg(long, default_value = "24h", value_parser = lifetime)]
     ttl: Duration,
 }
 
@@ -44,19 +45,11 @@ pub fn run(args: &TokenArgs) -> Result<(), Failure> {
     write(&format!("{}\n", token.map_err(Failure::new)?))
 }
 
-/// A whole number of seconds, minutes, hours or days, with its unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let error = || format!("{text:?} is not a duration: write a number and s, m, h or d, such as 24h");
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(error)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86400,
-        _ => return Err(error()),
-    };
-    let number: u64 = number.parse().map_err(|_| error())?;
-    number.checked_mul(seconds).filter(|&seconds| seconds > 0).map(Duration::from_secs).ok_or_else(error)
+/// At least a second, which is what a token counts in.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = text.parse::<kinds::Duration>()?.get();
+    let long_enough = lifetime >= Duration::from_secs(1);
+    long_enough.then_some(lifetime).ok_or_else(|| format!("{text} is shorter than 1s"))
 }
 
 #[cfg(test)]
@@ -64,10 +57,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_has_a_unit() {
-        assert_eq!(duration("90m"), Ok(Duration::from_secs(5400)));
-        for bad in ["", "5", "h", "0s", "-1h", "1w", "99999999999999999999d", "9999999999999999999d", "1é"] {
-            assert!(duration(bad).is_err(), "{bad}");
+    fn a_lifetime_has_a_unit_and_is_not_over_at_once() {
+        assert_eq!(lifetime("1h30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "5", "h", "0s", "999ms", "-1h", "1w", "1é"] {
+            assert!(lifetime(bad).is_err(), "{bad}");
         }
     }
 }
