@@ -58,6 +58,7 @@ async fn serve(
         demands: handle.demands.clone(),
         lookups: handle.lookups.clone(),
         outbound_policy: config.outbound.policy,
+        own: config.capture.iter().flat_map(|capture| capture.addresses.iter().copied()).collect(),
         demand_timeout: config.outbound.demand_timeout,
     };
     let hears = worker::Signals { snapshots: handle.snapshots.clone(), drain };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use tulle_mesh::identity::TrustDomain;
 
-use super::value::{ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, Span};
+use super::value::{ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, OwnAddress, Span};
 use super::{LogFormat, OutboundPolicy};
 
 /// The proxy of the Tulle service mesh that runs beside each workload.
@@ -61,7 +61,7 @@ pub struct Settings {
     #[arg(long, env = "TULLE_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// The forward proxy for the workload's own requests [default: 127.0.0.1:15001].
+    /// The forward proxy for the workload's own requests [default: 127.0.0.1:15001; with --capture: none].
     #[arg(long, env = "TULLE_PROXY", value_name = "ADDRESS")]
     pub proxy: Option<LoopbackAddr>,
     /// A local port that stands for a service, as 127.0.0.1:9001=cart.shop:80; may be given several times.
@@ -76,6 +76,21 @@ pub struct Settings {
     /// A port for peers and the application behind it, as 10.0.0.7:8080=127.0.0.1:8080; may be given several times.
     #[arg(long, env = "TULLE_INBOUND", value_name = "ADDRESS=APP", value_delimiter = ',')]
     pub inbound: Vec<MeshPort>,
+
+    /// Take the connections that `tulle-sidecar init` redirects [default: false].
+    #[arg(long, env = "TULLE_CAPTURE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    pub capture: Option<bool>,
+    /// The port to which the workload's own connections are redirected [default: 15001].
+    #[arg(long, env = "TULLE_CAPTURE_OUTBOUND", value_name = "PORT")]
+    pub capture_outbound: Option<u16>,
+    /// The port to which connections of peers are redirected [default: 15006].
+    #[arg(long, env = "TULLE_CAPTURE_INBOUND", value_name = "PORT")]
+    pub capture_inbound: Option<u16>,
+    /// An address of the workload; may be given several times [default: all addresses of this host that peers can
+    /// reach].
+    #[arg(long = "address", env = "TULLE_ADDRESS", value_name = "IP", value_delimiter = ',')]
+    pub addresses: Vec<OwnAddress>,
 
     /// The admin interface, on loopback [default: 127.0.0.1:15000].
     #[arg(long, env = "TULLE_ADMIN", value_name = "ADDRESS")]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tulle_mesh::identity::TrustDomain;
 
 use super::value::{
-    AnyAddr, ControlAddress, Endpoint, LocalPort, LoopbackAddr, MeshPort, Span, maybe_parsed,
+    AnyAddr, ControlAddress, Endpoint, LocalPort, LoopbackAddr, MeshPort, OwnAddress, Span, maybe_parsed,
 };
 use super::{ConfigError, LogFormat, OutboundPolicy};
 
@@ -60,6 +60,7 @@ pub(super) struct File {
     pub(super) identity: Option<Identity>,
     pub(super) outbound: Outbound,
     pub(super) inbound: Vec<MeshPort>,
+    pub(super) capture: Option<Capture>,
     #[serde(deserialize_with = "maybe_parsed")]
     pub(super) admin: Option<LoopbackAddr>,
     #[serde(deserialize_with = "maybe_parsed")]
@@ -107,6 +108,15 @@ pub(super) struct Outbound {
     pub(super) policy: Option<OutboundPolicy>,
     #[serde(deserialize_with = "maybe_parsed")]
     pub(super) demand_timeout: Option<Span>,
+}
+
+/// Its being there turns capture on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Capture {
+    pub(super) outbound: Option<u16>,
+    pub(super) inbound: Option<u16>,
+    pub(super) addresses: Vec<OwnAddress>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,7 +5,9 @@
 //! tokens are named by their files.
 
 mod args;
+mod capture;
 mod file;
+mod own;
 mod value;
 mod workers;
 
@@ -18,7 +20,10 @@ use tulle_mesh::address::ServicePort;
 use tulle_mesh::identity::TrustDomain;
 
 pub use args::{Arguments, Command, Settings};
-pub use value::{ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, Span, ValueError};
+pub use capture::{Capture, INBOUND_PORT, OUTBOUND_PORT};
+pub use value::{
+    ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, OwnAddress, Span, ValueError,
+};
 
 /// How the sidecar runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +40,8 @@ pub struct Config {
     pub outbound: Outbound,
     /// What peers' connections meet.
     pub inbound: Vec<MeshPort>,
+    /// Where redirected connections arrive; `None`: only connections that are made to the sidecar are carried.
+    pub capture: Option<Capture>,
     /// The admin interface; always on loopback.
     pub admin: SocketAddr,
     /// Health and metrics, for everyone.
@@ -89,8 +96,8 @@ pub struct IdentityFiles {
 /// What the application's own connections meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound {
-    /// The forward proxy.
-    pub proxy: SocketAddr,
+    /// The forward proxy; `None`: there is none, which is the default with capture.
+    pub proxy: Option<SocketAddr>,
     /// Local ports, each of which stands for one service.
     pub ports: Vec<LocalPort>,
     /// What happens to destinations that the mesh does not know.
@@ -154,7 +161,8 @@ impl Config {
 
     fn combine(file: file::File, flags: &Settings) -> Result<Self, ConfigError> {
         let missing = |field, flag, fix| ConfigError::Missing { field, flag, fix };
-        let file::File { workload, control_plane, identity, outbound, drain, log, .. } = file;
+        let file::File { workload, control_plane, identity, outbound, capture, drain, log, .. } = file;
+        let capture = Capture::combine(capture, flags)?;
 
         let address = flags.control_plane.clone().or(control_plane.address).ok_or_else(|| {
             missing(
@@ -227,7 +235,10 @@ impl Config {
                 bundle_file: files.bundle_file,
             }),
             outbound: Outbound {
-                proxy: flags.proxy.or(outbound.proxy).map_or(DEFAULT_PROXY, LoopbackAddr::get),
+                proxy: match flags.proxy.or(outbound.proxy) {
+                    Some(address) => Some(address.get()),
+                    None => capture.is_none().then_some(DEFAULT_PROXY),
+                },
                 ports: if flags.ports.is_empty() { outbound.ports } else { flags.ports.clone() },
                 policy: flags.outbound_policy.or(outbound.policy).unwrap_or_default(),
                 demand_timeout: flags
@@ -237,6 +248,7 @@ impl Config {
                     .0,
             },
             inbound: if flags.inbound.is_empty() { file.inbound } else { flags.inbound.clone() },
+            capture,
             admin: flags.admin.or(file.admin).map_or(DEFAULT_ADMIN, LoopbackAddr::get),
             health: flags.health.or(file.health.map(|address| address.0)).unwrap_or(DEFAULT_HEALTH),
             state_dir: flags.state_dir.clone().or(file.state_dir),
@@ -257,14 +269,26 @@ impl Config {
 
     /// Two listeners on one address would fail when they are bound; here the message can name both.
     fn check_addresses(&self) -> Result<(), ConfigError> {
+        if self.capture.is_some() && !self.inbound.is_empty() {
+            return Err(ConfigError::Conflict {
+                field: "inbound",
+                reason: "with capture, peers reach the application on its own ports".into(),
+                fix: "remove these, or turn capture off",
+            });
+        }
+        let capture = self.capture.iter().flat_map(|capture| {
+            let outbound = capture.outbound_addresses().map(|address| ("capture.outbound", address));
+            outbound
+                .into_iter()
+                .chain(capture.inbound_addresses().map(|address| ("capture.inbound", address)))
+        });
+        let proxy = self.outbound.proxy.map(|address| ("outbound.proxy", address));
         let ports = self.outbound.ports.iter().map(|port| ("outbound.ports", port.listen));
         let inbound = self.inbound.iter().map(|port| ("inbound", port.listen));
-        let single =
-            [("outbound.proxy", self.outbound.proxy), ("admin", self.admin), ("health", self.health)];
-        let all: Vec<_> = single.into_iter().chain(ports).chain(inbound).collect();
+        let single = [("admin", self.admin), ("health", self.health)];
+        let all: Vec<_> = capture.chain(proxy).chain(single).chain(ports).chain(inbound).collect();
         for (index, (field, address)) in all.iter().enumerate() {
-            let same = all[..index].iter().find(|(_, other)| address.port() != 0 && other == address);
-            if let Some((other, _)) = same {
+            if let Some((other, _)) = all[..index].iter().find(|(_, other)| collide(*address, *other)) {
                 return Err(ConfigError::Conflict {
                     field,
                     reason: format!("{address} is already the address of {other}"),
@@ -283,6 +307,12 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether two listeners can't both be had: a wildcard takes the port on every address of its family.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let wildcard = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || wildcard && a.is_ipv4() == b.is_ipv4())
 }
 
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";

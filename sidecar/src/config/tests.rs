@@ -55,7 +55,7 @@ fn defaults_fill_what_is_not_set() {
     let config = load(LEAST, &[]).expect("valid");
     assert_eq!(config.trust_domain.as_str(), "cluster.local");
     assert_eq!(config.control_plane.server_name, "control");
-    assert_eq!(config.outbound.proxy, DEFAULT_PROXY);
+    assert_eq!(config.outbound.proxy, Some(DEFAULT_PROXY));
     assert_eq!((config.admin, config.health), (DEFAULT_ADMIN, DEFAULT_HEALTH));
     assert!((1..=2).contains(&config.workers));
     assert_eq!(config.identity, None);
@@ -135,6 +135,45 @@ fn two_listeners_may_not_share_an_address() {
     assert!(load(LEAST, &twice).expect_err("a conflict").to_string().contains("a.b:1"));
     load(LEAST, &["--admin", "127.0.0.1:0", "--proxy", "127.0.0.1:0"])
         .expect("port 0 is a new one each time");
+}
+
+#[test]
+fn capture_is_turned_on_by_its_section_or_its_flag() {
+    let config = load(&format!("{LEAST}capture: {{addresses: [\"fd00::7\", 10.0.0.7, 10.0.0.7]}}\n"), &[]);
+    let config = config.expect("valid");
+    let capture = config.capture.expect("the section is there");
+    assert_eq!((capture.outbound, capture.inbound), (15001, 15006));
+    let own: Vec<_> = capture.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(own, ["10.0.0.7", "fd00::7"]);
+    assert_eq!(config.outbound.proxy, None, "its port is that of capture");
+
+    let own = ["--address", "10.0.0.7", "--capture-outbound", "1", "--proxy", "127.0.0.1:0"];
+    let config = load(LEAST, &[&["--capture"], &own[..]].concat()).expect("valid");
+    assert_eq!(config.capture.expect("the flag is there").outbound, 1);
+    assert!(config.outbound.proxy.is_some());
+
+    assert_eq!(load(&format!("{LEAST}capture: {{}}\n"), &["--capture=false"]).expect("valid").capture, None);
+}
+
+#[test]
+fn what_capture_excludes_is_told() {
+    let own = "capture: {addresses: [10.0.0.7]}\n";
+    for (text, flags, expected) in [
+        (LEAST.to_owned(), &["--capture-inbound", "1"][..], &["capture.inbound", "--capture"][..]),
+        (LEAST.to_owned(), &["--address", "10.0.0.7"], &["capture.addresses", "--capture"]),
+        (format!("{LEAST}{own}"), &["--capture-inbound", "15001"], &["capture.inbound", "capture.outbound"]),
+        (format!("{LEAST}{own}"), &["--proxy", "127.0.0.1:15001"], &["outbound.proxy", "capture.outbound"]),
+        (format!("{LEAST}{own}"), &["--health", "0.0.0.0:15001"], &["health", "capture.outbound"]),
+        (format!("{LEAST}{own}"), &["--health", "10.0.0.7:15006"], &["health", "capture.inbound"]),
+        (format!("{LEAST}{own}"), &["--inbound", "10.0.0.7:1=127.0.0.1:2"], &["inbound", "capture"]),
+        (format!("{LEAST}capture: {{addresses: [127.0.0.1]}}"), &[], &["capture.addresses", "10.0.0.7"]),
+        (format!("{LEAST}capture: {{outbound: 70000}}"), &[], &["capture.outbound"]),
+    ] {
+        let message = load(&text, flags).expect_err("a conflict").to_string();
+        for part in expected {
+            assert!(message.contains(part), "{part:?} in {message:?}");
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! alike, and says what would be right when it is not.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -117,6 +117,28 @@ impl FromStr for MeshPort {
             ValueError::new(text, "a mesh address and the application's", "10.0.0.7:8080=127.0.0.1:8080")
         })?;
         Ok(Self { listen: listen.parse::<MeshAddr>()?.0, app: app.parse::<AppAddr>()?.0 })
+    }
+}
+
+/// An address of the workload that peers can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress(pub IpAddr);
+
+impl FromStr for OwnAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let reachable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
+        let address = text.parse().ok().map(|ip: IpAddr| ip.to_canonical()).filter(reachable);
+        address
+            .map(Self)
+            .ok_or_else(|| ValueError::new(text, "an IP address of this workload", "10.0.0.7 or fd00::7"))
+    }
+}
+
+impl<'de> Deserialize<'de> for OwnAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
     }
 }
 

@@ -50,7 +50,7 @@ impl Proxy {
         match &self.downstream.target {
             Target::Application { address, chain } => {
                 let current = self.worker.current();
-                let listener = current.inbound.get(address);
+                let listener = current.inbound_at(*address);
                 let found = match listener.and_then(|listener| listener.chains.get(*chain)) {
                     Some(chain) => match &chain.protocol {
                         ChainProtocol::Http(routes) => Some(routes.clone()),

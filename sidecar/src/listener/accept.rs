@@ -12,7 +12,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connection::{Accepted, serve};
+use super::original;
 use super::place::Place;
+use crate::io::Stream;
 use crate::worker::{Seat, Worker};
 
 /// Accepts the connections of one place, on the first worker.
@@ -62,7 +64,16 @@ impl Acceptor {
     }
 
     fn seat(&self, socket: TcpStream, peer: SocketAddr) {
-        let accepted = Accepted::new(socket, peer, self.place.clone());
+        let destination = match original::destination(&socket, &self.place, &self.worker.own) {
+            Ok(destination) => destination,
+            Err(refusal) => {
+                if self.worker.refusals.count(refusal) {
+                    tracing::warn!(client = %peer, listener = %self.place.address, "refused a connection: {refusal}");
+                }
+                return Stream::from(socket).reset();
+            }
+        };
+        let accepted = Accepted::new(socket, peer, self.place.clone(), destination);
         let here = &self.seats[self.worker.id];
         match self.seats.iter().min_by_key(|seat| seat.load.connections()) {
             Some(seat) if seat.load.connections() < here.load.connections() => match accepted.detach() {

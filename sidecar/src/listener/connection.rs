@@ -28,6 +28,7 @@ pub(crate) struct Accepted<Socket = TcpStream> {
     socket: Socket,
     client: SocketAddr,
     place: Arc<Place>,
+    destination: SocketAddr,
     start: SystemTime,
     begun: Instant,
 }
@@ -36,9 +37,14 @@ pub(crate) struct Accepted<Socket = TcpStream> {
 pub(crate) type Detached = Accepted<std::net::TcpStream>;
 
 impl Accepted {
-    /// A connection that arrived at `place` just now.
-    pub(crate) fn new(socket: TcpStream, client: SocketAddr, place: Arc<Place>) -> Self {
-        Self { socket, client, place, start: SystemTime::now(), begun: Instant::now() }
+    /// A connection that arrived at `place` just now, on its way to `destination`.
+    pub(crate) fn new(
+        socket: TcpStream,
+        client: SocketAddr,
+        place: Arc<Place>,
+        destination: SocketAddr,
+    ) -> Self {
+        Self { socket, client, place, destination, start: SystemTime::now(), begun: Instant::now() }
     }
 
     /// Takes the socket off this worker's reactor.
@@ -46,8 +52,8 @@ impl Accepted {
     /// # Errors
     /// When the system does not let go of it.
     pub(crate) fn detach(self) -> io::Result<Detached> {
-        let Self { socket, client, place, start, begun } = self;
-        Ok(Accepted { socket: socket.into_std()?, client, place, start, begun })
+        let Self { socket, client, place, destination, start, begun } = self;
+        Ok(Accepted { socket: socket.into_std()?, client, place, destination, start, begun })
     }
 }
 
@@ -57,20 +63,21 @@ impl Detached {
     /// # Errors
     /// When the reactor does not take it.
     pub(crate) fn attach(self) -> io::Result<Accepted> {
-        let Self { socket, client, place, start, begun } = self;
-        Ok(Accepted { socket: TcpStream::from_std(socket)?, client, place, start, begun })
+        let Self { socket, client, place, destination, start, begun } = self;
+        Ok(Accepted { socket: TcpStream::from_std(socket)?, client, place, destination, start, begun })
     }
 }
 
 /// Serves a connection on `worker` until its end.
 pub(crate) fn serve(worker: &Rc<Worker>, accepted: Accepted, open: OpenConnection) {
-    let Accepted { socket, client, place, start, begun } = accepted;
-    let connection = Connection { worker: worker.clone(), place, client, start, begun };
+    let Accepted { socket, client, place, destination, start, begun } = accepted;
+    let connection = Connection { worker: worker.clone(), place, client, destination, start, begun };
     tokio::task::spawn_local(async move {
         match &connection.place.role {
             Role::Proxy => connection.forward_proxy(socket).await,
             Role::Service(name) => connection.outbound(socket, name).await,
-            Role::Inbound => connection.inbound(socket).await,
+            Role::CapturedOutbound => connection.captured(socket).await,
+            Role::Inbound | Role::CapturedInbound => connection.inbound(socket).await,
         }
         drop(open);
     });
@@ -81,6 +88,8 @@ pub(super) struct Connection {
     pub(super) worker: Rc<Worker>,
     pub(super) place: Arc<Place>,
     pub(super) client: SocketAddr,
+    /// The address that the client dialled.
+    pub(super) destination: SocketAddr,
     start: SystemTime,
     begun: Instant,
 }
@@ -103,9 +112,9 @@ impl Opened {
 
 impl Connection {
     pub(super) fn direction(&self) -> TrafficDirection {
-        match self.place.role {
-            Role::Inbound => TrafficDirection::Inbound,
-            Role::Proxy | Role::Service(_) => TrafficDirection::Outbound,
+        match self.place.is_inbound() {
+            true => TrafficDirection::Inbound,
+            false => TrafficDirection::Outbound,
         }
     }
 
@@ -159,18 +168,18 @@ impl Connection {
         let facts = Facts {
             peer: identity,
             source_ip: self.client.ip(),
-            destination: self.place.address,
+            destination: self.destination,
             server_name,
             request: None,
         };
         for hit in chain.authorizer.audits(&facts) {
-            tracing::info!(client = %self.client, listener = %self.place.address, ?hit, "audited a connection");
+            tracing::info!(client = %self.client, destination = %self.destination, ?hit, "audited a connection");
             self.worker.audits.count(hit.effect);
         }
         match chain.authorizer.check(&facts) {
             Verdict::Allowed { .. } => Ok(()),
             Verdict::Denied { set, by } => {
-                tracing::info!(client = %self.client, listener = %self.place.address, set, policy = by,
+                tracing::info!(client = %self.client, destination = %self.destination, set, policy = by,
                     peer = identity.map(SpiffeId::as_str), "denied a connection");
                 Err(Refusal::Denied)
             }
@@ -180,7 +189,7 @@ impl Connection {
     /// Counts that the connection is not carried, and logs it unless there are too many.
     pub(super) fn refused(&self, refusal: Refusal) {
         if self.worker.refusals.count(refusal) {
-            tracing::warn!(client = %self.client, listener = %self.place.address, "refused a connection: {refusal}");
+            tracing::warn!(client = %self.client, destination = %self.destination, "refused a connection: {refusal}");
         }
     }
 

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tulle_mesh::model::Transport;
+use tulle_mesh::model::{TrafficDirection, Transport};
 
 use super::chain::{self, Facts};
 use super::connection::Connection;
-use super::place::Role;
 use super::refusal::Refusal;
 use crate::detect::{Detector, Spoken};
 use crate::http::proxy::Target;
@@ -39,7 +38,7 @@ impl Connection {
         silence: Duration,
     ) {
         let chains = &listener.model.chains;
-        if let Some(index) = chain::undisputed(chains, self.place.address.port()) {
+        if let Some(index) = chain::undisputed(chains, self.destination.port()) {
             return self.undisputed(socket, current, listener, index, silence).await;
         }
         let mut detector = Detector::default();
@@ -216,14 +215,14 @@ impl Connection {
             }
             Spoken::Other | Spoken::Nothing => (Transport::Plaintext, None, &[][..]),
         };
-        let facts = Facts { port: self.place.address.port(), transport, server_name, protocols };
+        let facts = Facts { port: self.destination.port(), transport, server_name, protocols };
         chain::choose(&listener.model.chains, &facts)
     }
 
     fn target(&self, listener: &Listener, chain: usize) -> Target {
-        match self.place.role {
-            Role::Inbound => Target::Application { address: self.place.address, chain },
-            Role::Proxy | Role::Service(_) => Target::Service(listener.name.clone()),
+        match self.direction() {
+            TrafficDirection::Inbound => Target::Application { address: self.destination, chain },
+            TrafficDirection::Outbound => Target::Service(listener.name.clone()),
         }
     }
 }

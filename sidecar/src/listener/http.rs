@@ -49,7 +49,7 @@ impl Connection {
         let downstream = Downstream {
             direction: self.direction(),
             peer: self.client,
-            local: self.place.address,
+            local: self.destination,
             identity,
             server_name,
             target,

@@ -11,7 +11,7 @@ impl Connection {
     /// may.
     pub(super) async fn inbound(&self, socket: TcpStream) {
         let current = self.worker.current();
-        match current.inbound.get(&self.place.address) {
+        match current.inbound_at(self.destination) {
             Some(listener) => self.follow(socket, &current, listener, SILENCE_LIMIT).await,
             None => {
                 self.refused(Refusal::NoListener);

@@ -12,6 +12,7 @@ use crate::detect::{Detector, PATIENCE};
 use crate::http::proxy::Target;
 use crate::http::server::ServerOptions;
 use crate::io::Stream;
+use crate::tcp::passthrough::Outside;
 use crate::worker::NoListener;
 
 impl Connection {
@@ -28,18 +29,52 @@ impl Connection {
                 Some(listener) => self.follow(socket, &current, listener, SILENCE_LIMIT).await,
                 None => self.without_listener(socket, name).await,
             },
-            Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => match name
-                .parse()
-            {
-                Ok(destination) => self.session(None).pass_through(Stream::from(socket), &destination).await,
-                Err(_) => self.without_listener(socket, name).await,
-            },
+            Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => {
+                match name.parse() {
+                    Ok(destination) => {
+                        let outside = Outside::Name(&destination);
+                        self.session(None).pass_through(Stream::from(socket), outside).await;
+                    }
+                    Err(_) => self.without_listener(socket, name).await,
+                }
+            }
             Err(NoListener::Unknown | NoListener::Unavailable) => self.without_listener(socket, name).await,
         }
     }
 
-    /// Tells a client that speaks HTTP why there is no answer, and resets any other.
-    async fn without_listener(&self, mut socket: TcpStream, name: &Arc<str>) {
+    /// Serves a captured connection. Where the mesh does not know its destination, it goes there as it is, if policy lets
+    /// it. Where the control plane does not say, it goes nowhere: the destination might be one of the mesh, and what
+    /// would have been encrypted for it must not go out in plaintext.
+    pub(super) async fn captured(&self, socket: TcpStream) {
+        let name: Arc<str> = self.destination.to_string().into();
+        match self.worker.outbound(&name).await {
+            Ok(current) => match current.outbound.get(&name) {
+                Some(listener) => self.follow(socket, &current, listener, SILENCE_LIMIT).await,
+                None => self.without_listener(socket, &name).await,
+            },
+            Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => {
+                let outside = Outside::Address(self.destination);
+                self.session(None).pass_through(Stream::from(socket), outside).await;
+            }
+            Err(why) => {
+                self.refused(match why {
+                    NoListener::Unknown => Refusal::UnknownDestination,
+                    NoListener::Unavailable => Refusal::Unavailable,
+                });
+                self.explain(socket, &name).await;
+            }
+        }
+    }
+
+    /// As [`Connection::explain`], and counts a client that is reset.
+    async fn without_listener(&self, socket: TcpStream, name: &Arc<str>) {
+        if !self.explain(socket, name).await {
+            self.refused(Refusal::NoListener);
+        }
+    }
+
+    /// Tells a client that speaks HTTP why there is no answer, and resets any other. Returns whether it spoke HTTP.
+    async fn explain(&self, mut socket: TcpStream, name: &Arc<str>) -> bool {
         let mut detector = Detector::default();
         let version = tokio::time::timeout(PATIENCE, detector.detect(&mut socket)).await;
         let spoken = version.ok().and_then(Result::ok);
@@ -53,10 +88,11 @@ impl Connection {
                     &ServerOptions::default(),
                 )
                 .await;
+                true
             }
             None => {
-                self.refused(Refusal::NoListener);
                 Stream::Tcp(stream).reset();
+                false
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -23,7 +23,10 @@ pub(crate) struct Place {
 impl Place {
     /// Whether peers connect to it, rather than the application.
     pub(crate) fn is_inbound(&self) -> bool {
-        self.role == Role::Inbound
+        match self.role {
+            Role::Inbound | Role::CapturedInbound => true,
+            Role::Proxy | Role::Service(_) | Role::CapturedOutbound => false,
+        }
     }
 }
 
@@ -36,6 +39,10 @@ pub(crate) enum Role {
     Service(Arc<str>),
     /// The application, from peers.
     Inbound,
+    /// Whatever the application has dialled, redirected here.
+    CapturedOutbound,
+    /// The application, from peers that have dialled its own ports, redirected here.
+    CapturedInbound,
 }
 
 /// Everything that is listened on.
@@ -54,7 +61,11 @@ pub(crate) struct Bound {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Addresses {
     /// The forward proxy.
-    pub(crate) proxy: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<SocketAddr>,
+    /// Where redirected connections arrive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) capture: Option<CaptureAddresses>,
     /// The local ports, in the order of the settings.
     pub(crate) ports: Vec<ServiceAddress>,
     /// What peers dial, in the order of the settings.
@@ -63,6 +74,15 @@ pub(crate) struct Addresses {
     pub(crate) admin: SocketAddr,
     /// Health and metrics.
     pub(crate) health: SocketAddr,
+}
+
+/// Where redirected connections arrive: one address for each family that the host has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct CaptureAddresses {
+    /// The application's.
+    pub(crate) outbound: Vec<SocketAddr>,
+    /// Those of peers.
+    pub(crate) inbound: Vec<SocketAddr>,
 }
 
 /// Where a service is reached.
@@ -87,6 +107,10 @@ impl Addresses {
     /// `config` with the ports that were bound in place of 0.
     pub(crate) fn apply(&self, mut config: Config) -> Config {
         config.outbound.proxy = self.proxy;
+        if let (Some(capture), Some(bound)) = (&mut config.capture, &self.capture) {
+            capture.outbound = bound.outbound.first().map_or(capture.outbound, SocketAddr::port);
+            capture.inbound = bound.inbound.first().map_or(capture.inbound, SocketAddr::port);
+        }
         for (port, bound) in config.outbound.ports.iter_mut().zip(&self.ports) {
             port.listen = bound.address;
         }
@@ -104,8 +128,21 @@ impl Addresses {
 pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
     let mut listeners = Vec::new();
     let mut add = |listener, address, role| listeners.push((listener, Arc::new(Place { address, role })));
-    let (proxy, proxy_address) = listen("outbound.proxy", config.outbound.proxy)?;
-    add(proxy, proxy_address, Role::Proxy);
+    let mut proxy = None;
+    if let Some(address) = config.outbound.proxy {
+        let (listener, address) = listen("outbound.proxy", address)?;
+        add(listener, address, Role::Proxy);
+        proxy = Some(address);
+    }
+    let mut capture = None;
+    if let Some(settings) = &config.capture {
+        let outbound = listen_on_both("capture.outbound", settings.outbound_addresses())?;
+        let inbound = listen_on_both("capture.inbound", settings.inbound_addresses())?;
+        let addresses = |bound: &[(TcpListener, SocketAddr)]| bound.iter().map(|(_, at)| *at).collect();
+        capture = Some(CaptureAddresses { outbound: addresses(&outbound), inbound: addresses(&inbound) });
+        outbound.into_iter().for_each(|(listener, at)| add(listener, at, Role::CapturedOutbound));
+        inbound.into_iter().for_each(|(listener, at)| add(listener, at, Role::CapturedInbound));
+    }
     let mut ports = Vec::new();
     for port in &config.outbound.ports {
         let (listener, address) = listen("outbound.ports", port.listen)?;
@@ -122,29 +159,55 @@ pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
     let (admin, admin_address) = listen("admin", config.admin)?;
     let (health, health_address) = listen("health", config.health)?;
     let addresses =
-        Addresses { proxy: proxy_address, ports, inbound, admin: admin_address, health: health_address };
+        Addresses { proxy, capture, ports, inbound, admin: admin_address, health: health_address };
     Ok(Bound { listeners, admin, health, addresses })
+}
+
+/// Listens on the addresses of both families; on a host without IPv6, on the first alone.
+fn listen_on_both(
+    field: &'static str,
+    [v4, mut v6]: [SocketAddr; 2],
+) -> Result<Vec<(TcpListener, SocketAddr)>, BindError> {
+    let (listener, address) = listen(field, v4)?;
+    let mut bound = vec![(listener, address)];
+    if has_ipv6() {
+        // Redirection knows one port for both.
+        v6.set_port(address.port());
+        // The original destination is asked for by family.
+        bound.push(open(v6, true).map_err(|error| BindError { field, address: v6, error })?);
+    }
+    Ok(bound)
+}
+
+/// Whether the host has IPv6 at all: where it does, it has its loopback address.
+fn has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 pub(super) fn listen(
     field: &'static str,
     address: SocketAddr,
 ) -> Result<(TcpListener, SocketAddr), BindError> {
-    let open = || -> io::Result<(TcpListener, SocketAddr)> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for connections of its predecessor to leave TIME_WAIT.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        // Linux gives these to each accepted socket, which saves three system calls for each.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&KEEPALIVE)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from(socket);
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    open().map_err(|error| BindError { field, address, error })
+    open(address, false).map_err(|error| BindError { field, address, error })
+}
+
+/// Listens; with `only_v6`, not for IPv4 on an IPv6 wildcard.
+fn open(address: SocketAddr, only_v6: bool) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for connections of its predecessor to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Linux gives these to each accepted socket, which saves three system calls for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    if only_v6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) is 4096.

@@ -22,11 +22,29 @@ pub(crate) enum Refusal {
     Silent,
     /// Policy denies it.
     Denied,
+    /// It was made to a port for captured connections, and nobody has redirected it there.
+    Loop,
+    /// It was redirected here from an address that is not the workload's.
+    Spoofed,
+    /// The mesh does not know where it goes, and lets nothing else out.
+    UnknownDestination,
+    /// The control plane has not said whether the mesh knows where it goes.
+    Unavailable,
 }
 
 impl Refusal {
-    const ALL: [Self; 6] =
-        [Self::NoListener, Self::NoChain, Self::NoCertificate, Self::Handshake, Self::Silent, Self::Denied];
+    const ALL: [Self; 10] = [
+        Self::NoListener,
+        Self::NoChain,
+        Self::NoCertificate,
+        Self::Handshake,
+        Self::Silent,
+        Self::Denied,
+        Self::Loop,
+        Self::Spoofed,
+        Self::UnknownDestination,
+        Self::Unavailable,
+    ];
 
     fn label(self) -> &'static str {
         match self {
@@ -36,6 +54,10 @@ impl Refusal {
             Self::Handshake => "handshake",
             Self::Silent => "silent",
             Self::Denied => "denied",
+            Self::Loop => "loop",
+            Self::Spoofed => "spoofed",
+            Self::UnknownDestination => "unknown_destination",
+            Self::Unavailable => "unavailable",
         }
     }
 }
@@ -51,6 +73,13 @@ impl fmt::Display for Refusal {
             Self::Handshake => "the handshake failed",
             Self::Silent => "the client did not say in time what it wants",
             Self::Denied => "policy denies it",
+            Self::Loop => "it came straight to a port for redirected connections, or was going to one",
+            Self::Spoofed => "it was redirected here, but was not going to an address of this workload",
+            Self::UnknownDestination => "the mesh does not know its destination, and outbound.policy is RegistryOnly",
+            Self::Unavailable => {
+                "the control plane has not said in time whether the mesh knows its destination; in doubt nothing goes \
+                 out in plaintext"
+            }
         })
     }
 }

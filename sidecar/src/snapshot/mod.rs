@@ -7,7 +7,7 @@
 mod build;
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -36,10 +36,19 @@ pub(crate) struct Snapshot {
     pub(crate) absent: HashSet<Arc<str>>,
     /// Inbound listeners, by the address that peers dial.
     pub(crate) inbound: HashMap<SocketAddr, Arc<Listener>>,
+    /// Inbound listeners of whole addresses, for captured connections to any port.
+    pub(crate) captured: HashMap<IpAddr, Arc<Listener>>,
     /// Clusters by name, for what is not reached through a route.
     pub(crate) clusters: HashMap<Arc<str>, Arc<Cluster>>,
     /// The workload's certificate and trust bundle; `None` until the first certificate was issued.
     pub(crate) tls: Option<Arc<Material>>,
+}
+
+impl Snapshot {
+    /// The listener for connections of peers to `address`.
+    pub(crate) fn inbound_at(&self, address: SocketAddr) -> Option<&Arc<Listener>> {
+        self.inbound.get(&address).or_else(|| self.captured.get(&address.ip()))
+    }
 }
 
 /// A worker's own handle on the snapshot in force: cloned for each request without touching memory that other

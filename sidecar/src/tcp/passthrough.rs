@@ -1,8 +1,9 @@
 //! Connections to destinations that the mesh does not know, where policy lets them through.
 //!
-//! In: a name and a port as the application gave them. Out: the same bytes at what the name resolves to, in plaintext as
+//! In: a name and a port as the application gave them, or the address that it dialled. Out: the same bytes there, in plaintext as
 //! the application sends them, and counted apart from the mesh's own traffic.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
@@ -20,9 +21,27 @@ use crate::upstream::{DEFAULT_CONNECT_TIMEOUT, prepare};
 /// The service under which they are counted.
 pub(crate) const SERVICE: &str = "passthrough";
 
+/// A destination outside the mesh.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outside<'a> {
+    /// A name, and a port of each address that it resolves to.
+    Name(&'a ServicePort),
+    /// The address that the application dialled.
+    Address(SocketAddr),
+}
+
+impl fmt::Display for Outside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
 impl Session<'_> {
     /// Carries a connection to `destination` from its start to its end.
-    pub(crate) async fn pass_through(&self, mut client: Stream, destination: &ServicePort) {
+    pub(crate) async fn pass_through(&self, mut client: Stream, destination: Outside<'_>) {
         let series = self.worker.telemetry.metrics.tcp(HttpLabels {
             direction: TrafficDirection::Outbound,
             service: SERVICE.into(),
@@ -63,12 +82,17 @@ impl Session<'_> {
 }
 
 /// Connects to the first address of `destination` that answers.
-async fn dial(lookups: &Lookups, destination: &ServicePort) -> Result<(TcpStream, SocketAddr), String> {
+async fn dial(lookups: &Lookups, destination: Outside<'_>) -> Result<(TcpStream, SocketAddr), String> {
     let connect = async {
-        let addresses = lookups.resolve(&destination.fqdn).await.map_err(|error| error.to_string())?;
+        let addresses = match destination {
+            Outside::Name(name) => {
+                let found = lookups.resolve(&name.fqdn).await.map_err(|error| error.to_string())?;
+                found.into_iter().map(|ip| SocketAddr::new(ip, name.port)).collect()
+            }
+            Outside::Address(address) => vec![address],
+        };
         let mut last = String::new();
-        for ip in addresses {
-            let address = SocketAddr::new(ip, destination.port);
+        for address in addresses {
             let socket = TcpStream::connect(address).await;
             match socket.and_then(|socket| prepare(&socket).map(|()| socket)) {
                 Ok(socket) => return Ok((socket, address)),

@@ -9,6 +9,7 @@ mod load;
 mod thread;
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ pub(crate) struct Worker {
     pub(crate) lookups: Lookups,
     /// What happens to destinations that the mesh does not know.
     pub(crate) outbound_policy: OutboundPolicy,
+    /// The workload's own addresses, with capture; else none.
+    pub(crate) own: Arc<[IpAddr]>,
     /// How long configuration is waited for.
     demand_timeout: Duration,
     /// The state of the worker's random numbers; not for secrets.
@@ -67,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) lookups: Lookups,
     /// What happens to destinations that the mesh does not know.
     pub(crate) outbound_policy: OutboundPolicy,
+    /// The workload's own addresses, with capture; else none.
+    pub(crate) own: Arc<[IpAddr]>,
     /// How long configuration is waited for.
     pub(crate) demand_timeout: Duration,
 }
@@ -85,6 +90,7 @@ impl Worker {
             drain: Rc::default(),
             lookups: shared.lookups,
             outbound_policy: shared.outbound_policy,
+            own: shared.own,
             demand_timeout: shared.demand_timeout,
             rng: Cell::new(fastrand::u64(..)),
         })

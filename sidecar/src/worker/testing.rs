@@ -38,6 +38,7 @@ pub(crate) fn shared() -> (Shared, UnboundedReceiver<Demand>) {
         demands,
         lookups: Lookups::channel().0,
         outbound_policy: OutboundPolicy::AllowAny,
+        own: Arc::default(),
         demand_timeout: Duration::from_millis(500),
     };
     (shared, receiver)
