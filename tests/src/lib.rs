@@ -6,6 +6,7 @@
 mod app;
 mod h2app;
 mod hostile;
+pub mod hosts;
 mod program;
 mod raw;
 

@@ -1,0 +1,3 @@
+//! Hosts in network namespaces: what only several machines can show. Needs root.
+
+mod network;
