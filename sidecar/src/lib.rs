@@ -5,6 +5,7 @@
 //! meets them.
 
 pub mod config;
+pub mod redirect;
 
 mod app;
 mod worker;

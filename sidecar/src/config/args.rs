@@ -9,6 +9,7 @@ use tulle_mesh::identity::TrustDomain;
 
 use super::value::{ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, OwnAddress, Span};
 use super::{LogFormat, OutboundPolicy};
+use crate::redirect::ValidateSettings;
 
 /// The proxy of the Tulle service mesh that runs beside each workload.
 #[derive(Debug, Parser)]
@@ -26,6 +27,8 @@ pub enum Command {
     Run(Box<Settings>),
     /// Say what is wrong with the configuration, or print nothing.
     CheckConfig(Box<Settings>),
+    /// Show that redirection works, in both directions and for IPv4 and IPv6.
+    Validate(ValidateSettings),
 }
 
 /// Settings from flags and the environment; each overrides the file's.
@@ -136,11 +139,11 @@ mod tests {
     fn every_flag_has_its_variable() {
         let mut command = Arguments::command();
         command.build();
-        let run = command.find_subcommand("run").expect("it is there");
-        for argument in run.get_arguments().filter(|argument| argument.get_id() != "help") {
+        let subcommands = command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help");
+        for argument in subcommands.flat_map(clap::Command::get_arguments) {
             let flag = argument.get_long().expect("a flag");
             let set = argument.get_env().and_then(|name| name.to_str());
-            assert_eq!(set, Some(variable(flag).as_str()));
+            assert!(flag == "help" || set == Some(variable(flag).as_str()), "{flag}: {set:?}");
         }
         command.debug_assert();
     }

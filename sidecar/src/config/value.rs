@@ -298,7 +298,7 @@ pub struct ValueError {
 }
 
 impl ValueError {
-    fn new(text: &str, expected: &'static str, example: &'static str) -> Self {
+    pub(crate) fn new(text: &str, expected: &'static str, example: &'static str) -> Self {
         Self { text: text.into(), expected, example }
     }
 }
