@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use tulle_mesh::identity::TrustDomain;
 
-use super::value::{ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, OwnAddress, Span};
+use super::value::{
+    ControlAddress, DomainName, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, NameServer,
+    OwnAddress, Span,
+};
 use super::{LogFormat, OutboundPolicy};
 use crate::redirect::ValidateSettings;
 
@@ -94,6 +97,18 @@ pub struct Settings {
     /// reach].
     #[arg(long = "address", env = "TULLE_ADDRESS", value_name = "IP", value_delimiter = ',')]
     pub addresses: Vec<OwnAddress>,
+
+    /// Resolve names for the application on this address, over UDP and TCP, and on [::1] with it; 127.0.0.1:15053 is
+    /// the usual one [default: no resolver].
+    #[arg(long, env = "TULLE_DNS", value_name = "ADDRESS")]
+    pub dns: Option<LoopbackAddr>,
+    /// A name server for names outside of the mesh, as 10.0.0.2 or 10.0.0.2:53; may be given several times [default:
+    /// those of /etc/resolv.conf].
+    #[arg(long, env = "TULLE_DNS_UPSTREAM", value_name = "SERVER", value_delimiter = ',')]
+    pub dns_upstream: Vec<NameServer>,
+    /// The end of Services' names, as the control plane has it [default: cluster.local].
+    #[arg(long, env = "TULLE_CLUSTER_DOMAIN", value_name = "NAME")]
+    pub cluster_domain: Option<DomainName>,
 
     /// The admin interface, on loopback [default: 127.0.0.1:15000].
     #[arg(long, env = "TULLE_ADMIN", value_name = "ADDRESS")]

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use tulle_mesh::identity::TrustDomain;
 
 use super::value::{
-    AnyAddr, ControlAddress, Endpoint, LocalPort, LoopbackAddr, MeshPort, OwnAddress, Span, maybe_parsed,
+    AnyAddr, ControlAddress, DomainName, Endpoint, LocalPort, LoopbackAddr, MeshPort, NameServer, OwnAddress,
+    Span, maybe_parsed,
 };
 use super::{ConfigError, LogFormat, OutboundPolicy};
 
@@ -61,6 +62,7 @@ pub(super) struct File {
     pub(super) outbound: Outbound,
     pub(super) inbound: Vec<MeshPort>,
     pub(super) capture: Option<Capture>,
+    pub(super) dns: Option<Dns>,
     #[serde(deserialize_with = "maybe_parsed")]
     pub(super) admin: Option<LoopbackAddr>,
     #[serde(deserialize_with = "maybe_parsed")]
@@ -117,6 +119,16 @@ pub(super) struct Capture {
     pub(super) outbound: Option<u16>,
     pub(super) inbound: Option<u16>,
     pub(super) addresses: Vec<OwnAddress>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Dns {
+    #[serde(deserialize_with = "maybe_parsed")]
+    pub(super) listen: Option<LoopbackAddr>,
+    pub(super) upstream: Option<Vec<NameServer>>,
+    #[serde(deserialize_with = "maybe_parsed")]
+    pub(super) cluster_domain: Option<DomainName>,
 }
 
 #[derive(Debug, Default, Deserialize)]

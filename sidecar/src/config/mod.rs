@@ -6,6 +6,7 @@
 
 mod args;
 mod capture;
+mod dns;
 mod file;
 mod own;
 mod value;
@@ -21,8 +22,10 @@ use tulle_mesh::identity::TrustDomain;
 
 pub use args::{Arguments, Command, Settings};
 pub use capture::{Capture, INBOUND_PORT, OUTBOUND_PORT};
+pub use dns::Dns;
 pub use value::{
-    ControlAddress, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, OwnAddress, Span, ValueError,
+    ControlAddress, DomainName, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, NameServer,
+    OwnAddress, Span, ValueError,
 };
 
 /// How the sidecar runs.
@@ -42,6 +45,8 @@ pub struct Config {
     pub inbound: Vec<MeshPort>,
     /// Where redirected connections arrive; `None`: only connections that are made to the sidecar are carried.
     pub capture: Option<Capture>,
+    /// The resolver for the application; `None`: it has none.
+    pub dns: Option<Dns>,
     /// The admin interface; always on loopback.
     pub admin: SocketAddr,
     /// Health and metrics, for everyone.
@@ -249,6 +254,7 @@ impl Config {
             },
             inbound: if flags.inbound.is_empty() { file.inbound } else { flags.inbound.clone() },
             capture,
+            dns: Dns::combine(file.dns, flags),
             admin: flags.admin.or(file.admin).map_or(DEFAULT_ADMIN, LoopbackAddr::get),
             health: flags.health.or(file.health.map(|address| address.0)).unwrap_or(DEFAULT_HEALTH),
             state_dir: flags.state_dir.clone().or(file.state_dir),
@@ -286,7 +292,8 @@ impl Config {
         let ports = self.outbound.ports.iter().map(|port| ("outbound.ports", port.listen));
         let inbound = self.inbound.iter().map(|port| ("inbound", port.listen));
         let single = [("admin", self.admin), ("health", self.health)];
-        let all: Vec<_> = capture.chain(proxy).chain(single).chain(ports).chain(inbound).collect();
+        let dns = self.dns.iter().map(|dns| ("dns.listen", dns.listen));
+        let all: Vec<_> = capture.chain(proxy).chain(single).chain(ports).chain(inbound).chain(dns).collect();
         for (index, (field, address)) in all.iter().enumerate() {
             if let Some((other, _)) = all[..index].iter().find(|(_, other)| collide(*address, *other)) {
                 return Err(ConfigError::Conflict {
@@ -296,6 +303,7 @@ impl Config {
                 });
             }
         }
+        self.dns.as_ref().map_or(Ok(()), Dns::check)?;
         let mut services: Vec<&ServicePort> = self.outbound.ports.iter().map(|port| &port.service).collect();
         services.sort();
         if let Some(twice) = services.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -21,6 +21,7 @@ outbound:
   demandTimeout: 250ms
 inbound:
   - {listen: "10.0.0.7:8080", app: "127.0.0.1:18080"}
+dns: {listen: "127.0.0.1:0", upstream: [10.0.0.2, "[fd00::2]:5353"], clusterDomain: Example.}
 admin: "[::1]:0"
 health: 0.0.0.0:0
 stateDir: /var/lib/tulle
@@ -47,6 +48,10 @@ fn a_whole_file_sets_everything() {
     assert_eq!(config.workers, 3);
     assert_eq!(config.drain, Drain { grace_period: Duration::from_secs(60), lame_duck: Duration::ZERO });
     assert_eq!(config.log.format, LogFormat::Json);
+    let dns = config.dns.expect("set");
+    let upstream: Vec<_> = dns.upstream.expect("set").iter().map(ToString::to_string).collect();
+    assert_eq!(upstream, ["10.0.0.2:53", "[fd00::2]:5353"]);
+    assert_eq!(dns.cluster_domain.as_str(), "example");
     assert_eq!(config.identity.expect("set").key_file, Path::new("b"));
 }
 
@@ -59,6 +64,13 @@ fn defaults_fill_what_is_not_set() {
     assert_eq!((config.admin, config.health), (DEFAULT_ADMIN, DEFAULT_HEALTH));
     assert!((1..=2).contains(&config.workers));
     assert_eq!(config.identity, None);
+    assert_eq!(config.dns, None);
+    let config = load(&format!("{LEAST}dns: {{}}"), &[]).expect("valid");
+    let dns = config.dns.expect("it is on");
+    assert_eq!(
+        (dns.listen, dns.upstream, dns.cluster_domain.as_str()),
+        (dns::DEFAULT_LISTEN, None, "cluster.local")
+    );
 }
 
 #[test]
@@ -87,7 +99,7 @@ fn a_flag_beats_the_file_and_replaces_its_lists() {
 fn a_fault_in_the_file_is_told_with_line_field_and_fix() {
     for (from, to, expected) in [
         ("namespace: shop", "namepsace: shop", &["f.yaml:2:", "workload", "namepsace", "serviceAccount"][..]),
-        ("admin: \"[::1]:0\"", "admin: 0.0.0.0:1", &["f.yaml:18:", "admin", "loopback", "127.0.0.1:0"]),
+        ("admin: \"[::1]:0\"", "admin: 0.0.0.0:1", &["f.yaml:19:", "admin", "loopback", "127.0.0.1:0"]),
         (
             "demandTimeout: 250ms",
             "demandTimeout: 250",
@@ -99,10 +111,12 @@ fn a_fault_in_the_file_is_told_with_line_field_and_fix() {
             "listen: 0.0.0.0:80",
             &["inbound[0].listen", "one address of this workload"],
         ),
+        ("10.0.0.2,", "ns1.example,", &["dns.upstream[0]", "ns1.example", "10.0.0.2"]),
+        ("clusterDomain: Example.", "clusterDomain: a..b", &["dns.clusterDomain", "cluster.local"]),
         ("policy: RegistryOnly", "policy: Any", &["outbound.policy", "Any", "AllowAny"]),
         ("http://127.0.0.1:4317", "127.0.0.1:4317", &["otlp.endpoint", "http://127.0.0.1:4317"]),
         ("trustDomain: example.org", "trustDomain: Example", &["trustDomain", "a-z"]),
-        ("workers: 3", "workers: 0", &["f.yaml:21:", "workers"]),
+        ("workers: 3", "workers: 0", &["f.yaml:22:", "workers"]),
         ("level: \"warn,tulle_sidecar=debug\"", "level: loud", &["log.level", "info"]),
         (", keyFile: b", "", &["identity", "keyFile"]),
         ("log: {", "log: {{", &["f.yaml:"]),
@@ -174,6 +188,15 @@ fn what_capture_excludes_is_told() {
             assert!(message.contains(part), "{part:?} in {message:?}");
         }
     }
+}
+
+#[test]
+fn a_resolver_may_not_be_its_own_upstream() {
+    for server in ["127.0.0.1:15053", "[::1]:15053"] {
+        let message = load(LEAST, &["--dns-upstream", server]).expect_err("a loop").to_string();
+        assert!(message.contains("dns.upstream") && message.contains(server), "{message}");
+    }
+    load(LEAST, &["--dns-upstream", "127.0.0.1"]).expect("another one of this host");
 }
 
 #[test]

@@ -74,6 +74,63 @@ impl FromStr for AnyAddr {
     }
 }
 
+/// A server that answers DNS queries: an IP address, and a port where that is not 53.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NameServer(pub SocketAddr);
+
+impl FromStr for NameServer {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let address = text.parse().or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 53)));
+        match address {
+            Ok(address) if address.port() != 0 && !address.ip().is_unspecified() => Ok(Self(address)),
+            _ => Err(ValueError::new(text, "the address of a name server", "10.0.0.2 or [fd00::2]:53")),
+        }
+    }
+}
+
+impl TryFrom<String> for NameServer {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        text.parse()
+    }
+}
+
+/// A domain name, in lower case and without a dot at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainName(String);
+
+impl DomainName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for DomainName {
+    fn default() -> Self {
+        Self("cluster.local".into())
+    }
+}
+
+impl FromStr for DomainName {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(valid);
+        if name.len() <= 200 && name.split('.').all(label) {
+            Ok(Self(name))
+        } else {
+            Err(ValueError::new(text, "a domain name", "cluster.local"))
+        }
+    }
+}
+
 /// A local port that stands for a service: `<loopback address>=<service>:<port>` as a flag.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

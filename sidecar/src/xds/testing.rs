@@ -85,6 +85,7 @@ impl Mesh {
             },
             inbound: vec!["192.0.2.1:8080=127.0.0.1:9".parse().expect("valid")],
             capture: None,
+            dns: None,
             admin: local(0),
             health: local(0),
             state_dir: Some(self.path("state")),
