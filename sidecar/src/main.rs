@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tulle_sidecar::config::{Arguments, Command, Config, Settings};
-use tulle_sidecar::redirect::{self, EXIT_NOT_REDIRECTED, ValidateSettings};
+use tulle_sidecar::redirect::{self, EXIT_NOT_REDIRECTED, InitSettings, ValidateSettings};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -23,12 +23,23 @@ fn main() -> ExitCode {
             Err(code) => code,
         },
         Command::CheckConfig(settings) => load(&settings).map_or_else(|code| code, |_| ExitCode::SUCCESS),
+        Command::Init(settings) => init(&settings),
         Command::Validate(settings) => validate(&settings),
     }
 }
 
 fn load(settings: &Settings) -> Result<Config, ExitCode> {
     Config::load(settings).map_err(|error| fail(2, error))
+}
+
+fn init(settings: &InitSettings) -> ExitCode {
+    match redirect::init(settings) {
+        Ok(text) => {
+            print(text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(if error.is_of_settings() { 2 } else { 1 }, error),
+    }
 }
 
 fn validate(settings: &ValidateSettings) -> ExitCode {

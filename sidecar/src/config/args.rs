@@ -12,7 +12,7 @@ use super::value::{
     OwnAddress, Span,
 };
 use super::{LogFormat, OutboundPolicy};
-use crate::redirect::ValidateSettings;
+use crate::redirect::{InitSettings, ValidateSettings};
 
 /// The proxy of the Tulle service mesh that runs beside each workload.
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ pub enum Command {
     Run(Box<Settings>),
     /// Say what is wrong with the configuration, or print nothing.
     CheckConfig(Box<Settings>),
+    /// Redirect this network namespace's TCP to the sidecar, or stop doing so.
+    Init(Box<InitSettings>),
     /// Show that redirection works, in both directions and for IPv4 and IPv6.
     Validate(ValidateSettings),
 }

@@ -6,9 +6,15 @@
 
 pub mod probe;
 
+mod init;
+mod iptables;
+mod netlink;
+mod nft_text;
 mod options;
+mod rules;
 mod validate;
 
+pub use init::{InitError, init};
 pub use options::{
     AccountId, Conflict, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, InitSettings, Mode, PortList,
     SubnetList,

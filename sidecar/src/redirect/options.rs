@@ -60,7 +60,7 @@ pub struct InitSettings {
 
 impl InitSettings {
     /// Refuses ports that would be redirected to two ends.
-    pub fn check(&self) -> Result<(), Conflict> {
+    pub(super) fn check(&self) -> Result<(), Conflict> {
         let targets = [
             ("--outbound-port", Some(self.outbound_port)),
             ("--inbound-port", Some(self.inbound_port)),

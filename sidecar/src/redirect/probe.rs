@@ -160,7 +160,7 @@ async fn exchange(address: SocketAddr, length: usize) -> io::Result<Vec<u8>> {
 }
 
 /// Whether any interface has an IPv6 address.
-fn has_ipv6() -> bool {
+pub(super) fn has_ipv6() -> bool {
     match std::fs::read("/proc/net/if_inet6") {
         Ok(addresses) => !addresses.is_empty(),
         Err(error) => error.kind() != io::ErrorKind::NotFound,

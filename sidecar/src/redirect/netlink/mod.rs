@@ -1,0 +1,199 @@
+//! The rules, told to the kernel over netlink: one datagram, which is carried out whole or not at all.
+//!
+//! In: the rules. Out: the table `inet tulle` in the network namespace of the process, in place of the one that was
+//! there. Other tables are never touched, and no program is run. It takes CAP_NET_ADMIN.
+
+mod expression;
+mod message;
+
+use std::fmt;
+use std::io::{self, Read};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use self::message::{Attributes, Batch, Failure, Kind};
+use super::rules::{Chain, Hook, Rule, Ruleset, Set, TABLE};
+
+/// Puts the rules in place of those that are there.
+///
+/// # Errors
+/// When the kernel refuses; nothing is changed then.
+pub(super) fn apply(rules: &Ruleset) -> Result<(), NetlinkError> {
+    let mut batch = Batch::new();
+    replace_table(&mut batch);
+    batch.add(Kind::NewTable, "the table".into(), name_table);
+    for (id, set) in (1..).zip(&rules.sets) {
+        add_set(&mut batch, id, set);
+    }
+    // All chains before the first rule: rules go to other chains.
+    for chain in &rules.chains {
+        add_chain(&mut batch, chain);
+    }
+    for chain in &rules.chains {
+        for rule in &chain.rules {
+            add_rule(&mut batch, chain.name, rule);
+        }
+    }
+    transact(batch)
+}
+
+/// Removes the rules, if there are any.
+///
+/// # Errors
+/// When the kernel refuses; nothing is changed then.
+pub(super) fn remove() -> Result<(), NetlinkError> {
+    let mut batch = Batch::new();
+    replace_table(&mut batch);
+    transact(batch)
+}
+
+/// Only a table that is there can be deleted, and one that is there can be added again.
+fn replace_table(batch: &mut Batch) {
+    batch.add(Kind::NewTable, "the table".into(), name_table);
+    batch.add(Kind::DeleteTable, "the old table".into(), name_table);
+}
+
+fn name_table(message: &mut Attributes<'_>) {
+    message.text(1, TABLE);
+}
+
+fn add_set(batch: &mut Batch, id: u32, set: &Set) {
+    const INTERVAL: u32 = 4;
+    let (kind, length) = expression::element_type(&set.elements);
+    batch.add(Kind::NewSet, format!("the set {}", set.name), |message| {
+        message.text(1, TABLE);
+        message.text(2, set.name);
+        message.number(3, INTERVAL);
+        message.number(4, kind);
+        message.number(5, length);
+        message.number(10, id);
+    });
+    if set.elements.is_empty() {
+        return;
+    }
+    batch.add(Kind::NewElements, format!("the elements of {}", set.name), |message| {
+        message.text(1, TABLE);
+        message.text(2, set.name);
+        message.nested(3, |list| expression::elements(list, &set.elements));
+    });
+}
+
+fn add_chain(batch: &mut Batch, chain: &Chain) {
+    const ACCEPT: u32 = 1;
+    batch.add(Kind::NewChain, format!("the chain {}", chain.name), |message| {
+        message.text(1, TABLE);
+        message.text(3, chain.name);
+        if let Some(base) = chain.base {
+            let hook = match base.hook {
+                Hook::Prerouting => 0,
+                Hook::Output => 3,
+            };
+            message.nested(4, |place| {
+                place.number(1, hook);
+                place.number(2, base.priority.cast_unsigned());
+            });
+            message.number(5, ACCEPT);
+            message.text(7, "nat");
+        }
+    });
+}
+
+fn add_rule(batch: &mut Batch, chain: &str, rule: &Rule) {
+    batch.add(Kind::NewRule, format!("the rule `{rule}` of {chain}"), |message| {
+        message.text(1, TABLE);
+        message.text(2, chain);
+        message.nested(4, |list| expression::rule(list, &rule.matches, rule.action));
+        // As nft keeps comments: type 0, the length, and a text that ends with a zero byte.
+        let length = u8::try_from(rule.comment.len() + 1).expect("comments are shorter than 255 bytes");
+        message.bytes(7, &[&[0, length], rule.comment.as_bytes(), &[0]].concat());
+    });
+}
+
+/// The longest wait for the kernel, which answers before the call that sends is over.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Larger than any answer: an answer to a message holds the message.
+const ANSWER: usize = 1 << 17;
+
+fn transact(batch: Batch) -> Result<(), NetlinkError> {
+    const AF_NETLINK: i32 = 16;
+    const NETLINK_NETFILTER: i32 = 12;
+    let (datagram, mut answers) = batch.finish();
+    let kind = (Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_NETFILTER)));
+    let mut socket = Socket::new(kind.0, kind.1, kind.2).map_err(NetlinkError::Socket)?;
+    socket.set_read_timeout(Some(PATIENCE)).map_err(NetlinkError::Exchange)?;
+    // The kernel gives a socket that sends without an address one, and is itself the default peer.
+    let sent = socket.send(&datagram).map_err(NetlinkError::Exchange)?;
+    if sent < datagram.len() {
+        return Err(NetlinkError::Exchange(io::ErrorKind::WriteZero.into()));
+    }
+    let mut buffer = vec![0; ANSWER];
+    loop {
+        let length = socket.read(&mut buffer).map_err(NetlinkError::Exchange)?;
+        if let Some(outcome) = answers.read(&buffer[..length]) {
+            return outcome.map_err(|Failure { label, errno }| NetlinkError::Refused { label, errno });
+        }
+    }
+}
+
+/// Why the kernel has no rules of ours.
+#[derive(Debug)]
+pub enum NetlinkError {
+    /// There is no netlink socket for netfilter.
+    Socket(io::Error),
+    /// The datagram or the answer did not get through.
+    Exchange(io::Error),
+    /// The kernel refused.
+    Refused {
+        /// What it refused.
+        label: String,
+        /// The error's number.
+        errno: i32,
+    },
+}
+
+impl NetlinkError {
+    /// Whether the kernel has no nftables.
+    pub(super) fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Socket(error) => error.raw_os_error() == Some(EPROTONOSUPPORT),
+            Self::Exchange(error) => error.raw_os_error() == Some(ECONNREFUSED),
+            Self::Refused { errno, .. } => matches!(*errno, EOPNOTSUPP | EAFNOSUPPORT | ENOENT),
+        }
+    }
+}
+
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const EPROTONOSUPPORT: i32 = 93;
+const EOPNOTSUPP: i32 = 95;
+const EAFNOSUPPORT: i32 = 97;
+const ECONNREFUSED: i32 = 111;
+
+impl fmt::Display for NetlinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = match self {
+            Self::Refused { errno: EPERM, .. } => {
+                return f.write_str(
+                    "CAP_NET_ADMIN is missing: the kernel lets only who has it change rules; run it as root, or add \
+                     NET_ADMIN to the container's securityContext.capabilities.add",
+                );
+            }
+            Self::Socket(error) => format!("no netlink socket for netfilter: {error}"),
+            Self::Exchange(error) => format!("the kernel does not answer over netlink: {error}"),
+            Self::Refused { label, errno } => {
+                format!("the kernel refuses {label}: {}", io::Error::from_raw_os_error(*errno))
+            }
+        };
+        f.write_str(&error)?;
+        if self.is_unsupported() {
+            f.write_str(
+                "; nftables with translation in the family inet takes Linux 5.2: try --mode iptables",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for NetlinkError {}
