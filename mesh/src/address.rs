@@ -4,7 +4,7 @@
 //! grammar, so that the control plane and the sidecar can't drift apart.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub enum ClusterName {
     },
     /// The application behind this sidecar, on the port that it serves.
     Inbound {
-        /// The port that peers address.
+        /// The port that peers address; 0: whichever that is.
         port: u16,
     },
 }
@@ -137,6 +137,17 @@ pub fn parse_inbound_listener(name: &str) -> Option<SocketAddr> {
     name.strip_prefix(INBOUND_PREFIX)?.parse().ok()
 }
 
+/// The name of the listener that serves all ports of a workload's address, for a sidecar that captures its connections:
+/// `tulle/inbound/<ip>`.
+pub fn captured_listener(ip: IpAddr) -> String {
+    format!("{INBOUND_PREFIX}{ip}")
+}
+
+/// The address in the name of a listener for captured connections, or `None` for any other name.
+pub fn parse_captured_listener(name: &str) -> Option<IpAddr> {
+    name.strip_prefix(INBOUND_PREFIX)?.parse().ok()
+}
+
 const INBOUND_PREFIX: &str = "tulle/inbound/";
 
 /// A name that does not follow its grammar. The fault is that of whoever sent it; trying again does not help.
@@ -188,5 +199,13 @@ mod tests {
             assert_eq!(parse_inbound_listener(&inbound_listener(address)), Some(address));
         }
         assert_eq!(parse_inbound_listener("cart.shop:80"), None);
+        for ip in ["10.0.0.1", "fd00::1"] {
+            let name = captured_listener(ip.parse().expect("valid"));
+            assert_eq!(
+                (parse_captured_listener(&name), parse_inbound_listener(&name)),
+                (ip.parse().ok(), None)
+            );
+        }
+        assert_eq!(parse_captured_listener("tulle/inbound/10.0.0.1:8080"), None);
     }
 }

@@ -94,6 +94,18 @@ impl Authorizations {
     }
 }
 
+impl Authorizations {
+    /// The application's ports that the policies of a workload name.
+    pub(super) fn ports<'a>(
+        &'a self,
+        workload: &'a Workload,
+        services: &'a [&Service],
+    ) -> impl Iterator<Item = u16> + 'a {
+        let holding = self.policies.iter().filter(|policy| policy.holds_for(workload, services));
+        holding.flat_map(|policy| &policy.rules).flat_map(|(ports, _)| ports.iter().copied())
+    }
+}
+
 impl Compiled {
     fn holds_for(&self, workload: &Workload, services: &[&Service]) -> bool {
         self.key.namespace == workload.key.namespace

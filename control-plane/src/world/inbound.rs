@@ -1,7 +1,7 @@
 //! Inbound listeners: what workloads take from their peers.
 //!
 //! In: workloads with a sidecar, InboundPolicies, authorization, telemetry. Out: for each port of each of them a listener
-//! `tulle/inbound/<ip>:<mesh port>`. Its routes lead to the cluster `inbound|<mesh port>||`, which no one serves over xDS:
+//! `tulle/inbound/<ip>:<mesh port>`, and (in [`captured`](super::captured)) one for all ports of each address. Its routes lead to the cluster `inbound|<mesh port>||`, which no one serves over xDS:
 //! only the sidecar knows where its application listens, and supplies that cluster itself.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,13 +122,30 @@ impl Inbound<'_> {
         address: SocketAddr,
         report: &mut Report,
     ) -> Listener {
+        let names = server_names(workload, services, port, address);
+        Listener {
+            name: inbound_listener(address),
+            direction: TrafficDirection::Inbound,
+            address: Some(address),
+            chains: self.chains(workload, services, port, &names, report),
+        }
+    }
+
+    /// How connections to a port are treated; `names` are those under which peers ask for it.
+    pub(super) fn chains(
+        &self,
+        workload: &Workload,
+        services: &[&Service],
+        port: &WorkloadPort,
+        names: &[String],
+        report: &mut Report,
+    ) -> Vec<FilterChain> {
         let mode = self.mode(workload, services, port);
         let protocol = self.protocol(workload, services, port);
         let keys: Vec<_> = services.iter().map(|service| &service.key).collect();
         let telemetry = self.telemetries.of_workload(&workload.key.namespace, &keys, report);
         let mut limits = self.rate_limits(workload, services, report);
         limits.push(self.concurrency_limit(workload, services, report));
-        let names = server_names(workload, services, port, address);
         let cluster = ClusterName::Inbound { port: port.mesh }.to_string();
         let http = |name: &str, matches, tls| {
             let sets = self.authorizations.of(workload, services, port.number, true);
@@ -155,7 +172,7 @@ impl Inbound<'_> {
                 protocol: Carried::Tcp(proxy),
             }
         };
-        let chains = match protocol {
+        match protocol {
             Protocol::Http | Protocol::Http2 => {
                 let mut chains = Vec::new();
                 if mode != MtlsMode::Disabled {
@@ -169,7 +186,7 @@ impl Inbound<'_> {
             Protocol::Tcp => {
                 let mut chains = Vec::new();
                 if mode != MtlsMode::Disabled {
-                    chains.push(tcp("mtls-tcp", mesh_match(mode, &names, &[]), Some(mesh_tls(&[]))));
+                    chains.push(tcp("mtls-tcp", mesh_match(mode, names, &[]), Some(mesh_tls(&[]))));
                 }
                 if mode != MtlsMode::Strict {
                     chains.push(tcp("plaintext-tcp", ChainMatch::default(), None));
@@ -179,9 +196,9 @@ impl Inbound<'_> {
             Protocol::Detect => {
                 let mut chains = Vec::new();
                 if mode != MtlsMode::Disabled {
-                    let matches = mesh_match(mode, &names, &HTTP_ALPN);
+                    let matches = mesh_match(mode, names, &HTTP_ALPN);
                     chains.push(http("mtls-http", matches, Some(mesh_tls(&HTTP_ALPN))));
-                    chains.push(tcp("mtls-tcp", mesh_match(mode, &names, &[]), Some(mesh_tls(&[]))));
+                    chains.push(tcp("mtls-tcp", mesh_match(mode, names, &[]), Some(mesh_tls(&[]))));
                 }
                 if mode != MtlsMode::Strict {
                     chains.push(http("plaintext-http", detected_http(), None));
@@ -191,12 +208,6 @@ impl Inbound<'_> {
                 }
                 chains
             }
-        };
-        Listener {
-            name: inbound_listener(address),
-            direction: TrafficDirection::Inbound,
-            address: Some(address),
-            chains,
         }
     }
 
@@ -224,7 +235,11 @@ impl Inbound<'_> {
             .unwrap_or_default()
     }
 
-    fn all_policies(&self, workload: &Workload, services: &[&Service]) -> Vec<(&Subject, &InboundPolicy)> {
+    pub(super) fn all_policies(
+        &self,
+        workload: &Workload,
+        services: &[&Service],
+    ) -> Vec<(&Subject, &InboundPolicy)> {
         let by_service = services.iter().filter_map(|service| self.policies.of_port(&service.key, None));
         by_service.chain(self.policies.of_namespace(&workload.key.namespace)).collect()
     }
@@ -383,7 +398,7 @@ fn mesh_match(mode: MtlsMode, names: &[String], alpn: &[&str]) -> ChainMatch {
 }
 
 /// Under which names peers ask for a port: those of the Services' ports that lead to it, and its address.
-fn server_names(
+pub(super) fn server_names(
     workload: &Workload,
     services: &[&Service],
     port: &WorkloadPort,

@@ -6,7 +6,8 @@
 //! rest of the world stands.
 //!
 //! Names follow the wire contracts: a port's listener is `<fqdn>:<port>`, its route configuration, cluster and endpoints are
-//! `outbound|<port>||<fqdn>`, a workload's inbound listener is `tulle/inbound/<ip>:<port>`. Clients of a namespace with
+//! `outbound|<port>||<fqdn>`, a workload's inbound listener is `tulle/inbound/<ip>:<port>`, the one for all ports of an
+//! address (for sidecars that capture connections) `tulle/inbound/<ip>`. Clients of a namespace with
 //! consumer routes get a listener of their own: its key in the world is `<fqdn>:<port>~<namespace>`, its name on the wire
 //! is that of the port all the same, and it names the route configuration `outbound|<port>|~<namespace>|<fqdn>`.
 //! A workload's address `<ip>:<port>` that is dialled directly is a listener and a cluster `outbound|<port>||<ip>`.
@@ -14,6 +15,7 @@
 //! where its application listens.
 
 mod authorization;
+mod captured;
 mod changes;
 mod endpoints;
 mod inbound;
@@ -123,7 +125,7 @@ impl World {
         let mut world = Self { names: Names::new(&services), ..Self::default() };
         world.add_services(&services, &routes, &attachments, &traffic, &telemetries, &endpoints, &mut report);
         for (workload, services) in workloads.iter().zip(&before).filter(|(workload, _)| workload.meshed) {
-            world.add_inbound(workload, services, &inbound, &mut report);
+            world.add_inbound(workload, services, &inbound, &workloads, &mut report);
             world.add_direct(workload, services, &inbound, &endpoints, &mut report);
         }
         world.statuses = report.statuses;
@@ -213,10 +215,15 @@ impl World {
         workload: &workloads::Workload,
         services: &[&services::Service],
         inbound: &Inbound<'_>,
+        workloads: &Workloads,
         report: &mut Report,
     ) {
+        let mut listeners = inbound.listeners(workload, services, report);
+        // On loopback nothing is captured, and whose a connection to a shared address is, its port does not always tell.
+        let own = workload.addresses.iter().filter(|ip| !ip.is_loopback() && !workloads.is_shared(**ip));
+        listeners.extend(own.map(|ip| inbound.captured(workload, services, *ip, report)));
         let mut keys = Vec::new();
-        for listener in inbound.listeners(workload, services, report) {
+        for listener in listeners {
             let key: Arc<str> = listener.name.as_str().into();
             keys.push(key.clone());
             self.listeners.entry(key).or_insert_with(|| Arc::new(listener));

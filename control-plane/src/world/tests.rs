@@ -1,6 +1,7 @@
 mod aliases;
 mod authorization;
 mod bookshop;
+mod captured;
 mod endpoints;
 mod incremental;
 mod policies;

@@ -149,6 +149,11 @@ impl Workloads {
         self.by_namespace.get(namespace).into_iter().flatten().map(|index| &self.all[*index])
     }
 
+    /// Whether several workloads have the same address.
+    pub(super) fn is_shared(&self, ip: IpAddr) -> bool {
+        self.by_address.get(&ip).is_some_and(|here| here.len() > 1)
+    }
+
     /// The workload that serves an address: by the port where several share the IP address.
     pub(super) fn at(&self, address: SocketAddr) -> Option<&Workload> {
         self.index_at(address).map(|index| &self.all[index])

@@ -125,6 +125,16 @@ async fn an_inbound_listener_follows_who_runs_there() {
     let mut web = program.delta("shop", "web").await;
     web.subscribe(Listener, &[name]).await;
     assert_eq!(web.next_names().await.2, [name], "as if it did not exist");
+    let captured = "tulle/inbound/10.1.0.1";
+    let mut capturing = program.delta("shop", "cart").await;
+    capturing.subscribe(Listener, &[captured]).await;
+    assert_eq!(listener(&mut capturing).await.name, captured);
+    web.subscribe(Listener, &[captured]).await;
+    assert_eq!(web.next_names().await.2, [captured]);
+    let mut all_of_cart = program.delta("shop", "cart").await;
+    all_of_cart.subscribe(Listener, &["*"]).await;
+    let (_, all, _) = all_of_cart.next_names().await;
+    assert!(all.contains(&name.to_owned()) && !all.contains(&captured.to_owned()), "{all:?}");
     let mut envoy = program.delta("shop", "web").await;
     envoy.subscribe(Listener, &["*"]).await;
     let (_, all, _) = envoy.next_names().await;
@@ -133,7 +143,8 @@ async fn an_inbound_listener_follows_who_runs_there() {
     let moved = workload("one", "10.1.0.1").replace("serviceAccount: cart", "serviceAccount: web");
     program.write("one.yaml", &moved);
     assert_eq!(cart.next_names().await.2, [name]);
-    assert_eq!(web.next_names().await.1, [name]);
+    assert_eq!(capturing.next_names().await.2, [captured]);
+    assert_eq!(web.next_names().await.1, [captured, name]);
     program.end().await;
 }
 

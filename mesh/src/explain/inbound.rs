@@ -16,10 +16,11 @@ pub(super) fn arrive(
     tls: Option<&UpstreamTls>,
     carried: Carried,
 ) -> Inbound {
-    let chain = chain(listener, tls.is_some(), carried);
+    let chains = chains(listener, address.port());
+    let chain = chain(&chains, tls.is_some(), carried);
     let mut inbound = Inbound {
         listener: listener.name.clone(),
-        mtls_mode: mode(listener),
+        mtls_mode: mode(&chains),
         accepted: chain.is_some(),
         connection: None,
         request: None,
@@ -44,9 +45,16 @@ pub(super) fn arrive(
     inbound
 }
 
+/// The chains for connections to `port`: those for it alone, else those for all ports.
+fn chains(listener: &Listener, port: u16) -> Vec<&FilterChain> {
+    let of = |port| listener.chains.iter().filter(move |chain| chain.matches.destination_port == port);
+    let own: Vec<_> = of(Some(port)).collect();
+    if own.is_empty() { of(None).collect() } else { own }
+}
+
 /// The first chain that takes such a connection; HTTP may also pass as bytes, bytes never as HTTP.
-fn chain(listener: &Listener, tls: bool, carried: Carried) -> Option<&FilterChain> {
-    let mut fitting = listener.chains.iter().filter(|chain| chain.tls.is_some() == tls);
+fn chain<'a>(chains: &[&'a FilterChain], tls: bool, carried: Carried) -> Option<&'a FilterChain> {
+    let mut fitting = chains.iter().copied().filter(|chain| chain.tls.is_some() == tls);
     let http = |chain: &&FilterChain| matches!(chain.protocol, Protocol::Http(_));
     match carried {
         Carried::Http => fitting.clone().find(http).or_else(|| fitting.next()),
@@ -54,8 +62,9 @@ fn chain(listener: &Listener, tls: bool, carried: Carried) -> Option<&FilterChai
     }
 }
 
-fn mode(listener: &Listener) -> MtlsMode {
-    let (mtls, plaintext): (Vec<_>, Vec<_>) = listener.chains.iter().partition(|chain| chain.tls.is_some());
+fn mode(chains: &[&FilterChain]) -> MtlsMode {
+    let (mtls, plaintext): (Vec<&FilterChain>, Vec<&FilterChain>) =
+        chains.iter().copied().partition(|chain: &&FilterChain| chain.tls.is_some());
     match (mtls.is_empty(), plaintext.is_empty()) {
         (true, _) => MtlsMode::Disabled,
         (false, true) => MtlsMode::Strict,

@@ -11,7 +11,7 @@ use super::{Authorization, Fault, HeaderMatch, PerMillion, RouteConfiguration};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
-    /// `<fqdn>:<port>` (outbound) or `tulle/inbound/<ip>:<port>`.
+    /// `<fqdn>:<port>` (outbound), `tulle/inbound/<ip>:<port>`, or `tulle/inbound/<ip>` for all ports.
     pub name: String,
     /// Which side of the application it serves.
     pub direction: TrafficDirection,

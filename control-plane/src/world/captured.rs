@@ -1,0 +1,66 @@
+//! Listeners for all ports of an address: what a sidecar that captures connections takes from peers.
+//!
+//! In: a workload with an address of its own. Out: the listener `tulle/inbound/<ip>`: the chains of each port that is
+//! known (the workload's own, and those that its policies name), each for that port alone, and chains for all other
+//! ports. The latter lead to the cluster `inbound|0||`: to whichever port was dialled.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use tulle_mesh::address::captured_listener;
+use tulle_mesh::model::{FilterChain, Listener, TrafficDirection};
+
+use super::inbound::{Inbound, server_names};
+use super::report::Report;
+use super::services::Service;
+use super::workloads::{Workload, WorkloadPort};
+
+impl Inbound<'_> {
+    /// The listener for all ports of `ip`.
+    pub(super) fn captured(
+        &self,
+        workload: &Workload,
+        services: &[&Service],
+        ip: IpAddr,
+        report: &mut Report,
+    ) -> Listener {
+        let mut chains = Vec::new();
+        for (number, port) in self.known_ports(workload, services) {
+            let names = server_names(workload, services, &port, SocketAddr::new(ip, number));
+            let own = self.chains(workload, services, &port, &names, report);
+            chains.extend(own.into_iter().map(|chain| of_port(chain, number)));
+        }
+        // How peers ask for a port of this address, whatever its number.
+        let names = [format!("*._.{ip}")];
+        chains.extend(self.chains(workload, services, &any_port(0), &names, report));
+        Listener { name: captured_listener(ip), direction: TrafficDirection::Inbound, address: None, chains }
+    }
+
+    /// The ports for which something of their own holds, by the number that peers dial. A policy may name a port that the
+    /// workload does not declare: it holds there all the same.
+    fn known_ports(&self, workload: &Workload, services: &[&Service]) -> BTreeMap<u16, WorkloadPort> {
+        let mut ports = BTreeMap::new();
+        for port in &workload.ports {
+            ports.entry(port.mesh).or_insert_with(|| port.clone());
+        }
+        let policies = self.all_policies(workload, services).into_iter();
+        let accepted =
+            policies.flat_map(|(_, policy)| policy.spec.ports.iter().map(|exception| exception.port));
+        for number in accepted.chain(self.authorizations.ports(workload, services)) {
+            if number != 0 && !workload.ports.iter().any(|port| port.number == number) {
+                ports.entry(number).or_insert_with(|| any_port(number));
+            }
+        }
+        ports
+    }
+}
+
+fn any_port(number: u16) -> WorkloadPort {
+    WorkloadPort { name: None, number, mesh: number }
+}
+
+fn of_port(mut chain: FilterChain, port: u16) -> FilterChain {
+    chain.name = format!("{port}-{}", chain.name);
+    chain.matches.destination_port = Some(port);
+    chain
+}
