@@ -31,7 +31,7 @@ pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Json<Dump> {
     for dump in &mut outbound {
         dump.aliases.sort();
     }
-    let mut inbound: Vec<_> = snapshot.inbound.values().map(|found| listener(found, now)).collect();
+    let mut inbound: Vec<_> = snapshot.inbound_listeners().map(|found| listener(found, now)).collect();
     inbound.sort_by(|a, b| a.name.cmp(&b.name));
     let mut absent: Vec<_> = snapshot.absent.iter().map(ToString::to_string).collect();
     absent.sort();

@@ -158,6 +158,6 @@ impl Resources for Held<'_> {
     }
 
     fn inbound(&self, address: SocketAddr) -> Option<&Listener> {
-        self.0.inbound.get(&address).map(|listener| &*listener.model)
+        self.0.inbound_at(address).map(|listener| &*listener.model)
     }
 }

@@ -20,7 +20,8 @@ pub(super) fn router(state: Arc<Admin>) -> Router {
         .with_state(state)
 }
 
-/// Ready with a certificate and the configuration of all inbound ports, until the sidecar drains.
+/// Ready with a certificate, the configuration of all inbound ports and (with capture) the proof of redirection, until the
+/// sidecar drains.
 async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let readiness = *admin.handle.readiness.borrow();
     let mut missing = String::new();
@@ -32,6 +33,9 @@ async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     }
     if !readiness.configuration {
         missing.push_str("no configuration for the inbound ports yet\n");
+    }
+    if let Some(reason) = &*admin.unproven.borrow() {
+        let _ = writeln!(missing, "connections are not redirected yet:\n{reason}");
     }
     if missing.is_empty() {
         return (StatusCode::OK, "ready\n".into());

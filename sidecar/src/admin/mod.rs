@@ -41,6 +41,8 @@ pub(crate) struct Admin {
     pub(crate) log: LogControl,
     /// The end.
     pub(crate) stop: Arc<Stop>,
+    /// Why redirection is not proven; `None` where it is, or where nothing is captured.
+    pub(crate) unproven: watch::Receiver<Option<String>>,
 }
 
 /// Both servers, while they run.

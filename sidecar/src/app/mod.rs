@@ -6,6 +6,7 @@
 //! to fail.
 
 mod log;
+mod redirection;
 mod stop;
 
 use std::fmt;
@@ -67,7 +68,11 @@ async fn serve(
 
     let stop = Arc::new(Stop::new(phase));
     let exporter = exporter.map(|exporter| tokio::spawn(exporter.run()));
-    let admin = Arc::new(Admin { handle, telemetry, log, stop: stop.clone() });
+    let (proving, unproven) = match &config.capture {
+        Some(_) => redirection::prove(&telemetry.metrics),
+        None => (None, watch::channel(None).1),
+    };
+    let admin = Arc::new(Admin { handle, telemetry, log, stop: stop.clone(), unproven });
     let answer = admin::serve(admin, bound.admin, bound.health).map_err(Cause::System)?;
     announce(&bound.addresses).map_err(Cause::System)?;
 
@@ -76,6 +81,9 @@ async fn serve(
 
     // All that could still make spans ends, and then what is left of them is sent.
     answer.end().await;
+    if let Some(proving) = proving {
+        proving.abort();
+    }
     workers.join().map_err(Cause::System)?;
     if let Some(exporter) = exporter {
         stop::at_most(LAST_SPANS, async { drop(exporter.await) }).await;

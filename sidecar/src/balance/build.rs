@@ -1,7 +1,7 @@
 //! Builds a cluster from what was received, and carries over what is known about endpoints that stay.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -21,11 +21,25 @@ impl Cluster {
         previous: Option<&Arc<Self>>,
         series: Arc<ClusterSeries>,
     ) -> Arc<Self> {
-        Self::build_at(model, endpoints, previous, series, Instant::now(), fastrand::u64(..))
+        Self::build_beside(&[], model, endpoints, previous, series)
+    }
+
+    /// The same for a workload whose own addresses are `own`: an endpoint that is the workload itself is reached without
+    /// TLS, since what is dialled there is the application and not its sidecar.
+    pub(crate) fn build_beside(
+        own: &[IpAddr],
+        model: Arc<model::Cluster>,
+        endpoints: Option<&model::LoadAssignment>,
+        previous: Option<&Arc<Self>>,
+        series: Arc<ClusterSeries>,
+    ) -> Arc<Self> {
+        let (now, seed) = (Instant::now(), fastrand::u64(..));
+        Self::build_at(own, model, endpoints, previous, series, now, seed)
     }
 
     /// The same with the time and a random seed.
     pub(super) fn build_at(
+        own: &[IpAddr],
         model: Arc<model::Cluster>,
         endpoints: Option<&model::LoadAssignment>,
         previous: Option<&Arc<Self>>,
@@ -33,7 +47,7 @@ impl Cluster {
         now: Instant,
         seed: u64,
     ) -> Arc<Self> {
-        let builder = Builder::new(&model, previous, now);
+        let builder = Builder::new(own, &model, previous, now);
         let localities = endpoints.map(|assignment| assignment.localities.as_slice()).unwrap_or_default();
         let placed = localities
             .iter()
@@ -55,6 +69,7 @@ impl Cluster {
 }
 
 struct Builder<'a> {
+    own: &'a [IpAddr],
     tls: Option<(&'a model::UpstreamTls, EndpointTls)>,
     previous: HashMap<SocketAddr, Vec<&'a Arc<Endpoint>>>,
     /// Others carry the load while a new endpoint warms up.
@@ -65,7 +80,12 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(model: &'a model::Cluster, previous: Option<&'a Arc<Cluster>>, now: Instant) -> Self {
+    fn new(
+        own: &'a [IpAddr],
+        model: &'a model::Cluster,
+        previous: Option<&'a Arc<Cluster>>,
+        now: Instant,
+    ) -> Self {
         let known: Vec<_> = previous.iter().flat_map(|cluster| cluster.endpoints.iter()).collect();
         let mut by_address: HashMap<_, Vec<_>> = HashMap::new();
         for endpoint in &known {
@@ -81,6 +101,7 @@ impl<'a> Builder<'a> {
             (tls, shared)
         });
         Self {
+            own,
             tls,
             ramp: previous.is_some_and(|cluster| cluster.endpoints.healthy > 0),
             latency: sum / u32::try_from(known.len().max(1)).unwrap_or(u32::MAX),
@@ -94,6 +115,7 @@ impl<'a> Builder<'a> {
     fn endpoint(&self, model: &model::Endpoint) -> Option<Arc<Endpoint>> {
         let EndpointAddress::Socket(address) = model.address else { return None };
         let tls = self.tls.as_ref().filter(|(rule, _)| model.meshed || !rule.only_meshed_endpoints);
+        let tls = tls.filter(|_| !self.own.contains(&address.ip()));
         let tls = tls.map(|(_, shared)| EndpointTls { identity: model.identity.clone(), ..shared.clone() });
         let candidates = self.previous.get(&address).map(Vec::as_slice).unwrap_or_default();
         let same = candidates.iter().find(|known| known.model.identity == model.identity);

@@ -7,6 +7,7 @@
 mod breaker;
 mod build;
 mod ewma;
+mod original;
 mod pick;
 mod ring;
 mod set;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model;
 
+pub(crate) use original::Originals;
 pub(crate) use pick::Pick;
 pub(crate) use ring::hash;
 pub(crate) use set::EndpointSet;

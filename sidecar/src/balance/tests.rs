@@ -56,7 +56,7 @@ fn build(
     now: Instant,
 ) -> Arc<Cluster> {
     let series = Arc::new(ClusterSeries::default());
-    Cluster::build_at(Arc::new(model), Some(endpoints), previous, series, now, 7)
+    Cluster::build_at(&[], Arc::new(model), Some(endpoints), previous, series, now, 7)
 }
 
 /// How often each endpoint (by the last byte of its address) is picked.

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{ConfigError, Settings, file, own};
+use crate::redirect::{DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT};
 
 /// Where captured connections arrive, and whose they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,11 +16,6 @@ pub struct Capture {
     /// The workload's own addresses, in order; never empty.
     pub addresses: Vec<IpAddr>,
 }
-
-/// What `outbound` is by default.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// What `inbound` is by default.
-pub const INBOUND_PORT: u16 = 15006;
 
 impl Capture {
     /// The addresses for captured connections of the application.
@@ -70,8 +66,8 @@ impl Capture {
         addresses.sort_unstable();
         addresses.dedup();
         let capture = Self {
-            outbound: flags.capture_outbound.or(file.outbound).unwrap_or(OUTBOUND_PORT),
-            inbound: flags.capture_inbound.or(file.inbound).unwrap_or(INBOUND_PORT),
+            outbound: flags.capture_outbound.or(file.outbound).unwrap_or(DEFAULT_OUTBOUND_PORT.get()),
+            inbound: flags.capture_inbound.or(file.inbound).unwrap_or(DEFAULT_INBOUND_PORT.get()),
             addresses,
         };
         if capture.outbound == capture.inbound && capture.outbound != 0 {

@@ -21,7 +21,7 @@ use tulle_mesh::address::ServicePort;
 use tulle_mesh::identity::TrustDomain;
 
 pub use args::{Arguments, Command, Settings};
-pub use capture::{Capture, INBOUND_PORT, OUTBOUND_PORT};
+pub use capture::Capture;
 pub use dns::Dns;
 pub use value::{
     ControlAddress, DomainName, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, NameServer,

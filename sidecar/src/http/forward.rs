@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,13 +40,31 @@ pub(super) struct Plan<'a> {
     pub(super) runtime: &'a RouteRuntime,
     pub(super) forward: &'a Forward,
     backend: &'a Backend,
-    cluster: &'a Arc<Cluster>,
+    cluster: Chosen<'a>,
     /// The path and query that are asked for, where they are rewritten.
     target: Option<PathAndQuery>,
     hash: Option<u64>,
     /// Makes the client come back to the same endpoint.
     cookie: Option<HeaderValue>,
     deadline: Deadline,
+}
+
+/// The cluster of a request.
+enum Chosen<'a> {
+    Configured(&'a Arc<Cluster>),
+    /// The part of a configured one that leads where the client was going.
+    Original(Arc<Cluster>),
+}
+
+impl Deref for Chosen<'_> {
+    type Target = Arc<Cluster>;
+
+    fn deref(&self) -> &Arc<Cluster> {
+        match self {
+            Self::Configured(cluster) => cluster,
+            Self::Original(cluster) => cluster,
+        }
+    }
 }
 
 /// What is gathered from attempt to attempt.
@@ -91,6 +110,12 @@ impl Proxy {
         let cluster = runtime.backends[at].cluster.as_ref();
         let cluster = cluster
             .ok_or_else(|| unavailable(format!("the cluster {:?} does not exist", backend.cluster)))?;
+        let cluster = match self.downstream.original {
+            Some(address) if cluster.is_original_destination() => {
+                Chosen::Original(self.worker.originals.of(cluster, address))
+            }
+            _ => Chosen::Configured(cluster),
+        };
         let target = match &forward.path_rewrite {
             Some(rewrite) => {
                 Some(filter::rewrite_path(rewrite, &route.matches.path, &exchange.target()).map_err(
@@ -188,9 +213,9 @@ impl Proxy {
         exchange.begin_attempt(in_flight, permit, attempts.permit.take(), target.as_str());
         let request = self.outgoing(exchange, plan, endpoint, attempts.retries, exchange.body.body());
         let options = SendOptions {
-            cluster: plan.cluster,
+            cluster: &plan.cluster,
             tls: exchange.current.as_ref().and_then(|current| current.tls.as_ref()),
-            version: version(plan.cluster, exchange.request.version),
+            version: version(&plan.cluster, exchange.request.version),
             interim,
         };
         let per_try = plan.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);

@@ -35,6 +35,8 @@ pub(crate) struct Downstream {
     pub(crate) peer: SocketAddr,
     /// The address that the client dialled.
     pub(crate) local: SocketAddr,
+    /// Where a captured connection was going.
+    pub(crate) original: Option<SocketAddr>,
     /// Whom the client proved to be, over mesh TLS.
     pub(crate) identity: Option<SpiffeId>,
     /// The SNI of its ClientHello.

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connection::{Accepted, serve};
-use super::original;
+use super::original::{self, Arrival};
 use super::place::Place;
 use crate::io::Stream;
+use crate::redirect::probe::Direction;
 use crate::worker::{Seat, Worker};
 
 /// Accepts the connections of one place, on the first worker.
@@ -64,8 +66,12 @@ impl Acceptor {
     }
 
     fn seat(&self, socket: TcpStream, peer: SocketAddr) {
-        let destination = match original::destination(&socket, &self.place, &self.worker.own) {
-            Ok(destination) => destination,
+        let destination = match original::arrival(&socket, &self.place, &self.worker.own) {
+            Ok(Arrival::To(destination)) => destination,
+            Ok(Arrival::Probe(direction)) => {
+                tokio::task::spawn_local(prove(socket, direction));
+                return;
+            }
             Err(refusal) => {
                 if self.worker.refusals.count(refusal) {
                     tracing::warn!(client = %peer, listener = %self.place.address, "refused a connection: {refusal}");
@@ -83,6 +89,12 @@ impl Acceptor {
             _ => serve(&self.worker, accepted, here.load.open()),
         }
     }
+}
+
+/// Answers a probe of the redirection.
+async fn prove(mut socket: TcpStream, direction: Direction) {
+    // A prober that is gone by now needs no answer. The line fits into the socket's buffer: nobody is waited for.
+    let _ = socket.write_all(direction.answer()).await;
 }
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);

@@ -118,12 +118,21 @@ impl Connection {
         }
     }
 
+    /// Where a captured connection was going.
+    pub(super) fn original(&self) -> Option<SocketAddr> {
+        match self.place.role {
+            Role::CapturedOutbound | Role::CapturedInbound => Some(self.destination),
+            Role::Proxy | Role::Service(_) | Role::Inbound => None,
+        }
+    }
+
     /// The connection as one of bytes.
     pub(super) fn session<'a>(&'a self, identity: Option<&'a SpiffeId>) -> Session<'a> {
         Session {
             worker: &self.worker,
             direction: self.direction(),
             client: self.client,
+            original: self.original(),
             identity,
             start: self.start,
             begun: self.begun,

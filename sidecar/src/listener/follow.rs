@@ -106,7 +106,7 @@ impl Connection {
             self.refused(refusal);
             return Stream::from(socket).reset();
         }
-        let Some(route) = Route::draw(routes, self.worker.draw()) else {
+        let Some(route) = Route::draw(routes, &self.worker, self.original()) else {
             return Stream::from(socket).reset();
         };
         let session = self.session(None);

@@ -50,6 +50,7 @@ impl Connection {
             direction: self.direction(),
             peer: self.client,
             local: self.destination,
+            original: self.original(),
             identity,
             server_name,
             target,

@@ -5,11 +5,10 @@
 //! last version stays in force. Runs on the control thread.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tulle_mesh::address::{ClusterName, ServicePort, parse_inbound_listener};
+use tulle_mesh::address::{ServicePort, parse_captured_listener, parse_inbound_listener};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
     self, Discovery, EndpointAddress, Health, HostPort, HttpFilter, LoadAssignment, LocalityEndpoints,
@@ -18,20 +17,18 @@ use tulle_mesh::model::{
 use tulle_mesh::route::RouteTable;
 use tulle_mesh::xds::Kind;
 
+use super::app;
 use super::{
     BackendRuntime, Chain, ChainProtocol, HttpRoutes, LastUse, Listener, RouteRuntime, Snapshot, TcpRoutes,
 };
 use crate::balance::Cluster;
-use crate::config::MeshPort;
+use crate::config::Config;
 use crate::dns::{Resolved, Watched};
 use crate::limit::RequestLimits;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::HttpLabels;
 use crate::tls::Material;
 use crate::xds::{Cache, ListenerValue, is_local, is_settled};
-
-/// How long a connection to the application may take: it is on this machine.
-const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a snapshot is made of.
 pub(crate) struct Sources<'a> {
@@ -49,8 +46,12 @@ pub(crate) struct Sources<'a> {
 pub(crate) struct Builder {
     telemetry: Arc<Telemetry>,
     generation: u64,
+    /// The workload's own addresses, with capture.
+    own: Vec<IpAddr>,
     /// The application's ports, by the address that peers dial.
     apps: HashMap<SocketAddr, Arc<Cluster>>,
+    /// The application behind captured connections, by the name of the cluster.
+    captured: HashMap<Arc<str>, Arc<Cluster>>,
     clusters: HashMap<Arc<str>, BuiltCluster>,
     listeners: HashMap<Arc<str>, BuiltListener>,
 }
@@ -79,10 +80,19 @@ struct BuiltListener {
 }
 
 impl Builder {
-    /// Starts without any resource. `ports` are the application's.
-    pub(crate) fn new(telemetry: Arc<Telemetry>, ports: &[MeshPort]) -> Self {
-        let apps = ports.iter().map(|port| (port.listen, app_cluster(&telemetry, port))).collect();
-        Self { telemetry, generation: 0, apps, clusters: HashMap::new(), listeners: HashMap::new() }
+    /// Starts without any resource.
+    pub(crate) fn new(telemetry: Arc<Telemetry>, config: &Config) -> Self {
+        let apps = config.inbound.iter().map(|port| (port.listen, app::fixed(&telemetry, port))).collect();
+        let own = config.capture.as_ref().map(|capture| capture.addresses.clone()).unwrap_or_default();
+        Self {
+            telemetry,
+            generation: 0,
+            own,
+            apps,
+            captured: HashMap::new(),
+            clusters: HashMap::new(),
+            listeners: HashMap::new(),
+        }
     }
 
     /// The next snapshot.
@@ -98,20 +108,23 @@ impl Builder {
                 self.build_listener(name, value, cache, names);
             }
             let Some(built) = self.listeners.get(name) else { continue };
-            match parse_inbound_listener(name) {
-                Some(address) => {
-                    snapshot.inbound.insert(address, Arc::clone(&built.listener));
-                }
-                None => {
-                    snapshot.outbound.insert(Arc::clone(name), Arc::clone(&built.listener));
-                    snapshot.outbound.insert(asked, Arc::clone(&built.listener));
-                }
+            let listener = || Arc::clone(&built.listener);
+            if let Some(address) = parse_inbound_listener(name) {
+                snapshot.inbound.insert(address, listener());
+            } else if let Some(ip) = parse_captured_listener(name) {
+                snapshot.captured.insert(ip, listener());
+            } else {
+                snapshot.outbound.insert(Arc::clone(name), listener());
+                snapshot.outbound.insert(asked, listener());
             }
         }
         self.listeners.retain(|name, _| in_force.contains(name));
         snapshot.absent = cache.absent(Kind::Listener).cloned().collect();
         let known = self.clusters.iter().map(|(name, built)| (Arc::clone(name), Arc::clone(&built.cluster)));
-        let apps = self.apps.values().map(|cluster| (Arc::clone(&cluster.name), Arc::clone(cluster)));
+        let in_use: HashSet<_> = self.clusters_in_force().collect();
+        self.captured.retain(|name, _| in_use.contains(name));
+        let apps = self.apps.values().chain(self.captured.values());
+        let apps = apps.map(|cluster| (Arc::clone(&cluster.name), Arc::clone(cluster)));
         snapshot.clusters = known.chain(apps).collect();
         Arc::new(snapshot)
     }
@@ -141,7 +154,8 @@ impl Builder {
                 continue;
             }
             let assignment = endpoints.assignment(&model.discovery);
-            let cluster = Cluster::build(
+            let cluster = Cluster::build_beside(
+                &self.own,
                 Arc::clone(model),
                 assignment.as_deref(),
                 before.map(|before| &before.cluster),
@@ -168,9 +182,14 @@ impl Builder {
             let Some(before) = before else { return };
             (Arc::clone(&before.value), before.tables.clone(), before.clusters.keys().cloned().collect())
         };
-        let address = parse_inbound_listener(name);
-        let resolve = |cluster: &str| match address {
+        let (address, captured) = (parse_inbound_listener(name), parse_captured_listener(name).is_some());
+        let (telemetry, apps) = (&self.telemetry, &mut self.captured);
+        let mut resolve = |cluster: &Arc<str>| match address {
             Some(address) if is_local(cluster) => self.apps.get(&address).cloned(),
+            None if captured && is_local(cluster) => {
+                let app = apps.entry(Arc::clone(cluster)).or_insert_with(|| app::dialled(telemetry, cluster));
+                Some(Arc::clone(app))
+            }
             _ => self.clusters.get(cluster).map(|built| Arc::clone(&built.cluster)),
         };
         let clusters = needed.into_iter().map(|cluster| (Arc::clone(&cluster), resolve(&cluster)));
@@ -178,16 +197,20 @@ impl Builder {
         if before.is_some_and(|before| before.is_made_of(&value, &tables, &clusters)) {
             return;
         }
-        let compiler = Compiler {
+        let compiler = |chain: &model::FilterChain| Compiler {
             telemetry: &self.telemetry,
             direction: value.model.direction,
-            service: service_label(name).into(),
+            service: service_label(name, chain.matches.destination_port).into(),
             clusters: &clusters,
         };
         let previous = before.map(|before| &before.listener);
         let chains = value.model.chains.iter().zip(&tables).enumerate();
         let chains = chains.map(|(index, (chain, table))| {
-            compiler.chain(chain, table.as_ref(), previous.and_then(|listener| listener.chains.get(index)))
+            compiler(chain).chain(
+                chain,
+                table.as_ref(),
+                previous.and_then(|listener| listener.chains.get(index)),
+            )
         });
         let listener = Arc::new(Listener {
             name: Arc::clone(name),
@@ -340,10 +363,14 @@ impl Compiler<'_> {
     }
 }
 
-/// The service's name, or the application's port.
-fn service_label(listener: &str) -> String {
+/// The service's name, or the application's port. Of a captured connection, the port of its chain: peers choose which
+/// ports they dial, and must not choose how many series there are.
+fn service_label(listener: &str, port: Option<u16>) -> String {
     if let Some(address) = parse_inbound_listener(listener) {
         return address.port().to_string();
+    }
+    if parse_captured_listener(listener).is_some() {
+        return port.map_or_else(|| "other".into(), |port| port.to_string());
     }
     listener.parse().map_or_else(|_| listener.to_owned(), |service: ServicePort| service.fqdn.to_string())
 }
@@ -412,7 +439,7 @@ pub(crate) fn hosts_of(discovery: &Discovery) -> &[HostPort] {
     }
 }
 
-fn endpoint(host: &HostPort, ip: std::net::IpAddr) -> model::Endpoint {
+pub(super) fn endpoint(host: &HostPort, ip: IpAddr) -> model::Endpoint {
     model::Endpoint {
         address: EndpointAddress::Socket(SocketAddr::new(ip, host.port)),
         health: Health::Healthy,
@@ -424,33 +451,7 @@ fn endpoint(host: &HostPort, ip: std::net::IpAddr) -> model::Endpoint {
     }
 }
 
-fn assignment(endpoints: Vec<model::Endpoint>) -> LoadAssignment {
+pub(super) fn assignment(endpoints: Vec<model::Endpoint>) -> LoadAssignment {
     let place = LocalityEndpoints { locality: model::Locality::default(), priority: 0, weight: 1, endpoints };
     LoadAssignment { name: String::new(), localities: vec![place] }
-}
-
-/// The application behind one port: one endpoint, in plaintext, of which nothing but the connection is limited.
-fn app_cluster(telemetry: &Telemetry, port: &MeshPort) -> Arc<Cluster> {
-    let name: Arc<str> = ClusterName::Inbound { port: port.listen.port() }.to_string().into();
-    let host = HostPort { host: String::new(), port: port.app.port() };
-    let assignment = assignment(vec![endpoint(&host, port.app.ip())]);
-    let model = model::Cluster {
-        name: name.to_string(),
-        discovery: Discovery::Static(assignment.clone()),
-        load_balancer: model::LoadBalancer::RoundRobin,
-        connect_timeout: Some(APP_CONNECT_TIMEOUT),
-        idle_timeout: None,
-        limits: model::Limits::default(),
-        // One endpoint, and who is served is not for the sidecar to decide.
-        outlier_detection: Some(model::OutlierDetection {
-            consecutive_failures: 0,
-            success_rate: None,
-            base_ejection_time: Duration::ZERO,
-            max_ejection_time: Duration::ZERO,
-            max_ejection_percent: 0,
-        }),
-        tls: None,
-        protocol: model::UpstreamProtocol::Downstream,
-    };
-    Cluster::build(Arc::new(model), Some(&assignment), None, telemetry.metrics.cluster(&name))
 }

@@ -4,6 +4,7 @@
 //! handed to every worker. A request holds the snapshot that it started with. Nothing here is ever changed in place:
 //! what lives longer than a snapshot (statistics, limits, breakers) hangs on it as shared atomics.
 
+mod app;
 mod build;
 
 use std::collections::{HashMap, HashSet};
@@ -45,6 +46,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// All inbound listeners.
+    pub(crate) fn inbound_listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.inbound.values().chain(self.captured.values())
+    }
+
     /// The listener for connections of peers to `address`.
     pub(crate) fn inbound_at(&self, address: SocketAddr) -> Option<&Arc<Listener>> {
         self.inbound.get(&address).or_else(|| self.captured.get(&address.ip()))

@@ -36,6 +36,8 @@ pub(crate) struct Session<'a> {
     pub(crate) direction: TrafficDirection,
     /// The client's address.
     pub(crate) client: SocketAddr,
+    /// Where a captured one was going.
+    pub(crate) original: Option<SocketAddr>,
     /// Whom the client proved to be.
     pub(crate) identity: Option<&'a SpiffeId>,
     /// When it was accepted, by the calendar.
@@ -46,7 +48,7 @@ pub(crate) struct Session<'a> {
 
 /// The way of a session to one of the backends of its chain.
 pub(crate) struct Route<'a> {
-    cluster: Option<&'a Arc<Cluster>>,
+    cluster: Option<Arc<Cluster>>,
     series: &'a TcpSeries,
     settings: &'a tulle_mesh::model::TcpProxy,
 }
@@ -67,11 +69,16 @@ pub(crate) struct NoUpstream {
 }
 
 impl<'a> Route<'a> {
-    /// Draws a backend; `None` when none has a weight.
-    pub(crate) fn draw(routes: &'a TcpRoutes, draw: u32) -> Option<Self> {
+    /// Draws a backend for a connection that (if it is a captured one) was going to `original`; `None` when none has a
+    /// weight.
+    pub(crate) fn draw(routes: &'a TcpRoutes, worker: &Worker, original: Option<SocketAddr>) -> Option<Self> {
         let weights = routes.backends.iter().map(|(_, weight, _)| *weight);
-        let (cluster, _, series) = &routes.backends[split::choose(weights, draw)?];
-        Some(Self { cluster: cluster.as_ref(), series, settings: &routes.settings })
+        let (cluster, _, series) = &routes.backends[split::choose(weights, worker.draw())?];
+        let cluster = cluster.as_ref().map(|cluster| match original {
+            Some(address) if cluster.is_original_destination() => worker.originals.of(cluster, address),
+            _ => cluster.clone(),
+        });
+        Some(Self { cluster, series, settings: &routes.settings })
     }
 
     /// Connects to an endpoint of the backend, trying others where that fails. Cancel-safe: nothing is sent.
@@ -83,7 +90,7 @@ impl<'a> Route<'a> {
         worker: &Worker,
         material: Option<&Arc<Material>>,
     ) -> Result<Upstream, NoUpstream> {
-        let Some(cluster) = self.cluster else {
+        let Some(cluster) = &self.cluster else {
             return Err(NoUpstream::new("destination_not_found", "the backend's cluster does not exist"));
         };
         let permit = cluster
@@ -130,7 +137,7 @@ const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 impl Session<'_> {
     /// Carries a connection from its start to its end.
     pub(crate) async fn run(&self, mut client: Stream, routes: &TcpRoutes, material: Option<&Arc<Material>>) {
-        let Some(route) = Route::draw(routes, self.worker.draw()) else {
+        let Some(route) = Route::draw(routes, self.worker, self.original) else {
             return client.reset();
         };
         let ending = match route.connect(self.worker, material).await {
@@ -190,7 +197,7 @@ impl Session<'_> {
     pub(crate) fn refuse(&self, route: &Route<'_>, error: &NoUpstream) -> Ending {
         self.worker.telemetry.connection(&ConnectionRecord {
             error: Some(Failure { token: error.token, details: &error.details }),
-            cluster: route.cluster.map_or("", |cluster| &cluster.name),
+            cluster: route.cluster.as_ref().map_or("", |cluster| &cluster.name),
             endpoint: error.endpoint,
             ..self.record(route.series, route.settings.access_log.as_ref())
         });

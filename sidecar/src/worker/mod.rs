@@ -20,6 +20,7 @@ use self::demand::Waiting;
 use self::drain::Drain;
 pub(crate) use self::load::{Load, OpenConnection};
 pub(crate) use self::thread::{Seat, Signals, spawn};
+use crate::balance::Originals;
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;
 use crate::listener::Refusals;
@@ -39,6 +40,8 @@ pub(crate) struct Worker {
     waiting: Waiting,
     /// Connections to endpoints.
     pub(crate) pools: Rc<Pools>,
+    /// The clusters of addresses that clients have dialled.
+    pub(crate) originals: Originals,
     /// Metrics, spans and logs, shared by all workers.
     pub(crate) telemetry: Arc<Telemetry>,
     /// Counts the connections that are not carried.
@@ -84,6 +87,7 @@ impl Worker {
             current: RefCell::new(Current::new(snapshot)),
             waiting: Waiting::new(shared.demands),
             pools: Rc::new(Pools::default()),
+            originals: Originals::default(),
             refusals: Refusals::new(&shared.telemetry.metrics),
             audits: Audits::new(&shared.telemetry.metrics),
             telemetry: shared.telemetry,

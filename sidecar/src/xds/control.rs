@@ -108,7 +108,7 @@ impl Control {
             cache: Cache::default(),
             interest: Interest::new(&config, secrets),
             subscriptions: Subscriptions::new(node(&config)),
-            builder: Builder::new(Arc::clone(&telemetry), &config.inbound),
+            builder: Builder::new(Arc::clone(&telemetry), &config),
             stream_open: telemetry.metrics.gauge(
                 "tulle_xds_stream_open",
                 "1 while the control plane is heard, else 0.",

@@ -78,7 +78,7 @@ impl Engine {
             Some(Ok(Some(demanded))) => {
                 self.status.from_disk = true;
                 for name in demanded {
-                    self.interest.demand(name, now);
+                    self.demand(name, now);
                 }
                 tracing::info!(
                     "serving from the last good configuration on disk until the control plane answers"
@@ -93,7 +93,8 @@ impl Engine {
 
     /// Traffic asks for a listener.
     pub(super) fn demand(&mut self, name: Arc<str>, now: Instant) {
-        self.changed |= self.interest.demand(name, now);
+        let Self { interest, cache, builder, .. } = self;
+        self.changed |= interest.demand(name, now, |name| builder.last_use(cache.listener(name)?.0));
     }
 
     /// A leaf or a bundle was replaced, or a name resolves to something else.

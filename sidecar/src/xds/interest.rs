@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tulle_mesh::address::{ClusterName, inbound_listener};
+use tulle_mesh::address::{ClusterName, captured_listener, inbound_listener};
 use tulle_mesh::model::Discovery;
 use tulle_mesh::xds::Kind;
 
@@ -18,8 +18,13 @@ use crate::snapshot::LastUse;
 
 /// How long an on-demand listener is kept without use.
 pub(crate) const IDLE: Duration = Duration::from_secs(600);
-/// The most names that traffic may have asked for; the one that was used longest ago makes room.
-const MAX_DEMANDED: usize = 8192;
+/// The most names of listeners in use that traffic may have asked for; those that were used longest ago make room.
+const MAX_KNOWN: usize = 8192;
+/// The most names that stand for nothing, or are not answered yet: an application that tries address after address must
+/// not push out what it uses. More than ever wait for an answer, so that none of those is forgotten before it has come.
+const MAX_UNKNOWN: usize = 3072;
+/// How many names more than that there may be until room is made, so that it need not be made for each.
+const SLACK: usize = 1024;
 
 /// The roots of what is needed.
 #[derive(Debug)]
@@ -29,32 +34,62 @@ pub(crate) struct Interest {
     /// Those of them that the sidecar is not ready without.
     inbound: BTreeSet<Arc<str>>,
     demanded: HashMap<Arc<str>, Instant>,
+    /// How many of them there are when room is made the next time.
+    make_room_at: usize,
     secrets: BTreeSet<Arc<str>>,
 }
 
 impl Interest {
     /// What the configuration asks for. `secrets` are needed besides.
     pub(crate) fn new(config: &Config, secrets: BTreeSet<Arc<str>>) -> Self {
-        let inbound: BTreeSet<Arc<str>> =
-            config.inbound.iter().map(|port| inbound_listener(port.listen).into()).collect();
+        let own = config.capture.iter().flat_map(|capture| &capture.addresses);
+        let captured = own.map(|address| captured_listener(*address));
+        let inbound: BTreeSet<Arc<str>> = config
+            .inbound
+            .iter()
+            .map(|port| inbound_listener(port.listen))
+            .chain(captured)
+            .map(Into::into)
+            .collect();
         let outbound = config.outbound.ports.iter().map(|port| port.service.to_string().into());
         let fixed = outbound.chain(inbound.iter().cloned()).collect();
-        Self { fixed, inbound, demanded: HashMap::new(), secrets }
+        Self { fixed, inbound, demanded: HashMap::new(), make_room_at: MAX_UNKNOWN + SLACK, secrets }
     }
 
-    /// Traffic asks for a listener. Returns whether that is news.
-    pub(crate) fn demand(&mut self, name: Arc<str>, now: Instant) -> bool {
+    /// Traffic asks for a listener. Returns whether that is news. `last_use` gives the mark of a listener by any of its
+    /// names; `None` where there is none.
+    pub(crate) fn demand(
+        &mut self,
+        name: Arc<str>,
+        now: Instant,
+        last_use: impl Fn(&str) -> Option<Arc<LastUse>>,
+    ) -> bool {
         if self.fixed.contains(&name) {
             return false;
         }
-        if self.demanded.len() >= MAX_DEMANDED
-            && !self.demanded.contains_key(&name)
-            && let Some(oldest) =
-                self.demanded.iter().min_by_key(|(_, asked)| **asked).map(|(name, _)| name.clone())
-        {
-            self.demanded.remove(&oldest);
+        let is_news = self.demanded.insert(name, now).is_none();
+        if self.demanded.len() > self.make_room_at {
+            self.make_room(now, last_use);
         }
-        self.demanded.insert(name, now).is_none()
+        is_news
+    }
+
+    /// Forgets the oldest of the names that are too many.
+    fn make_room(&mut self, now: Instant, last_use: impl Fn(&str) -> Option<Arc<LastUse>>) {
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for (name, asked) in self.demanded.drain() {
+            let age = now.saturating_duration_since(asked);
+            match last_use(&name) {
+                Some(mark) => known.push((mark.age(now).min(age), name, asked)),
+                None => unknown.push((age, name, asked)),
+            }
+        }
+        for (names, most) in [(&mut known, MAX_KNOWN), (&mut unknown, MAX_UNKNOWN)] {
+            names.sort_unstable();
+            names.truncate(most);
+        }
+        self.demanded.extend(known.into_iter().chain(unknown).map(|(_, name, asked)| (name, asked)));
+        self.make_room_at = self.demanded.len().max(MAX_UNKNOWN) + SLACK;
     }
 
     /// Lets go of what has not been used for [`IDLE`], and says whether there was any. `last_use` gives the mark of a
@@ -132,4 +167,34 @@ pub(crate) fn is_settled(cache: &Cache, name: &str, resolved: impl Fn(&Discovery
         .iter()
         .all(|name| matches!(cache.knowledge(Kind::Route, name), Knowledge::Held | Knowledge::Absent))
         && needs.clusters.iter().all(cluster_settled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_that_tries_every_address_pushes_nothing_out_that_is_in_use() {
+        let mut interest = Interest {
+            fixed: BTreeSet::new(),
+            inbound: BTreeSet::new(),
+            demanded: HashMap::new(),
+            make_room_at: MAX_UNKNOWN + SLACK,
+            secrets: BTreeSet::new(),
+        };
+        let (start, mark) = (Instant::now(), Arc::new(LastUse::default()));
+        let in_use = |name: &str| name.starts_with("used").then(|| Arc::clone(&mark));
+        for service in 0..100 {
+            assert!(interest.demand(format!("used-{service}:80").into(), start, in_use));
+        }
+        let ask = |n: u32| Arc::from(format!("10.{}.{}.{}:80", n >> 16, (n >> 8) & 255, n & 255));
+        for n in 0..100_000 {
+            let now = start + Duration::from_millis(n.into());
+            interest.demand(ask(n), now, in_use);
+            // Those that may still wait for their answer.
+            assert!(interest.demanded.contains_key(&ask(n.saturating_sub(2048))), "{n}");
+            assert!(interest.demanded.len() <= 100 + MAX_UNKNOWN + SLACK, "{}", interest.demanded.len());
+        }
+        assert_eq!(interest.demanded.keys().filter(|name| name.starts_with("used")).count(), 100);
+    }
 }
