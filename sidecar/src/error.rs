@@ -74,9 +74,11 @@ impl RequestError {
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::RateLimited(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout(..) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Attempt(_, SendError::Protocol(_)) => StatusCode::BAD_GATEWAY,
+            Self::Attempt(_, SendError::Protocol(_) | SendError::Version(_)) => StatusCode::BAD_GATEWAY,
             Self::RequestBody(BodyError::Idle) => StatusCode::REQUEST_TIMEOUT,
-            Self::RequestBody(_) | Self::Attempt(_, SendError::RequestBody(_)) => StatusCode::BAD_REQUEST,
+            Self::RequestBody(_) | Self::Attempt(_, SendError::RequestBody(_) | SendError::Request(_)) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::NoListener(_, NoListener::Unavailable)
             | Self::NoEndpoint(_)
             | Self::Overload(_)
@@ -110,6 +112,8 @@ impl RequestError {
             Self::Timeout(..) => GRPC_DEADLINE_EXCEEDED,
             Self::RequestBody(_) | Self::Attempt(_, SendError::RequestBody(_)) => GRPC_CANCELLED,
             Self::NoListener(..) | Self::Dns(..) | Self::NotHttp(_) | Self::Loop => GRPC_UNAVAILABLE,
+            // To try again would change nothing.
+            Self::Attempt(_, SendError::Version(_)) => GRPC_UNIMPLEMENTED,
             _ => grpc_of(self.status()),
         }
     }
@@ -117,9 +121,9 @@ impl RequestError {
     /// Whose fault it is.
     pub(crate) fn blame(&self) -> Blame {
         match self {
-            Self::Authority(_) | Self::RequestBody(_) | Self::Attempt(_, SendError::RequestBody(_)) => {
-                Blame::Client
-            }
+            Self::Authority(_)
+            | Self::RequestBody(_)
+            | Self::Attempt(_, SendError::RequestBody(_) | SendError::Request(_)) => Blame::Client,
             Self::Dns(..) | Self::NoEndpoint(_) | Self::Timeout(..) | Self::Attempt(..) => Blame::Endpoint,
             _ => Blame::Mesh,
         }
@@ -139,8 +143,13 @@ impl RequestError {
 /// Whether the peer of a failed attempt has provably not seen the request.
 pub(crate) fn is_not_processed(error: &SendError) -> bool {
     match error {
-        SendError::Connect(_) | SendError::NotProcessed(_) | SendError::Overflow(_) => true,
-        SendError::Reset(_) | SendError::Protocol(_) | SendError::RequestBody(_) => false,
+        SendError::Connect(_)
+        | SendError::NotProcessed(_)
+        | SendError::Version(_)
+        | SendError::Overflow(_) => true,
+        SendError::Reset(_) | SendError::Protocol(_) | SendError::Request(_) | SendError::RequestBody(_) => {
+            false
+        }
     }
 }
 
@@ -148,6 +157,8 @@ pub(crate) fn is_not_processed(error: &SendError) -> bool {
 pub(crate) const GRPC_CANCELLED: u32 = 1;
 /// gRPC's DEADLINE_EXCEEDED.
 pub(crate) const GRPC_DEADLINE_EXCEEDED: u32 = 4;
+/// gRPC's UNIMPLEMENTED.
+const GRPC_UNIMPLEMENTED: u32 = 12;
 /// gRPC's UNAVAILABLE.
 pub(crate) const GRPC_UNAVAILABLE: u32 = 14;
 
@@ -169,7 +180,8 @@ pub(crate) fn send_token(error: &SendError) -> &'static str {
         SendError::Connect(error) => connect_token(error),
         SendError::NotProcessed(_) | SendError::Reset(_) => "connection_terminated",
         SendError::Protocol(_) => "http_protocol_error",
-        SendError::RequestBody(_) => "http_request_error",
+        SendError::Version(_) => "http_upgrade_failed",
+        SendError::RequestBody(_) | SendError::Request(_) => "http_request_error",
         SendError::Overflow(_) => "connection_limit_reached",
     }
 }
@@ -187,6 +199,8 @@ fn connect_token(error: &ConnectError) -> &'static str {
         ConnectError::Tls(_) => "tls_protocol_error",
         ConnectError::Identity { .. } => "tls_certificate_error",
         ConnectError::NoCertificate => "proxy_internal_error",
+        ConnectError::NotHttp2 { answered: true } => "http_protocol_error",
+        ConnectError::NotHttp2 { answered: false } => "connection_terminated",
     }
 }
 
@@ -232,7 +246,13 @@ fn send_details(error: &SendError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             write!(f, "the peer is {presented}, but {expected} was expected")
         }
         SendError::Connect(ConnectError::NoCertificate) => f.write_str("this sidecar has no certificate yet"),
-        SendError::NotProcessed(why) | SendError::Reset(why) => f.write_str(why),
+        SendError::Connect(ConnectError::NotHttp2 { answered }) => {
+            f.write_str(ConnectError::not_http2(*answered))
+        }
+        SendError::NotProcessed(why)
+        | SendError::Reset(why)
+        | SendError::Version(why)
+        | SendError::Request(why) => f.write_str(why),
         SendError::Protocol(why) => write!(f, "not HTTP: {why}"),
         SendError::RequestBody(error) => write!(f, "the request's body: {}", body_details(error)),
         SendError::Overflow(_) => {
@@ -280,6 +300,8 @@ mod tests {
             (attempt(SendError::Connect(refused)), 503, 14, "connection_refused"),
             (attempt(SendError::Reset("closed")), 503, 14, "connection_terminated"),
             (attempt(SendError::Protocol("x".into())), 502, 14, "http_protocol_error"),
+            (attempt(SendError::Version("x")), 502, 12, "http_upgrade_failed"),
+            (attempt(SendError::Request("x")), 400, 13, "http_request_error"),
             (
                 attempt(SendError::Connect(ConnectError::Timeout(Duration::ZERO))),
                 503,
@@ -299,6 +321,7 @@ mod tests {
     fn only_what_provably_was_not_seen_is_marked_so() {
         assert!(attempt(SendError::NotProcessed("x")).is_not_processed());
         assert!(attempt(SendError::Connect(ConnectError::NoCertificate)).is_not_processed());
+        assert!(attempt(SendError::Version("x")).is_not_processed());
         assert!(RequestError::Overload(String::new()).is_not_processed());
         for error in [SendError::Reset("x"), SendError::Protocol("x".into())] {
             assert!(!attempt(error).is_not_processed());

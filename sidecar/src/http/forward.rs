@@ -322,7 +322,9 @@ fn failed(exchange: &mut Exchange, endpoint: &Endpoint, error: SendError) -> Tri
         // A connection that had idled for too long, or an endpoint about to end: no failure either.
         SendError::NotProcessed(_) => (Some(End::NotProcessed { connect: false }), None),
         SendError::Reset(_) | SendError::Protocol(_) => (Some(End::Reset), Some(Outcome::Failure)),
-        SendError::RequestBody(_) | SendError::Overflow(_) => (None, None),
+        // It does what it can; another may do more.
+        SendError::Version(_) => (Some(End::NotProcessed { connect: true }), None),
+        SendError::RequestBody(_) | SendError::Request(_) | SendError::Overflow(_) => (None, None),
     };
     let token = send_token(&error);
     let error = match error {

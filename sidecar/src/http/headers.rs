@@ -80,11 +80,20 @@ pub(crate) fn is_upgrade(head: &Parts) -> bool {
         return true;
     }
     let Some(protocol) = head.headers.get(UPGRADE) else { return false };
-    let refused = |name: &[u8]| {
-        name.eq_ignore_ascii_case(b"h2c") || name.get(..4).is_some_and(|n| n.eq_ignore_ascii_case(b"tls/"))
-    };
     let version = head.version == Version::HTTP_11;
-    version && names(&head.headers, &CONNECTION, "upgrade") && !refused(protocol.as_bytes())
+    version && names(&head.headers, &CONNECTION, "upgrade") && !names_http(protocol.as_bytes())
+}
+
+/// Whether a protocol to upgrade to is HTTP itself, which would carry requests past the sidecar, or the TLS around it.
+/// Any in a list counts.
+pub(crate) fn names_http(protocols: &[u8]) -> bool {
+    protocols.split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| {
+        let starts = |with: &[u8]| name.get(..with.len()).is_some_and(|n| n.eq_ignore_ascii_case(with));
+        name.eq_ignore_ascii_case(b"h2c")
+            || name.eq_ignore_ascii_case(b"h2")
+            || starts(b"http/")
+            || starts(b"tls/")
+    })
 }
 
 /// Whether a request came through so many sidecars that it must be going round.

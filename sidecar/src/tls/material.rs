@@ -102,7 +102,7 @@ impl Material {
             PeerVerifier::new(trust_domain.clone(), Arc::clone(&roots), true).map_err(MaterialError::Tls)?;
         let base = client_config(Arc::new(verifier), Arc::clone(&key)).map_err(MaterialError::Tls)?;
         // A session holds the protocol that was negotiated, so each offer has its own.
-        let client = |alpn: Option<Alpn>| {
+        let client = |alpn: &[Alpn]| {
             let mut config = base.clone();
             config.alpn_protocols = alpn.iter().map(|alpn| alpn.as_str().into()).collect();
             config.resumption = Resumption::in_memory_sessions(SESSIONS);
@@ -111,9 +111,10 @@ impl Material {
         Ok(Self {
             required: server(true)?,
             optional: server(false)?,
-            http2: client(Some(Alpn::Http2)),
-            http1: client(Some(Alpn::Http1)),
-            opaque: client(None),
+            // A sidecar takes HTTP/2 out of these; another peer may have HTTP/1.1 alone, which is better than nothing.
+            http2: client(&[Alpn::Http2, Alpn::Http1]),
+            http1: client(&[Alpn::Http1]),
+            opaque: client(&[]),
             roots: bundle
                 .roots
                 .iter()

@@ -102,6 +102,7 @@ impl ConnectError {
             Self::Tls(_) => "tls_protocol_error",
             Self::Identity { .. } => "tls_certificate_error",
             Self::NoCertificate => "proxy_internal_error",
+            Self::NotHttp2 { .. } => "http_protocol_error",
         }
     }
 }
@@ -118,6 +119,7 @@ impl fmt::Display for ConnectError {
             Self::NoCertificate => {
                 f.write_str("this workload has no certificate yet, and the endpoint asks for one")
             }
+            Self::NotHttp2 { answered } => f.write_str(Self::not_http2(*answered)),
         }
     }
 }

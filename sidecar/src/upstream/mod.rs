@@ -2,8 +2,10 @@
 //!
 //! In: an endpoint and a request. Out: its response, on a pooled connection. Everything here belongs to one worker, and a
 //! request is sent, and its answer read, by the task that asks: HTTP/1 connections have no task at all, HTTP/2
-//! connections one each. A request whose fate is not known is never sent twice from here.
+//! connections one each. A request whose fate is not known is never sent twice from here. An endpoint that turns out not
+//! to speak the version of HTTP that is wanted gets the request in the other.
 
+mod ability;
 mod connect;
 mod h1;
 mod h2;
@@ -80,6 +82,10 @@ pub(crate) enum SendError {
     Reset(&'static str),
     /// What came was not HTTP.
     Protocol(String),
+    /// The endpoint speaks only a version of HTTP in which the request can't be said. Nothing of it was sent.
+    Version(&'static str),
+    /// The request is none in the version of HTTP that the endpoint speaks, which is the client's fault.
+    Request(&'static str),
     /// The request's own body failed: the client went away or broke the protocol.
     RequestBody(crate::http::body::BodyError),
     /// The cluster's limit on connections or waiting requests is reached.
@@ -104,6 +110,12 @@ pub(crate) enum ConnectError {
     },
     /// The endpoint speaks mesh TLS and this workload has no certificate yet.
     NoCertificate,
+    /// Where the endpoint's HTTP/2 settings should have come, it closed the connection or, `answered`, said something
+    /// else.
+    NotHttp2 {
+        /// It said something else.
+        answered: bool,
+    },
 }
 
 impl ConnectError {
@@ -117,6 +129,15 @@ impl ConnectError {
                 Self::Identity { expected: expected.clone(), presented: presented.clone() }
             }
             Self::NoCertificate => Self::NoCertificate,
+            Self::NotHttp2 { answered } => Self::NotHttp2 { answered: *answered },
+        }
+    }
+
+    /// What is said of an endpoint that does not speak HTTP/2.
+    pub(crate) fn not_http2(answered: bool) -> &'static str {
+        match answered {
+            true => "the endpoint does not speak HTTP/2",
+            false => "the endpoint closed the connection instead of beginning HTTP/2",
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -15,7 +15,10 @@ use std::time::{Duration, SystemTime};
 
 use http::Request;
 use tokio::time::Instant;
+use tulle_mesh::model::UpstreamProtocol;
+use tulle_mesh::route::RequestView;
 
+use super::ability::Ability;
 use super::{Answer, HttpVersion, SendError, SendOptions, connect, h1, h2};
 use crate::balance::{Cluster, Endpoint, EndpointStats, Limit, Permit};
 use crate::http::body::Body;
@@ -51,6 +54,8 @@ pub(super) struct Slot {
     endpoint: RefCell<Weak<EndpointStats>>,
     /// No connection comes back here.
     retired: Cell<bool>,
+    /// Whether the endpoint speaks the protocol, as far as that was seen.
+    pub(super) ability: Ability,
     idle_timeout: Cell<Duration>,
     /// After what idle time the endpoint was seen to close a connection, and when that was.
     closes_after: Cell<Option<(Duration, Instant)>>,
@@ -82,21 +87,70 @@ impl Pools {
     /// connection up (HTTP/1) or resets the stream (HTTP/2).
     ///
     /// An upgrade (a request with Upgrade, or CONNECT with `:protocol`) is sent over HTTP/1 whatever `options` say: not
-    /// every server takes it over HTTP/2.
+    /// every server takes it over HTTP/2. An endpoint that does not speak the version gets the request in the other one,
+    /// unless its cluster says HTTP/1: that is found out before anything of the request is sent in HTTP/2, and by a
+    /// proof that nothing of it was understood in HTTP/1.
     ///
     /// # Errors
     /// See [`SendError`], which tells what may have happened to the request.
-    pub(crate) async fn send(
+    pub(crate) fn send(
         self: &Rc<Self>,
         endpoint: &Arc<Endpoint>,
         request: Request<Body>,
         options: SendOptions<'_>,
-    ) -> Result<Answer, SendError> {
-        let version = if h1::is_upgrade(&request) { HttpVersion::Http1 } else { options.version };
-        let slot = self.slot(endpoint, version, &options);
-        match version {
-            HttpVersion::Http1 => h1::send(slot, endpoint, request, options).await,
-            HttpVersion::Http2 => h2::send(slot, endpoint, request, options).await,
+    ) -> impl Future<Output = Result<Answer, SendError>> {
+        let upgrade = h1::is_upgrade(&request);
+        let wanted = if upgrade { HttpVersion::Http1 } else { options.version };
+        let (version, mut slot) = self.spoken(endpoint, wanted, &options);
+        // Not an async function: it would hold the request twice.
+        async move {
+            if version == HttpVersion::Http2 {
+                match h2::ready(&slot, endpoint, options.cluster).await {
+                    Ok(place) => return h2::send(place, request, upgrade, options.interim).await,
+                    Err(error) => {
+                        let told = options.cluster.model.protocol;
+                        if !slot.ability.gives_way(&error, told, is_grpc(&request)) {
+                            return Err(error);
+                        }
+                    }
+                }
+                slot = self.slot(endpoint, HttpVersion::Http1, &options);
+            }
+            let converted = wanted == HttpVersion::Http2;
+            if converted && is_grpc(&request) {
+                return Err(SendError::Version("the endpoint speaks only HTTP/1.1, and gRPC needs HTTP/2"));
+            }
+            let sent = h1::send(slot, endpoint, request, options).await;
+            let lost =
+                matches!(sent, Err(SendError::Connect(_) | SendError::Reset(_) | SendError::NotProcessed(_)));
+            if converted && lost {
+                // Perhaps it is another application that is about to listen there.
+                self.forget(endpoint, HttpVersion::Http2);
+            }
+            sent
+        }
+    }
+
+    /// The version to speak, and its connections: the wanted one, unless only the other is known to be of use.
+    fn spoken(
+        self: &Rc<Self>,
+        endpoint: &Endpoint,
+        wanted: HttpVersion,
+        options: &SendOptions<'_>,
+    ) -> (HttpVersion, Rc<Slot>) {
+        let slot = self.slot(endpoint, wanted, options);
+        if slot.ability.is_refused() && options.cluster.model.protocol != UpstreamProtocol::Http1 {
+            let other = self.slot(endpoint, wanted.other(), options);
+            if !other.ability.is_refused() {
+                return (wanted.other(), other);
+            }
+        }
+        (wanted, slot)
+    }
+
+    fn forget(&self, endpoint: &Endpoint, version: HttpVersion) {
+        if let Some(slot) = self.slots.borrow().get(&(endpoint.id, version)) {
+            slot.ability.forget();
         }
     }
 
@@ -125,6 +179,7 @@ impl Pools {
             material: material.cloned(),
             endpoint: RefCell::new(Arc::downgrade(&endpoint.stats)),
             retired: Cell::new(false),
+            ability: Ability::default(),
             idle_timeout: Cell::new(idle),
             closes_after: Cell::new(None),
             idle: RefCell::default(),
@@ -260,6 +315,10 @@ impl Slot {
         self.idle.borrow_mut().clear();
         self.multiplexed.clear();
     }
+}
+
+fn is_grpc(request: &Request<Body>) -> bool {
+    RequestView::new(request.method(), "", "/", request.headers()).is_grpc()
 }
 
 /// Counts one more of what `limit` limits.

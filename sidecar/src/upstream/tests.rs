@@ -1,3 +1,4 @@
+mod convert;
 mod http1;
 mod http2;
 mod proxying;

@@ -8,6 +8,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TRANSFE
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
 use super::framing::status_is_bodiless;
+use super::head::may_trail;
 use super::transport::WriteBuffer;
 
 /// Fields of the connection, which the writer sets itself.
@@ -79,7 +80,7 @@ impl Encoder {
             Self::Length(_) => Err(LengthMismatch),
             Self::Chunked => {
                 out.put_slice(b"0\r\n");
-                for (name, value) in trailers.into_iter().flatten() {
+                for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| may_trail(name)) {
                     put_field(out, name, value.as_bytes());
                 }
                 out.put_slice(b"\r\n");

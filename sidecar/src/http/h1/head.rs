@@ -3,7 +3,10 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
+};
 use httparse::Header;
 
 /// Heads with up to this many fields are parsed without an allocation for it.
@@ -104,17 +107,28 @@ pub(crate) fn take_trailers(
             Ok(httparse::Status::Complete((_, parsed))) => fields(&section, parsed, &mut trailers)?,
             Ok(httparse::Status::Partial) | Err(_) => return Err("malformed trailers"),
         }
-        for name in [
-            http::header::TRANSFER_ENCODING,
-            http::header::CONTENT_LENGTH,
-            http::header::HOST,
-            http::header::CONNECTION,
-            http::header::TE,
-            http::header::TRAILER,
-            http::header::UPGRADE,
-        ] {
+        for name in NEVER_TRAIL {
             trailers.remove(name);
         }
     }
     Ok(Some(trailers))
 }
+
+/// Whether a field may come after a body: not where it would change what the message is (RFC 9110 section 6.5.1). HTTP/2
+/// lets such fields come, and an HTTP/1.1 receiver may merge them into the head.
+pub(crate) fn may_trail(name: &HeaderName) -> bool {
+    !NEVER_TRAIL.contains(name)
+}
+
+const NEVER_TRAIL: [HeaderName; 10] = [
+    TRANSFER_ENCODING,
+    CONTENT_LENGTH,
+    HOST,
+    CONNECTION,
+    TE,
+    TRAILER,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];

@@ -49,7 +49,14 @@ pub(super) async fn send(
     let connection = slot.http1(endpoint, options.cluster).await?;
     let peer = connection.peer.clone();
     let mut exchange = Exchange::begin(connection, request);
-    let head = exchange.head(options.interim).await?;
+    let head = match exchange.head(options.interim).await {
+        Ok(head) => head,
+        Err(Failed::Http2) => {
+            slot.ability.refused();
+            return Err(SendError::NotProcessed("the endpoint speaks only HTTP/2"));
+        }
+        Err(Failed::Otherwise(error)) => return Err(error),
+    };
     let Exchange { connection, method, upgrade, upload, .. } = exchange;
     let ResponseHead { response, framing, keep_alive } = head;
     let tunnels = match response.status() {
@@ -69,6 +76,14 @@ pub(super) async fn send(
     let body =
         ResponseBody::following(slot, connection, Decoder::new(framing), keep_alive, upload, &response);
     Ok(Answer { response: response.map(|()| body), tunnel: None, peer })
+}
+
+/// Why there is no response's head.
+#[derive(Debug)]
+enum Failed {
+    /// What came is the beginning of HTTP/2.
+    Http2,
+    Otherwise(SendError),
 }
 
 /// An exchange that waits for its response's head.
@@ -104,7 +119,7 @@ impl Exchange {
     }
 
     /// Sends the request and waits for the response's head.
-    async fn head(&mut self, interim: &Interim) -> Result<ResponseHead, SendError> {
+    async fn head(&mut self, interim: &Interim) -> Result<ResponseHead, Failed> {
         if self.upload.as_ref().is_none_or(|upload| !upload.holds()) {
             return poll_fn(|cx| self.poll_head(cx, interim)).await;
         }
@@ -115,19 +130,17 @@ impl Exchange {
                 && patience.as_mut().poll(cx).is_ready()
             {
                 upload.go_on();
+                // The client may wait for the same.
+                interim.send(go_on());
             }
             self.poll_head(cx, interim)
         })
         .await
     }
 
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        interim: &Interim,
-    ) -> Poll<Result<ResponseHead, SendError>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, interim: &Interim) -> Poll<Result<ResponseHead, Failed>> {
         loop {
-            self.poll_send(cx)?;
+            self.poll_send(cx).map_err(Failed::Otherwise)?;
             let Connection { transport, head_end, .. } = &mut *self.connection;
             match take_response(&mut transport.read, head_end, &self.method) {
                 Ok(Some(head)) if is_interim(&head.response) => {
@@ -140,11 +153,16 @@ impl Exchange {
                     continue;
                 }
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                _ if self.sent_before == 0 && is_settings(&transport.read) => {
+                    return Poll::Ready(Err(Failed::Http2));
+                }
                 Ok(None) => {}
-                Err(reason) => return Poll::Ready(Err(SendError::Protocol(reason.into()))),
+                Err(reason) => {
+                    return Poll::Ready(Err(Failed::Otherwise(SendError::Protocol(reason.into()))));
+                }
             }
             match transport.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(self.lost())),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Failed::Otherwise(self.lost()))),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => return Poll::Pending,
             }
@@ -185,6 +203,19 @@ impl Exchange {
     }
 }
 
+/// Whether a new connection's peer begins with an HTTP/2 SETTINGS frame (RFC 9113 section 3.4): on stream 0, no ACK, and
+/// of six bytes per setting. Only a server that waits for the preface of HTTP/2 says that, and it understands nothing
+/// of what came in its place.
+fn is_settings(read: &[u8]) -> bool {
+    matches!(read, [0, high, low, 4, 0, 0, 0, 0, 0, ..] if u16::from_be_bytes([*high, *low]) % 6 == 0)
+}
+
+fn go_on() -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::CONTINUE;
+    response
+}
+
 fn is_interim(response: &Response<()>) -> bool {
     response.status().is_informational() && response.status() != StatusCode::SWITCHING_PROTOCOLS
 }
@@ -221,6 +252,6 @@ mod tests {
         let permit = upstream.cluster.permit(Limit::Connections).expect("no limit");
         let connection = Box::new(Connection::new(connection, permit));
         let result = Exchange::begin(connection, post("x")).head(&Interim::default()).await;
-        assert!(matches!(result, Err(SendError::NotProcessed(_))), "{result:?}");
+        assert!(matches!(result, Err(Failed::Otherwise(SendError::NotProcessed(_)))), "{result:?}");
     }
 }

@@ -17,10 +17,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tulle_mesh::identity::SpiffeId;
 
+use super::first::{First, Watched};
 use crate::balance::{Cluster, Endpoint, Limit, Permit};
 use crate::http::h2::ping::KeepAlive;
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
-use crate::io::Stream;
 use crate::tls::Alpn;
 use crate::upstream::pool::{Slot, permit};
 use crate::upstream::{ConnectError, DEFAULT_CONNECT_TIMEOUT, SendError};
@@ -185,10 +185,16 @@ fn least_loaded(connections: &[Rc<Shared>]) -> Option<Lease> {
 
 async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Shared, SendError> {
     let (connection, permit) = slot.connect(endpoint, cluster, Alpn::Http2).await?;
-    if endpoint.tls.is_some() && connection.alpn != Some(Alpn::Http2) {
-        let reason = "the endpoint does not agree to HTTP/2 in ALPN";
-        return Err(SendError::Connect(ConnectError::Tls(reason.into())));
+    match connection.alpn {
+        Some(Alpn::Http2) => slot.ability.spoken(),
+        Some(Alpn::Http1) => return Err(SendError::Connect(ConnectError::NotHttp2 { answered: true })),
+        // Over TLS, who does not negotiate speaks HTTP/1.1, as in Envoy.
+        None if endpoint.tls.is_some() => {
+            return Err(SendError::Connect(ConnectError::NotHttp2 { answered: true }));
+        }
+        None => {}
     }
+    let (stream, first) = Watched::new(connection.stream);
     let handshake = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -196,12 +202,13 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEAD)
         .enable_push(false)
-        .handshake(connection.stream)
+        .handshake(stream)
         .await;
-    let (sender, mut driven) = handshake.map_err(not_http2)?;
+    let (sender, mut driven) = handshake.map_err(|error| not_begun(error, &first))?;
     let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
-    let keep_alive = timeout(limit, settle(&mut driven)).await;
+    let keep_alive = timeout(limit, settle(&mut driven, &first)).await;
     let keep_alive = keep_alive.map_err(|_| SendError::Connect(ConnectError::Timeout(limit)))??;
+    slot.ability.spoken();
     let closed = Rc::new(Cell::new(false));
     tokio::task::spawn_local(drive(driven, keep_alive, Rc::clone(&closed), permit));
     Ok(Shared {
@@ -215,13 +222,15 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
 
 /// Waits for the peer's settings, which come before anything else that it sends: only then is it known how many streams it
 /// takes, and that it speaks HTTP/2 at all. So a peer that doesn't has not seen anything of a request.
-async fn settle(connection: &mut Connection<Stream, Bytes>) -> Result<KeepAlive, SendError> {
+async fn settle(connection: &mut Connection<Watched, Bytes>, first: &First) -> Result<KeepAlive, SendError> {
     let mut ping_pong = connection.ping_pong().ok_or(NOT_SENT)?;
-    ping_pong.send_ping(Ping::opaque()).map_err(not_http2)?;
+    ping_pong.send_ping(Ping::opaque()).map_err(|error| not_begun(error, first))?;
     poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
-        Poll::Ready(Ok(())) => Poll::Ready(Err(not_http2(h2::Reason::NO_ERROR.into()))),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(not_http2(error))),
-        Poll::Pending => ping_pong.poll_pong(cx).map(|pong| pong.map(drop).map_err(not_http2)),
+        Poll::Ready(Ok(())) => Poll::Ready(Err(not_begun(h2::Reason::NO_ERROR.into(), first))),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(not_begun(error, first))),
+        Poll::Pending => {
+            ping_pong.poll_pong(cx).map(|pong| pong.map(drop).map_err(|error| not_begun(error, first)))
+        }
     })
     .await?;
     Ok(KeepAlive::new(ping_pong))
@@ -230,7 +239,7 @@ async fn settle(connection: &mut Connection<Stream, Bytes>) -> Result<KeepAlive,
 /// Reads and writes the frames of a connection until it ends: with the peer, or with its last stream once nobody can open
 /// another.
 async fn drive(
-    mut connection: Connection<Stream, Bytes>,
+    mut connection: Connection<Watched, Bytes>,
     mut keep_alive: KeepAlive,
     closed: Rc<Cell<bool>>,
     _permit: Permit,
@@ -244,11 +253,17 @@ async fn drive(
 }
 
 /// A connection on which HTTP/2 did not come about. Nothing of a request was sent.
-fn not_http2(error: h2::Error) -> SendError {
+fn not_begun(error: h2::Error, first: &First) -> SendError {
+    if first.is_foreign() {
+        return SendError::Connect(ConnectError::NotHttp2 { answered: true });
+    }
+    if first.is_missing() {
+        return SendError::Connect(ConnectError::NotHttp2 { answered: false });
+    }
     let error = if error.is_io() {
         error.into_io().unwrap_or_else(|| std::io::ErrorKind::ConnectionReset.into())
     } else {
-        let reason = format!("the endpoint does not speak HTTP/2: {error}");
+        let reason = format!("the endpoint did not get as far as its HTTP/2 settings: {error}");
         std::io::Error::new(std::io::ErrorKind::InvalidData, reason)
     };
     SendError::Connect(ConnectError::Io(error))

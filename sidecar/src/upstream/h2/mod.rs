@@ -6,11 +6,12 @@
 
 mod body;
 mod connection;
+mod first;
 mod request;
+mod upgrade;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -21,8 +22,9 @@ use http::{Method, Request, Response};
 pub(crate) use self::body::ResponseBody;
 use self::body::Upload;
 pub(super) use self::connection::{Lease, Multiplexed};
+use self::upgrade::Upgrade;
 use super::pool::Slot;
-use super::{Answer, Hold, SendError, SendOptions};
+use super::{Answer, Hold, SendError};
 use crate::balance::{Cluster, Endpoint};
 use crate::http::body::{Body, BodyError};
 use crate::http::h2::body_error;
@@ -33,17 +35,23 @@ use crate::http::upgrade::{Tunnel, TunnelEnd};
 /// Connections that turn out to be closing before a request is given up.
 const MAX_TRIES: usize = 3;
 
-/// Sends `request` on a connection of `slot`.
+/// A place on a connection that takes a stream now, and what opens it.
+pub(super) type Place = (Lease, SendRequest<Bytes>);
+
+/// Sends `request` in its place. `upgrade`: it is one.
 pub(super) async fn send(
-    slot: Rc<Slot>,
-    endpoint: &Endpoint,
-    request: Request<Body>,
-    options: SendOptions<'_>,
+    (lease, mut sender): Place,
+    mut request: Request<Body>,
+    upgrade: bool,
+    interim: &Interim,
 ) -> Result<Answer, SendError> {
+    let upgrade = match upgrade {
+        true => Some(Upgrade::begin(&mut request, sender.is_extended_connect_protocol_enabled())?),
+        false => None,
+    };
     let (head, body) = request::to_http2(request)?.into_parts();
     let connect = head.method == Method::CONNECT;
     let ended = !connect && http_body::Body::is_end_stream(&body);
-    let (lease, mut sender) = ready(&slot, endpoint, options.cluster).await?;
     let head = Request::from_parts(head, ());
     let (response, stream) = sender.send_request(head, ended).map_err(|error| not_opened(&error))?;
     let mut tunnel = None;
@@ -54,13 +62,17 @@ pub(super) async fn send(
         upload = Some(Upload::new(stream, body));
     }
     let mut exchange = Exchange { response, upload };
-    let response = exchange.head(options.interim).await?;
+    let response = exchange.head(interim).await?;
     let (head, recv) = response.into_parts();
     let peer = lease.peer();
     match tunnel {
         Some(stream) if head.status.is_success() => {
+            let mut response = Response::from_parts(head, ());
+            if let Some(upgrade) = upgrade {
+                upgrade.end(&mut response);
+            }
             let tunnel = Some(Tunnel::new(TunnelEnd::http2(stream, recv), Hold::Stream(lease)));
-            Ok(Answer { response: Response::from_parts(head, Body::Empty), tunnel, peer })
+            Ok(Answer { response: response.map(|()| Body::Empty), tunnel, peer })
         }
         _ => {
             let body = ResponseBody::following(recv, &head.headers, exchange.upload, lease);
@@ -69,12 +81,8 @@ pub(super) async fn send(
     }
 }
 
-/// A place on a connection that takes a stream now.
-async fn ready(
-    slot: &Slot,
-    endpoint: &Endpoint,
-    cluster: &Cluster,
-) -> Result<(Lease, SendRequest<Bytes>), SendError> {
+/// A place on a connection of `slot`, made if need be. Nothing of a request is needed for it, or lost if there is none.
+pub(super) async fn ready(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Place, SendError> {
     for _ in 0..MAX_TRIES {
         let lease = connection::lease(slot, endpoint, cluster).await?;
         let mut sender = lease.sender();

@@ -24,6 +24,11 @@ const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 
 /// An echo behind mesh TLS, in whichever HTTP is agreed on.
 async fn echo(material: Arc<Material>) -> SocketAddr {
+    speaking(material, &["h2", "http/1.1"]).await
+}
+
+/// The same in what is agreed on of `alpn`.
+async fn speaking(material: Arc<Material>, alpn: &'static [&'static str]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     tokio::task::spawn_local(async move {
@@ -33,7 +38,7 @@ async fn echo(material: Arc<Material>) -> SocketAddr {
             tokio::task::spawn_local(async move {
                 let tls = DownstreamTls {
                     require_client_certificate: true,
-                    alpn: vec!["h2".into(), "http/1.1".into()],
+                    alpn: alpn.iter().map(|id| (*id).into()).collect(),
                 };
                 let socket = Prefixed::new(Bytes::new(), socket);
                 let Ok(accepted) = accept(socket, &material, &tls, client).await else { return };
@@ -95,6 +100,24 @@ async fn nothing_is_sent_to_another_or_without_a_certificate() {
             let result = send(&upstream, None).await;
             assert!(matches!(result, Err(SendError::Connect(ConnectError::NoCertificate))), "{result:?}");
             assert_eq!(upstream.cluster.state.series.tls_failures.value(), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_without_http_2_gets_the_request_in_http_1() {
+    local(async {
+        let ca = Authority::new("root");
+        for alpn in [&["http/1.1"][..], &[]] {
+            let address = speaking(ca.material(CART), alpn).await;
+            let upstream = Upstream::meshed(address, HttpVersion::Http2, CART);
+            let web = ca.material(WEB);
+            // One connection to find out, one to use.
+            for _ in 0..3 {
+                assert_eq!(send(&upstream, Some(&web)).await.expect("an answer"), CART);
+                assert_eq!(upstream.cluster.state.series.connections.value(), 2, "{alpn:?}");
+            }
         }
     })
     .await;

@@ -75,6 +75,10 @@ pub(super) async fn serve_stream<H: Handler>(
         return;
     }
 
+    if head.status == StatusCode::NO_CONTENT {
+        // It has no content, and so no length of it (RFC 9110 section 8.6).
+        head.headers.remove(CONTENT_LENGTH);
+    }
     let bodiless = method == Method::HEAD || status_is_bodiless(head.status);
     let ended = bodiless || http_body::Body::is_end_stream(&body);
     if !ended
@@ -110,7 +114,9 @@ impl Stream {
     }
 
     /// Sends an interim response.
-    pub(in crate::http::server) fn interim(&self, response: Response<()>) {
+    pub(in crate::http::server) fn interim(&self, mut response: Response<()>) {
+        strip_connection_fields(response.headers_mut());
+        *response.version_mut() = Version::HTTP_2;
         // A stream that was reset takes none, and needs none.
         let _ = self.respond.borrow_mut().send_informational(response);
     }
