@@ -27,7 +27,7 @@ impl Seen {
     }
 }
 
-/// A running HTTP/1.1 application. Ends when dropped.
+/// A running HTTP/1.1 application. Who asks for HTTP/2 is refused as most servers do it. Ends when dropped.
 pub struct App {
     /// Where it listens.
     pub address: SocketAddr,
@@ -81,12 +81,17 @@ pub fn script(status: u16, text: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{text}", text.len()).into_bytes()
 }
 
-async fn serve(
+/// Answers the requests of one connection.
+pub(crate) async fn serve(
     mut stream: TcpStream,
     answer: Arc<impl Fn(&Seen) -> Vec<u8> + Send + Sync>,
     log: Arc<Mutex<Vec<Seen>>>,
 ) {
     while let Some(request) = read_request(&mut stream).await {
+        if request.line.starts_with("PRI ") {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await;
+            return;
+        }
         log.lock().expect("no test thread panics with it").push(request.clone());
         let bytes = answer(&request);
         if bytes.is_empty() || stream.write_all(&bytes).await.is_err() {

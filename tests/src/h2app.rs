@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use crate::LIMIT;
+use crate::{LIMIT, script};
 
 /// A running HTTP/2 application, in plaintext with prior knowledge. Ends when dropped.
 ///
@@ -30,6 +30,15 @@ pub struct H2App {
 impl H2App {
     /// Starts one with a name.
     pub async fn start(name: &'static str) -> Self {
+        Self::start_as(name, false).await
+    }
+
+    /// Starts one that answers clients of HTTP/1.1 as well, with its name.
+    pub async fn start_both(name: &'static str) -> Self {
+        Self::start_as(name, true).await
+    }
+
+    async fn start_as(name: &'static str, both: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
         let events = Arc::new(Mutex::new(Vec::new()));
@@ -37,13 +46,13 @@ impl H2App {
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(connection(stream, name, log.clone()));
+                connections.spawn(connection(stream, name, both, log.clone()));
             }
         });
         Self { address, events, task }
     }
 
-    /// What happened so far: `connection`, each request's path, and `cancelled` for a client that went.
+    /// What happened so far: `connection`, `connection of HTTP/1`, each request's path, and `cancelled` for a client that went.
     pub fn events(&self) -> Vec<String> {
         self.events.lock().expect("no test thread panics with it").clone()
     }
@@ -66,7 +75,12 @@ fn log(events: &Events, event: &str) {
     events.lock().expect("no test thread panics with it").push(event.into());
 }
 
-async fn connection(stream: TcpStream, name: &'static str, events: Events) {
+async fn connection(stream: TcpStream, name: &'static str, both: bool, events: Events) {
+    let mut first = [0; 1];
+    if both && stream.peek(&mut first).await.is_ok() && first != *b"P" {
+        log(&events, "connection of HTTP/1");
+        return crate::app::serve(stream, Arc::new(move |_: &_| script(200, name)), Arc::default()).await;
+    }
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     log(&events, "connection");
     let mut streams = JoinSet::new();
@@ -158,6 +172,16 @@ impl H2Client {
         let app = response.headers().get("x-app").and_then(|app| app.to_str().ok()).unwrap_or_default();
         let head = (response.status().as_u16(), app.to_owned());
         Ok(Call { send, head, body: response.into_body() })
+    }
+
+    /// Sends a head; `end`: that is all. The answer to come, and where the body goes.
+    pub async fn send(
+        &self,
+        request: Request<()>,
+        end: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        let ready = timeout(LIMIT, self.requests.clone().ready()).await.expect("in time");
+        ready?.send_request(request, end)
     }
 
     /// Sends a request without a body; the whole answer's body.

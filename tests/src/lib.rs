@@ -7,8 +7,10 @@ mod app;
 mod h2app;
 mod hostile;
 pub mod hosts;
+mod origin;
 mod program;
 mod raw;
+mod raw_h2;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,8 +23,10 @@ use tulle_cli::local::{Binaries, LocalMesh, Sidecar, SidecarSpec};
 pub use app::{App, Seen, script};
 pub use h2app::{Call, H2App, H2Client};
 pub use hostile::HostileControlPlane;
+pub use origin::Origin;
 pub use program::{Program, curl, output_of, python};
 pub use raw::{Answer, exchange, read_head, read_to_end};
+pub use raw_h2::{End, RawH2};
 pub use tulle_cli::local::{fetch, wait_for};
 
 /// The longest that anything in a test may take.

@@ -4,6 +4,7 @@ mod admin;
 mod bad_input;
 mod balancing;
 mod configuration;
+mod convert;
 mod destinations;
 mod grpc;
 mod hostile;
