@@ -11,6 +11,7 @@ mod origin;
 mod program;
 mod raw;
 mod raw_h2;
+mod servers;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -27,6 +28,7 @@ pub use origin::Origin;
 pub use program::{Program, curl, output_of, python};
 pub use raw::{Answer, exchange, read_head, read_to_end};
 pub use raw_h2::{End, RawH2};
+pub use servers::{Ground, Server};
 pub use tulle_cli::local::{fetch, wait_for};
 
 /// The longest that anything in a test may take.

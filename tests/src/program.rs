@@ -55,10 +55,14 @@ impl Program {
 
 /// A Python script of `tests/python`, in the environment that `tests/setup` makes.
 pub fn python(script: &str) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(root.join("../target/python/bin/python"));
-    command.arg("-u").arg(root.join("python").join(script));
+    let mut command = Command::new(python_program());
+    command.arg("-u").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script));
     command
+}
+
+/// Python, with what `tests/setup` installs.
+pub(crate) fn python_program() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python")
 }
 
 /// curl, quiet, with a bound on its time, that no environment sends through another proxy.

@@ -14,7 +14,7 @@ use tulle_mesh::model::TrafficDirection;
 
 use super::Workload;
 use super::metrics::{ClusterSeries, Counter, Families, HttpLabels};
-use super::series::{Histogram, Key};
+use super::series::{Histogram, Key, TcpSeries};
 
 /// Everything as text.
 pub(super) fn text(workload: &Workload, families: &Families) -> String {
@@ -58,7 +58,7 @@ impl Page {
             let mut durations = Vec::new();
             let (mut requests, mut responses) = (Vec::new(), Vec::new());
             for (labels, series) in families.http.iter().filter(|(labels, _)| labels.direction == direction) {
-                series.each(|key, histogram| {
+                series.durations.each(|key, histogram| {
                     let labels = edge(workload, labels).and_key(direction, key);
                     durations.push((labels, histogram.into()));
                 });
@@ -83,45 +83,39 @@ impl Page {
     }
 
     fn tcp(&mut self, workload: &Workload, families: &Families) {
-        let mut each = |name: &str, help, value: fn(&super::series::TcpSeries) -> Value, kind| {
-            let samples = families.tcp.iter().map(|(labels, series)| {
-                let direction = match labels.direction {
-                    TrafficDirection::Inbound => "inbound",
-                    TrafficDirection::Outbound => "outbound",
-                };
-                (edge(workload, labels).and("direction", direction), value(series))
-            });
-            self.push(name.to_owned(), help, kind, samples.collect());
+        let edge = |labels: &HttpLabels| {
+            let direction = match labels.direction {
+                TrafficDirection::Inbound => "inbound",
+                TrafficDirection::Outbound => "outbound",
+            };
+            edge(workload, labels).and("direction", direction)
         };
-        each(
-            "tulle_tcp_connections",
-            "TCP connections that have ended.",
-            |series| Value::Counter(series.connections.value()),
-            MetricType::Counter,
-        );
+        let mut each = |name: &str, help, value: fn(&TcpSeries) -> u64| {
+            let samples = families.tcp.iter();
+            let samples = samples.map(|(labels, series)| (edge(labels), Value::Counter(value(series))));
+            self.push(name.to_owned(), help, MetricType::Counter, samples.collect());
+        };
+        each("tulle_tcp_connections", "TCP connections that have ended.", |series| {
+            series.connections.value()
+        });
         each(
             "tulle_tcp_connection_failures",
             "TCP connections that the mesh ended or could not forward.",
-            |series| Value::Counter(series.failures.value()),
-            MetricType::Counter,
+            |series| series.failures.value(),
         );
-        each(
-            "tulle_tcp_received_bytes",
-            "Bytes from TCP clients.",
-            |series| Value::Counter(series.received_bytes.value()),
-            MetricType::Counter,
-        );
-        each(
-            "tulle_tcp_sent_bytes",
-            "Bytes to TCP clients.",
-            |series| Value::Counter(series.sent_bytes.value()),
-            MetricType::Counter,
-        );
-        each(
-            "tulle_tcp_connection_duration_seconds",
+        each("tulle_tcp_received_bytes", "Bytes from TCP clients.", |series| series.received_bytes.value());
+        each("tulle_tcp_sent_bytes", "Bytes to TCP clients.", |series| series.sent_bytes.value());
+        let mut durations = Vec::new();
+        for (labels, series) in &families.tcp {
+            series.durations.each(|key, histogram| {
+                durations.push((edge(labels).and_key(labels.direction, key), histogram.into()));
+            });
+        }
+        self.push(
+            "tulle_tcp_connection_duration_seconds".to_owned(),
             "How long TCP connections lasted.",
-            |series| (&series.duration).into(),
             MetricType::Histogram,
+            durations,
         );
     }
 
@@ -217,7 +211,10 @@ impl LabelSet {
         let Some(key) = key else {
             return self.and("otel_metric_overflow", true);
         };
-        let mut set = self.and("http_request_method", key.method);
+        let mut set = self;
+        if !key.method.is_empty() {
+            set = set.and("http_request_method", key.method);
+        }
         if key.status > 0 {
             set = set.and("http_response_status_code", key.status);
         }

@@ -75,7 +75,9 @@ impl Registry {
 
     /// The series of a TCP edge.
     pub(crate) fn tcp(&self, labels: HttpLabels) -> Arc<TcpSeries> {
-        self.families().tcp.entry(labels).or_default().clone()
+        let mut families = self.families();
+        let make = || Arc::new(TcpSeries::new(self.histograms.clone()));
+        families.tcp.entry(labels).or_insert_with(make).clone()
     }
 
     /// The counters of a cluster, by name.

@@ -1,4 +1,4 @@
-//! The series of an edge: histograms by method, status, error and peer.
+//! The series of an edge: histograms by method, status, error and peer; of connections, by error and peer.
 //!
 //! In: the records of requests and connections that have ended, from any worker. Out: counts for a scrape. A slot is
 //! found by comparing a few words along a short list that only grows; nothing here hashes, and nothing locks once a
@@ -43,10 +43,7 @@ const MAX_SLOTS: usize = 128;
 
 /// The requests of one edge.
 pub(crate) struct HttpSeries {
-    slots: Segment,
-    overflow: Histogram,
-    /// How many histograms the whole sidecar has.
-    histograms: Arc<AtomicUsize>,
+    pub(super) durations: Slots,
     pub(super) request_bytes: Counter,
     pub(super) response_bytes: Counter,
 }
@@ -54,9 +51,7 @@ pub(crate) struct HttpSeries {
 impl HttpSeries {
     pub(super) fn new(histograms: Arc<AtomicUsize>) -> Self {
         Self {
-            slots: Segment::default(),
-            overflow: Histogram::default(),
-            histograms,
+            durations: Slots::new(histograms),
             request_bytes: Counter::default(),
             response_bytes: Counter::default(),
         }
@@ -73,12 +68,60 @@ impl HttpSeries {
             error: record.error.map_or("", |error| error.token),
             peer: record.peer,
         };
-        self.histogram(&key).observe(record.duration);
+        self.durations.histogram(&key).observe(record.duration);
+    }
+}
+
+/// The connections of one edge.
+pub(crate) struct TcpSeries {
+    pub(super) durations: Slots,
+    pub(super) connections: Counter,
+    pub(super) failures: Counter,
+    pub(super) received_bytes: Counter,
+    pub(super) sent_bytes: Counter,
+}
+
+impl TcpSeries {
+    pub(super) fn new(histograms: Arc<AtomicUsize>) -> Self {
+        Self {
+            durations: Slots::new(histograms),
+            connections: Counter::default(),
+            failures: Counter::default(),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
+        }
+    }
+
+    /// Counts a connection that has ended.
+    pub(super) fn record(&self, record: &ConnectionRecord<'_>) {
+        self.connections.increment();
+        if record.error.is_some() {
+            self.failures.increment();
+        }
+        self.received_bytes.add(record.received);
+        self.sent_bytes.add(record.sent);
+        let error = record.error.as_ref().map_or("", |error| error.token);
+        let key = Key { method: "", status: 0, grpc: None, error, peer: record.peer };
+        self.durations.histogram(&key).observe(record.duration);
+    }
+}
+
+/// The histograms of one edge, each found by its key.
+pub(super) struct Slots {
+    first: Segment,
+    overflow: Histogram,
+    /// How many histograms the whole sidecar has.
+    histograms: Arc<AtomicUsize>,
+}
+
+impl Slots {
+    fn new(histograms: Arc<AtomicUsize>) -> Self {
+        Self { first: Segment::default(), overflow: Histogram::default(), histograms }
     }
 
     /// Every slot with its key, and last the overflow (with no key) where anything is in it.
     pub(super) fn each(&self, mut visit: impl FnMut(Option<Key<'_>>, &Histogram)) {
-        let mut segment = Some(&self.slots);
+        let mut segment = Some(&self.first);
         while let Some(Segment { slots, next }) = segment {
             for slot in slots.iter().filter_map(OnceLock::get) {
                 visit(Some(slot.key.borrow()), &slot.histogram);
@@ -91,7 +134,7 @@ impl HttpSeries {
     }
 
     fn histogram(&self, key: &Key<'_>) -> &Histogram {
-        let mut segment = &self.slots;
+        let mut segment = &self.first;
         for _ in 0..MAX_SLOTS / SEGMENT {
             for cell in &segment.slots {
                 let slot = match cell.get() {
@@ -115,7 +158,7 @@ impl HttpSeries {
     }
 }
 
-impl Drop for HttpSeries {
+impl Drop for Slots {
     fn drop(&mut self) {
         let mut count = 0;
         self.each(|key, _| count += usize::from(key.is_some()));
@@ -123,32 +166,10 @@ impl Drop for HttpSeries {
     }
 }
 
-/// The connections of one edge.
-#[derive(Default)]
-pub(crate) struct TcpSeries {
-    pub(super) connections: Counter,
-    pub(super) failures: Counter,
-    pub(super) received_bytes: Counter,
-    pub(super) sent_bytes: Counter,
-    pub(super) duration: Histogram,
-}
-
-impl TcpSeries {
-    /// Counts a connection that has ended.
-    pub(super) fn record(&self, record: &ConnectionRecord<'_>) {
-        self.connections.increment();
-        if record.error.is_some() {
-            self.failures.increment();
-        }
-        self.received_bytes.add(record.received);
-        self.sent_bytes.add(record.sent);
-        self.duration.observe(record.duration);
-    }
-}
-
 /// What tells the slots of an edge apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key<'a> {
+    /// Empty where it was no request.
     pub(super) method: &'static str,
     /// 0 where the client went away before there was one.
     pub(super) status: u16,

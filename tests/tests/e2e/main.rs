@@ -16,6 +16,7 @@ mod policy;
 mod resilience;
 mod rollout;
 mod routing;
+mod servers;
 mod tcp;
 mod telemetry;
 
@@ -34,8 +35,17 @@ pub(crate) struct Pair {
 impl Pair {
     /// With `app` behind the server, and what its service says of its protocol.
     pub(crate) async fn start(app: SocketAddr, protocol: &str) -> Self {
+        Self::of(Workload::new("echo").app(app).protocol(protocol)).await
+    }
+
+    /// With `app` behind the server, of whose protocol nothing is told.
+    pub(crate) async fn start_untold(app: SocketAddr) -> Self {
+        Self::of(Workload::new("echo").app(app)).await
+    }
+
+    async fn of(server: Workload) -> Self {
         let mesh = TestMesh::start().await;
-        let server = mesh.workload(Workload::new("echo").app(app).protocol(protocol)).await;
+        let server = mesh.workload(server).await;
         let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
         Self { mesh, client, server }
     }
