@@ -107,7 +107,8 @@ impl Ground {
         init.arg(format!("--datadir={}", data.display()));
         succeed(init).await;
         let grants = folder.path().join("init.sql");
-        std::fs::write(&grants, "CREATE USER test; GRANT ALL ON *.* TO test;\n")
+        // A statement a line.
+        std::fs::write(&grants, "CREATE USER test;\nGRANT ALL ON *.* TO test;\n")
             .expect("the folder can be written");
         let address = self.free_port();
         let mut command = self.command(user, "mariadbd");
@@ -183,7 +184,7 @@ impl Ground {
         let other = if address.is_ipv4() { "listen_ipv6" } else { "listen" };
         let text = format!(
             "{listen}=YES\n{other}=NO\n{listen_address}={}\nlisten_port={}\nbackground=NO\nanonymous_enable=YES\n\
-             anon_root={}\nsecure_chroot_dir={}\nno_anon_password=YES\nftp_username=nobody\nseccomp_sandbox=NO\n",
+             anon_root={}\nsecure_chroot_dir={}\nno_anon_password=YES\nseccomp_sandbox=NO\n",
             address.ip(),
             address.port(),
             files.display(),

@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 
-use tulle_tests::{Ground, Server, identity, output_of};
+use tulle_cli::local::Sidecar;
+use tulle_tests::{Ground, LIMIT, Server, identity, output_of, wait_for};
 
 use crate::Pair;
 
@@ -26,19 +27,36 @@ impl Behind {
         self.pair.port()
     }
 
-    /// Ends with the proof that each connection went over mTLS, and that none was refused.
+    /// Each connection went over mTLS, and none was refused.
     async fn was_mutual_tls(&self) {
-        let metrics = self.pair.server.metrics().await.expect("it answers");
-        let name = "tulle_tcp_connection_duration_seconds_count";
-        let all = metrics.sum(name, &[("direction", "inbound")]);
-        let own = metrics.sum(name, &[("direction", "inbound"), ("source_principal", &identity("client"))]);
-        assert!(own > 0.0 && own == all, "{own} of {all} connections came from the client: {metrics:?}");
-        let metrics = self.pair.client.metrics().await.expect("it answers");
-        let own =
-            metrics.sum(name, &[("direction", "outbound"), ("destination_principal", &identity("echo"))]);
-        assert!(own > 0.0, "{metrics:?}");
-        assert_eq!(metrics.sum("tulle_connections_refused_total", &[]), 0.0, "{metrics:?}");
+        // They are counted when both ends have closed them.
+        let counted = || async {
+            let peer = ("source_principal", identity("client"));
+            let (own, all) = connections(&self.pair.server, ("direction", "inbound"), &peer).await;
+            let peer = ("destination_principal", identity("echo"));
+            let (to, _) = connections(&self.pair.client, ("direction", "outbound"), &peer).await;
+            let all_counted = own > 0.0 && own == all && own == to;
+            all_counted
+                .then_some(())
+                .ok_or_else(|| format!("{own} of {all} came from the client, which made {to}"))
+        };
+        wait_for(LIMIT, counted).await.unwrap_or_else(|error| panic!("{error}"));
+        for sidecar in [&self.pair.client, &self.pair.server] {
+            let metrics = sidecar.metrics().await.expect("it answers");
+            assert_eq!(metrics.sum("tulle_connections_refused_total", &[]), 0.0, "{metrics:?}");
+        }
     }
+}
+
+/// How many connections of one direction a sidecar has carried: those with a peer, and all.
+async fn connections(
+    sidecar: &Sidecar,
+    direction: (&str, &str),
+    (name, peer): &(&str, String),
+) -> (f64, f64) {
+    let metrics = sidecar.metrics().await.expect("it answers");
+    let series = "tulle_tcp_connection_duration_seconds_count";
+    (metrics.sum(series, &[direction, (name, peer)]), metrics.sum(series, &[direction]))
 }
 
 async fn text_of(command: tokio::process::Command) -> String {
@@ -74,7 +92,7 @@ async fn mariadb() {
     let behind = Behind::start(Ground::mariadb).await;
     let sql = async |statement| text_of(behind.ground.mysql(behind.port(), statement)).await;
     sql("create database shop; create table shop.books (id int, title text)").await;
-    sql("insert into shop.books select seq, concat('book ', seq) from seq_1_to_5000").await;
+    sql("insert into shop.books select seq, concat('book ', seq) from shop.seq_1_to_5000").await;
     let all = sql("select title from shop.books order by id").await;
     assert_eq!((all.lines().count(), all.lines().last()), (5000, Some("book 5000")));
     assert_eq!(sql("select 6 * 7, 'two words'").await, "42\ttwo words");
