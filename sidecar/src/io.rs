@@ -37,6 +37,21 @@ impl Stream {
     }
 }
 
+/// A stream that bytes can be carried from and to.
+pub(crate) trait Bare: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, where its bytes are those of the stream: without TLS, and with nothing read ahead of it.
+    fn bare(&self) -> Option<&TcpStream>;
+}
+
+impl Bare for Stream {
+    fn bare(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => tcp.prefix.is_empty().then_some(&tcp.socket),
+            Self::TlsServer(_) | Self::TlsClient(_) => None,
+        }
+    }
+}
+
 impl From<TcpStream> for Stream {
     fn from(socket: TcpStream) -> Self {
         Self::Tcp(Prefixed::new(Bytes::new(), socket))
@@ -160,10 +175,28 @@ impl AsyncWrite for Prefixed {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Empty};
     use tokio::net::TcpListener;
 
     use super::*;
+
+    impl Bare for TcpStream {
+        fn bare(&self) -> Option<&TcpStream> {
+            Some(self)
+        }
+    }
+
+    impl Bare for DuplexStream {
+        fn bare(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
+
+    impl Bare for Empty {
+        fn bare(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
 
     #[tokio::test]
     async fn what_was_peeked_is_read_again_and_in_order() {

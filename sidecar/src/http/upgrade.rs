@@ -13,8 +13,9 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
-use crate::io::Stream;
+use crate::io::{Bare, Stream};
 use crate::tcp::copy::{Relayed, relay};
 use crate::upstream::Hold;
 
@@ -48,7 +49,7 @@ impl Tunnel {
     /// Carries bytes between the downstream end and this one until both have closed, one has failed, or nothing has
     /// moved for `idle`.
     pub(crate) async fn run(mut self, mut downstream: TunnelEnd, idle: Option<Duration>) {
-        let Relayed { forward, back, .. } = relay(&mut downstream, &mut self.end, idle).await;
+        let Relayed { forward, back, .. } = relay(&mut downstream, &mut self.end, Vec::new(), idle).await;
         self.carried.received.set(forward);
         self.carried.sent.set(back);
     }
@@ -71,6 +72,15 @@ impl TunnelEnd {
     /// A stream that was opened with CONNECT.
     pub(crate) fn http2(send: SendStream<Bytes>, recv: RecvStream) -> Self {
         Self::Http2(Http2End { send, recv, read: Bytes::new(), ended: false })
+    }
+}
+
+impl Bare for TunnelEnd {
+    fn bare(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Http1(read, stream) if read.is_empty() => stream.bare(),
+            Self::Http1(..) | Self::Http2(_) => None,
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! In: two streams. Out: what one says reaches the other, the end of each direction as its own (half-close), and how
 //! much it was. Whoever can't take more holds up the other side and nobody else. A connection on which nothing moves
-//! holds no buffer: bytes are read into one buffer per thread, and only what the other side does not take at once is
-//! kept. Nothing is ever reordered, repeated or left behind in a buffer.
+//! holds no buffer: bytes are read into one large buffer per thread, and only what the other side does not take at once
+//! is kept. What comes in bulk between two sockets without TLS does not even come that far: the kernel moves it through
+//! a pipe. Nothing is ever reordered, repeated or left behind in a buffer.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -13,7 +14,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+
+use super::splice::{FillError, Pipe};
+use crate::io::Bare;
 
 /// How much was carried, and how it ended.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub(crate) struct Relayed {
     pub(crate) forward: u64,
     /// Bytes from the second stream to the first.
     pub(crate) back: u64,
+    /// How many of all these the kernel moved by itself.
+    pub(crate) spliced: u64,
     /// How it ended.
     pub(crate) end: End,
 }
@@ -40,13 +47,16 @@ pub(crate) enum End {
 }
 
 /// Carries bytes between `first` and `second` until both have closed, one has failed, or nothing has moved for `idle`
-/// (`None`: however long). The streams are left to the caller, who knows whether to close or to reset them.
-pub(crate) async fn relay<A, B>(first: &mut A, second: &mut B, idle: Option<Duration>) -> Relayed
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut forward, mut back) = (Direction::default(), Direction::default());
+/// (`None`: however long). `said` is what was read from `second` already. The streams are left to the caller, who knows
+/// whether to close or to reset them.
+pub(crate) async fn relay<A: Bare, B: Bare>(
+    first: &mut A,
+    second: &mut B,
+    said: Vec<u8>,
+    idle: Option<Duration>,
+) -> Relayed {
+    let mut forward = Direction::default();
+    let mut back = Direction { kept: said, ..Direction::default() };
     let timer = idle.map(tokio::time::sleep);
     tokio::pin!(timer);
     let mut last = Instant::now();
@@ -80,7 +90,25 @@ where
         Poll::Pending
     })
     .await;
-    Relayed { forward: forward.bytes, back: back.bytes, end }
+    let spliced = forward.spliced + back.spliced;
+    Relayed { forward: forward.bytes, back: back.bytes, spliced, end }
+}
+
+/// Waits until `stream` says something of its own accord, and appends it to `said`; says how much came, 0 for its end.
+/// Cancel-safe, and without memory as long as nothing comes.
+///
+/// # Errors
+/// When the stream fails.
+pub(super) async fn listen<S: AsyncRead + Unpin>(stream: &mut S, said: &mut Vec<u8>) -> io::Result<usize> {
+    poll_fn(|cx| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buf = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut buf))?;
+            said.extend_from_slice(buf.filled());
+            Poll::Ready(Ok(buf.filled().len()))
+        })
+    })
+    .await
 }
 
 /// The way from one stream to the other.
@@ -89,10 +117,27 @@ struct Direction {
     /// What was read and not yet written, from `written` on; without memory while there is nothing.
     kept: Vec<u8>,
     written: usize,
+    /// What is between the two in the kernel; `None` while nothing comes, so that connections share pipes.
+    pipe: Option<Pipe>,
     /// Bytes written in all.
     bytes: u64,
+    /// Those of them that went through a pipe.
+    spliced: u64,
+    /// How many reads in a row brought much.
+    large: Large,
     unflushed: bool,
     state: State,
+}
+
+/// Whether bytes come in bulk.
+#[derive(Default)]
+enum Large {
+    #[default]
+    No,
+    /// So many reads in a row brought much.
+    Reads(u8),
+    /// The kernel does not splice between these two.
+    Never,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -112,17 +157,21 @@ enum Fault {
 
 impl Direction {
     /// Carries on as far as both sides allow. Ready when the reader's end was passed on, and from then on.
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Fault>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    fn poll<R: Bare, W: Bare>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Poll<Result<(), Fault>> {
         loop {
             ready!(self.poll_write_kept(cx, writer))?;
             match self.state {
                 State::Open => {
-                    let read =
-                        SCRATCH.with_borrow_mut(|scratch| self.poll_through(cx, reader, writer, scratch))?;
+                    let read = match (self.is_bulk(), reader.bare(), writer.bare()) {
+                        (true, Some(from), Some(_)) => self.poll_into_pipe(cx, from)?,
+                        _ => SCRATCH
+                            .with_borrow_mut(|scratch| self.poll_through(cx, reader, writer, scratch))?,
+                    };
                     if read.is_pending() {
                         if self.unflushed
                             && Pin::new(&mut *writer).poll_flush(cx).map_err(Fault::Writer)?.is_ready()
@@ -139,6 +188,37 @@ impl Direction {
                 State::Ended => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Takes into a pipe what the reader has.
+    fn poll_into_pipe(&mut self, cx: &mut Context<'_>, reader: &TcpStream) -> Result<Poll<()>, Fault> {
+        let mut pipe = match self.pipe.take().map_or_else(Pipe::take, Ok) {
+            Ok(pipe) => pipe,
+            Err(_) => {
+                // Copying needs no file descriptor; there may be one again later.
+                self.large = Large::No;
+                return Ok(Poll::Ready(()));
+            }
+        };
+        let read = match pipe.poll_fill(cx, reader) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(0)) => {
+                self.state = State::Ending;
+                Poll::Ready(())
+            }
+            Poll::Ready(Ok(len)) => {
+                self.has_read(len);
+                self.pipe = Some(pipe);
+                return Ok(Poll::Ready(()));
+            }
+            Poll::Ready(Err(FillError::Unsupported)) => {
+                self.large = Large::Never;
+                Poll::Ready(())
+            }
+            Poll::Ready(Err(FillError::Reader(error))) => return Err(Fault::Reader(error)),
+        };
+        pipe.give_back();
+        Ok(read)
     }
 
     /// Reads once and writes what came at once, keeping what is not taken.
@@ -163,6 +243,7 @@ impl Direction {
             self.state = State::Ending;
             return Ok(Poll::Ready(()));
         }
+        self.has_read(read.len());
         while !read.is_empty() {
             match Pin::new(&mut *writer).poll_write(cx, read) {
                 Poll::Ready(result) => read = &read[self.count(result)?..],
@@ -175,11 +256,7 @@ impl Direction {
         Ok(Poll::Ready(()))
     }
 
-    fn poll_write_kept<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut W,
-    ) -> Poll<Result<(), Fault>> {
+    fn poll_write_kept<W: Bare>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<Result<(), Fault>> {
         while self.written < self.kept.len() {
             let result = ready!(Pin::new(&mut *writer).poll_write(cx, &self.kept[self.written..]));
             self.written += self.count(result)?;
@@ -188,7 +265,29 @@ impl Direction {
             self.kept = Vec::new();
             self.written = 0;
         }
+        while let Some(pipe) = &mut self.pipe {
+            let socket = writer.bare().expect("a writer that was a mere socket stays one");
+            let result = ready!(pipe.poll_drain(cx, socket));
+            let is_empty = pipe.is_empty();
+            self.spliced += self.count(result)? as u64;
+            if is_empty && let Some(pipe) = self.pipe.take() {
+                pipe.give_back();
+            }
+        }
         Poll::Ready(Ok(()))
+    }
+
+    fn is_bulk(&self) -> bool {
+        matches!(self.large, Large::Reads(BULK))
+    }
+
+    fn has_read(&mut self, len: usize) {
+        self.large = match self.large {
+            Large::Never => Large::Never,
+            _ if len < LARGE => Large::No,
+            Large::No => Large::Reads(1),
+            Large::Reads(reads) => Large::Reads(BULK.min(reads + 1)),
+        };
     }
 
     fn count(&mut self, result: io::Result<usize>) -> Result<usize, Fault> {
@@ -210,6 +309,12 @@ thread_local! {
 }
 
 const SCRATCH_SIZE: usize = 64 * 1024;
+
+/// A read of as many bytes is cheaper to splice than to copy; below, two calls more for a pipe cost more than the copies.
+const LARGE: usize = 16 * 1024;
+
+/// So many large reads in a row are a bulk transfer.
+const BULK: u8 = 4;
 
 #[cfg(test)]
 mod tests;

@@ -6,19 +6,20 @@
 
 pub(crate) mod copy;
 pub(crate) mod passthrough;
+mod splice;
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use smallvec::SmallVec;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{AccessLog, TrafficDirection};
 use tulle_mesh::route::split;
 
-use self::copy::{End, relay};
+use self::copy::{End, Relayed, relay};
 use crate::balance::{Cluster, InFlight, Limit, Outcome, Permit, Pick};
 use crate::io::Stream;
 use crate::snapshot::TcpRoutes;
@@ -57,6 +58,10 @@ pub(crate) struct Route<'a> {
 pub(crate) struct Upstream {
     connection: Connection,
     in_flight: InFlight,
+    /// What the endpoint has said before anybody asked.
+    said: Vec<u8>,
+    /// How its connection failed while it was listened to.
+    failed: Option<io::Error>,
     _permit: Permit,
 }
 
@@ -112,7 +117,8 @@ impl<'a> Route<'a> {
                     let now = Instant::now();
                     in_flight.observe(now - begun, now);
                     in_flight.report(Outcome::Success, now, worker.draw_u64());
-                    return Ok(Upstream { connection, in_flight, _permit: permit });
+                    let said = Vec::new();
+                    return Ok(Upstream { connection, in_flight, said, failed: None, _permit: permit });
                 }
                 Err(error) => {
                     in_flight.report(Outcome::Failure, Instant::now(), worker.draw_u64());
@@ -123,7 +129,8 @@ impl<'a> Route<'a> {
         Err(last)
     }
 
-    fn idle_timeout(&self) -> Option<Duration> {
+    /// How long nothing may move; `None`: however long.
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
         Some(self.settings.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT)).filter(|idle| !idle.is_zero())
     }
 }
@@ -141,50 +148,30 @@ impl Session<'_> {
             return client.reset();
         };
         let ending = match route.connect(self.worker, material).await {
-            Ok(upstream) => self.carry(&mut client, &route, upstream, &[]).await,
+            Ok(upstream) => self.carry(&mut client, &route, upstream).await,
             Err(error) => self.refuse(&route, &error),
         };
         ending.apply(client);
     }
 
-    /// Carries bytes until the end. `greeting` is what the endpoint has said already.
-    pub(crate) async fn carry(
-        &self,
-        client: &mut Stream,
-        route: &Route<'_>,
-        upstream: Upstream,
-        greeting: &[u8],
-    ) -> Ending {
-        let Upstream { connection, in_flight, _permit } = upstream;
+    /// Carries bytes until the end, first those that the endpoint has said already.
+    pub(crate) async fn carry(&self, client: &mut Stream, route: &Route<'_>, upstream: Upstream) -> Ending {
+        let Upstream { connection, in_flight, said, failed, _permit } = upstream;
         let mut stream = connection.stream;
-        let relayed = match client.write_all(greeting).await {
-            Ok(()) => relay(client, &mut stream, route.idle_timeout()).await,
-            Err(error) => copy::Relayed { forward: 0, back: 0, end: End::First(error) },
+        let relayed = match failed {
+            None => relay(client, &mut stream, said, route.idle_timeout()).await,
+            Some(error) => Relayed { forward: 0, back: 0, spliced: 0, end: End::Second(error) },
         };
-        let ending = match &relayed.end {
-            End::Closed => Ending::Orderly,
-            End::Idle | End::First(_) | End::Second(_) => {
-                stream.reset();
-                Ending::Reset
-            }
-        };
-        let details;
-        let error = match &relayed.end {
-            End::Closed => None,
-            End::Idle => Some(Failure { token: "connection_timeout", details: "nothing moved for too long" }),
-            End::First(error) => {
-                details = format!("the client's connection failed: {error}");
-                Some(Failure { token: "connection_terminated", details: &details })
-            }
-            End::Second(error) => {
-                details = format!("the endpoint's connection failed: {error}");
-                Some(Failure { token: "connection_terminated", details: &details })
-            }
-        };
+        let ending = Ending::of(&relayed.end);
+        if ending == Ending::Reset {
+            stream.reset();
+        }
+        let mut details = String::new();
         self.worker.telemetry.connection(&ConnectionRecord {
             received: relayed.forward,
-            sent: relayed.back + greeting.len() as u64,
-            error,
+            sent: relayed.back,
+            spliced: relayed.spliced,
+            error: relayed.end.failure(&mut details),
             cluster: &in_flight.cluster().name,
             endpoint: Some(in_flight.endpoint().address),
             peer: self.identity.or(connection.peer.as_ref()),
@@ -217,6 +204,7 @@ impl Session<'_> {
             duration: self.begun.elapsed(),
             received: 0,
             sent: 0,
+            spliced: 0,
             error: None,
             cluster: "",
             endpoint: None,
@@ -237,6 +225,14 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
+    /// For a relay that ended so.
+    fn of(end: &End) -> Self {
+        match end {
+            End::Closed => Self::Orderly,
+            End::Idle | End::First(_) | End::Second(_) => Self::Reset,
+        }
+    }
+
     /// Ends the client's connection.
     pub(crate) fn apply(self, client: Stream) {
         match self {
@@ -246,19 +242,30 @@ impl Ending {
     }
 }
 
-impl Upstream {
-    /// Waits until the endpoint says something of its own accord, and appends it to `greeting`. Cancel-safe.
-    ///
-    /// # Errors
-    /// When the connection fails.
-    pub(crate) async fn greeting(&mut self, greeting: &mut Vec<u8>) -> std::io::Result<()> {
-        greeting.reserve(GREETING);
-        self.connection.stream.read_buf(greeting).await.map(drop)
+impl End {
+    /// As what it counts, in words in `details`; `None` for an orderly end.
+    fn failure<'d>(&self, details: &'d mut String) -> Option<Failure<'d>> {
+        let token = match self {
+            Self::Closed => return None,
+            Self::Idle => "connection_timeout",
+            Self::First(_) | Self::Second(_) => "connection_terminated",
+        };
+        *details = match self {
+            Self::First(error) => format!("the client's connection failed: {error}"),
+            Self::Second(error) => format!("the endpoint's connection failed: {error}"),
+            Self::Closed | Self::Idle => "nothing moved for too long".to_owned(),
+        };
+        Some(Failure { token, details })
     }
 }
 
-/// Most greetings are a line; of a longer one the rest follows.
-const GREETING: usize = 1024;
+impl Upstream {
+    /// Waits until the endpoint says something of its own accord, or ends; either is kept for [`Session::carry`].
+    /// Cancel-safe.
+    pub(crate) async fn speaks(&mut self) {
+        self.failed = copy::listen(&mut self.connection.stream, &mut self.said).await.err();
+    }
+}
 
 impl NoUpstream {
     fn new(token: &'static str, details: impl Into<String>) -> Self {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tulle_mesh::address::ServicePort;
 use tulle_mesh::model::TrafficDirection;
 
-use super::copy::{End, relay};
+use super::copy::relay;
 use super::{DEFAULT_IDLE_TIMEOUT, Ending, Session};
 use crate::dns::Lookups;
 use crate::io::Stream;
@@ -50,24 +50,24 @@ impl Session<'_> {
         });
         let mut record = self.record(&series, None);
         record.cluster = SERVICE;
-        let details;
+        let mut details = String::new();
         let ending = match dial(&self.worker.lookups, destination).await {
             Ok((socket, address)) => {
                 let mut stream = Stream::from(socket);
-                let relayed = relay(&mut client, &mut stream, Some(DEFAULT_IDLE_TIMEOUT)).await;
+                let relayed = relay(&mut client, &mut stream, Vec::new(), Some(DEFAULT_IDLE_TIMEOUT)).await;
                 record = ConnectionRecord {
                     received: relayed.forward,
                     sent: relayed.back,
+                    spliced: relayed.spliced,
                     endpoint: Some(address),
+                    error: relayed.end.failure(&mut details),
                     ..record
                 };
-                match relayed.end {
-                    End::Closed => Ending::Orderly,
-                    End::Idle | End::First(_) | End::Second(_) => {
-                        stream.reset();
-                        Ending::Reset
-                    }
+                let ending = Ending::of(&relayed.end);
+                if ending == Ending::Reset {
+                    stream.reset();
                 }
+                ending
             }
             Err(error) => {
                 details = format!("{destination}: {error}");

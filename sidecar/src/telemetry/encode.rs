@@ -105,6 +105,11 @@ impl Page {
         );
         each("tulle_tcp_received_bytes", "Bytes from TCP clients.", |series| series.received_bytes.value());
         each("tulle_tcp_sent_bytes", "Bytes to TCP clients.", |series| series.sent_bytes.value());
+        each(
+            "tulle_tcp_spliced_bytes",
+            "Bytes of TCP connections that the kernel moved by itself, in both directions.",
+            |series| series.spliced_bytes.value(),
+        );
         let mut durations = Vec::new();
         for (labels, series) in &families.tcp {
             series.durations.each(|key, histogram| {

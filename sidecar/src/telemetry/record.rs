@@ -145,6 +145,8 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) received: u64,
     /// Bytes to the client.
     pub(crate) sent: u64,
+    /// How many of all these the kernel moved by itself.
+    pub(crate) spliced: u64,
     /// Why it ended early.
     pub(crate) error: Option<Failure<'a>>,
     /// The cluster's name; empty where none was chosen.

@@ -79,6 +79,7 @@ pub(crate) struct TcpSeries {
     pub(super) failures: Counter,
     pub(super) received_bytes: Counter,
     pub(super) sent_bytes: Counter,
+    pub(super) spliced_bytes: Counter,
 }
 
 impl TcpSeries {
@@ -89,6 +90,7 @@ impl TcpSeries {
             failures: Counter::default(),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
+            spliced_bytes: Counter::default(),
         }
     }
 
@@ -100,6 +102,7 @@ impl TcpSeries {
         }
         self.received_bytes.add(record.received);
         self.sent_bytes.add(record.sent);
+        self.spliced_bytes.add(record.spliced);
         let error = record.error.as_ref().map_or("", |error| error.token);
         let key = Key { method: "", status: 0, grpc: None, error, peer: record.peer };
         self.durations.histogram(&key).observe(record.duration);

@@ -9,7 +9,7 @@ use super::*;
 async fn each_direction_ends_on_its_own() {
     let (mut client, mut downstream) = pair().await;
     let (mut upstream, mut server) = pair().await;
-    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, None).await });
+    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
 
     client.write_all(b"all I have to say").await.expect("open");
     client.shutdown().await.expect("open");
@@ -32,7 +32,7 @@ async fn each_direction_ends_on_its_own() {
 async fn many_bytes_arrive_whole_through_a_slow_reader() {
     let (mut client, mut downstream) = pair().await;
     let (mut upstream, mut server) = pair().await;
-    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, None).await });
+    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
     let sent: Vec<u8> = (0..4_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let expected = sent.clone();
     let writer = tokio::spawn(async move {
@@ -59,7 +59,7 @@ async fn many_bytes_arrive_whole_through_a_slow_reader() {
 async fn a_side_that_takes_nothing_holds_up_the_other() {
     let (mut client, mut downstream) = duplex(1000);
     let (mut upstream, mut server) = duplex(1000);
-    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, None).await });
+    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
     let mut taken = 0;
     let block = vec![7; 100_000];
     // Writes as much as it can until nothing moves any more.
@@ -80,7 +80,8 @@ async fn only_a_relay_on_which_nothing_moves_is_idle() {
     const IDLE: Duration = Duration::from_millis(500);
     let (mut client, mut downstream) = duplex(100);
     let (mut upstream, mut server) = duplex(100);
-    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Some(IDLE)).await });
+    let relay =
+        tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), Some(IDLE)).await });
     tokio::time::sleep(IDLE / 2).await;
     let moved = Instant::now();
     client.write_all(b"x").await.expect("open");
@@ -94,7 +95,7 @@ async fn only_a_relay_on_which_nothing_moves_is_idle() {
 async fn a_reset_names_the_side_that_it_came_from() {
     let (client, mut downstream) = pair().await;
     let (mut upstream, _server) = pair().await;
-    let first = tokio::spawn(async move { relay(&mut downstream, &mut upstream, None).await });
+    let first = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
     crate::io::Stream::from(client).reset();
     let relayed = first.await.expect("no panic");
     assert!(
@@ -104,7 +105,7 @@ async fn a_reset_names_the_side_that_it_came_from() {
 
     let (_client, mut downstream) = pair().await;
     let (mut upstream, server) = pair().await;
-    let second = tokio::spawn(async move { relay(&mut downstream, &mut upstream, None).await });
+    let second = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
     crate::io::Stream::from(server).reset();
     let relayed = second.await.expect("no panic");
     assert!(
@@ -116,7 +117,7 @@ async fn a_reset_names_the_side_that_it_came_from() {
 #[test]
 fn a_relay_stays_small() {
     let (mut first, mut second) = (tokio::io::empty(), tokio::io::empty());
-    let size = size_of_val(&relay(&mut first, &mut second, None));
+    let size = size_of_val(&relay(&mut first, &mut second, Vec::new(), None));
     assert!(size <= 512, "{size} bytes for each connection");
 }
 
