@@ -18,7 +18,8 @@ pub(crate) struct ClientHello {
 pub(super) enum Parsed {
     Hello(ClientHello),
     NotTls,
-    More,
+    /// At least so many bytes are missing.
+    More(usize),
 }
 
 /// The content type of a handshake record.
@@ -33,13 +34,24 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed {
     match message.first() {
         Some(&CLIENT_HELLO) => {}
         Some(_) => return Parsed::NotTls,
-        None => return Parsed::More,
+        None => return Parsed::More(1),
     }
     let mut reader = Reader(&message[1..]);
     match reader.vector24() {
         // A body that makes no sense is still TLS, if only to be refused as such by whoever ends it.
         Some(body) => Parsed::Hello(hello(Reader(body)).unwrap_or_default()),
-        None => Parsed::More,
+        // Headers of more records may come on top.
+        None => Parsed::More(whole_len(&message).saturating_sub(message.len()).max(1)),
+    }
+}
+
+/// How long the message is by its own account, or as much as it takes to know.
+fn whole_len(message: &[u8]) -> usize {
+    match message {
+        [_, high, middle, low, ..] => {
+            4 + (usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low))
+        }
+        _ => 4,
     }
 }
 
@@ -58,7 +70,7 @@ fn handshake_bytes(bytes: &[u8]) -> Result<Cow<'_, [u8]>, NotTls> {
 }
 
 fn is_whole(message: &[u8]) -> bool {
-    message.get(1..).is_some_and(|rest| Reader(rest).vector24().is_some())
+    message.len() >= 4 && message.len() >= whole_len(message)
 }
 
 /// The content of the handshake record at the start of `bytes`, as far as it is there, and what follows it.

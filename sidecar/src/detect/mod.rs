@@ -10,7 +10,6 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -29,6 +28,8 @@ pub(crate) enum Spoken {
     Tls(ClientHello),
     /// Something else.
     Other,
+    /// The beginning of something, and then no more of it.
+    Unfinished,
     /// Nothing: the client has closed its direction without a byte.
     Nothing,
 }
@@ -39,24 +40,32 @@ pub(crate) struct Detector {
     read: BytesMut,
     /// When the first byte came.
     begun: Option<Instant>,
+    /// How much of what was read did not tell yet.
+    seen: usize,
+    /// How much has to be there before there is any use in looking again.
+    wanted: usize,
 }
 
 impl Detector {
-    /// Reads until it is clear what the client speaks. A client that stops in the middle of something is taken for one
-    /// that speaks something else after [`PATIENCE`]. Cancel-safe: what was read is kept, and calling again goes on.
+    /// Reads until it is clear what the client speaks. A client that stops in the middle of something is waited for no
+    /// longer than [`PATIENCE`]. Cancel-safe: what was read is kept, and calling again goes on.
     ///
     /// # Errors
     /// When the connection fails.
     pub(crate) async fn detect(&mut self, socket: &mut TcpStream) -> io::Result<Spoken> {
         loop {
-            if let Some(spoken) = classify(&self.read) {
-                return Ok(spoken);
+            if self.read.len() >= self.wanted {
+                match classify(&self.read, self.seen) {
+                    Ok(spoken) => return Ok(spoken),
+                    Err(More(wanted)) => (self.seen, self.wanted) = (self.read.len(), wanted),
+                }
             }
             match self.read_more(socket).await? {
                 Read::Some => {}
                 // Whatever began here was never finished: the other end may make sense of it.
                 Read::End if self.is_silent() => return Ok(Spoken::Nothing),
-                Read::End | Read::Late => return Ok(Spoken::Other),
+                Read::End => return Ok(Spoken::Other),
+                Read::Late => return Ok(Spoken::Unfinished),
             }
         }
     }
@@ -84,8 +93,21 @@ impl Detector {
     }
 
     async fn read_more(&mut self, socket: &mut TcpStream) -> io::Result<Read> {
-        self.read.reserve(FIRST_READ);
-        let read = socket.read_buf(&mut self.read);
+        let read = async {
+            loop {
+                // A client that says nothing costs no buffer.
+                socket.readable().await?;
+                self.read.reserve(FIRST_READ);
+                match socket.try_read_buf(&mut self.read) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if self.read.is_empty() {
+                            self.read = BytesMut::new();
+                        }
+                    }
+                    result => return result,
+                }
+            }
+        };
         let len = match self.begun {
             None => read.await?,
             Some(begun) => match tokio::time::timeout_at(begun + PATIENCE, read).await {
@@ -127,26 +149,35 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const MOST: usize = 32 * 1024;
 const FIRST_READ: usize = 2048;
 
-/// What `bytes` begin; `None` when more are needed.
-fn classify(bytes: &[u8]) -> Option<Spoken> {
-    let first = *bytes.first()?;
-    let spoken = if first == client_hello::HANDSHAKE {
+/// So many bytes have to be there, from the start, before more can be told.
+#[derive(Debug, PartialEq, Eq)]
+struct More(usize);
+
+/// What `bytes` begin. The first `seen` of them did not tell, so that a client that sends byte by byte is not looked
+/// through from the start with each.
+fn classify(bytes: &[u8], seen: usize) -> Result<Spoken, More> {
+    let Some(first) = bytes.first() else { return Err(More(1)) };
+    let spoken = if *first == client_hello::HANDSHAKE {
         match client_hello::parse(bytes) {
-            client_hello::Parsed::Hello(hello) => Some(Spoken::Tls(hello)),
-            client_hello::Parsed::NotTls => Some(Spoken::Other),
-            client_hello::Parsed::More => None,
+            client_hello::Parsed::Hello(hello) => Ok(Spoken::Tls(hello)),
+            client_hello::Parsed::NotTls => Ok(Spoken::Other),
+            client_hello::Parsed::More(missing) => Err(More(bytes.len() + missing)),
         }
     } else if PREFACE.starts_with(&bytes[..bytes.len().min(PREFACE.len())]) {
-        (bytes.len() >= PREFACE.len()).then_some(Spoken::Http2)
+        if bytes.len() >= PREFACE.len() { Ok(Spoken::Http2) } else { Err(More(bytes.len() + 1)) }
     } else {
-        classify_text(bytes)
+        classify_text(bytes, seen).ok_or(More(bytes.len() + 1))
     };
-    if spoken.is_none() && bytes.len() >= MOST { Some(Spoken::Other) } else { spoken }
+    match spoken {
+        Err(More(_)) if bytes.len() >= MOST => Ok(Spoken::Other),
+        Err(More(wanted)) => Err(More(wanted.min(MOST))),
+        spoken => spoken,
+    }
 }
 
 /// A request line is known by its end, ` HTTP/1.x`: other protocols have commands that look like methods (Redis has
 /// `GET key`). Only a line longer than any sane URI is taken for HTTP by its method alone, so that it gets its 414.
-fn classify_text(bytes: &[u8]) -> Option<Spoken> {
+fn classify_text(bytes: &[u8], seen: usize) -> Option<Spoken> {
     let method = bytes.iter().take(LONGEST_METHOD + 1).position(|b| !b.is_ascii_uppercase() && *b != b'-');
     let Some(method) = method else {
         return (bytes.len() > LONGEST_METHOD).then_some(Spoken::Other);
@@ -154,9 +185,12 @@ fn classify_text(bytes: &[u8]) -> Option<Spoken> {
     if method == 0 || bytes[method] != b' ' {
         return Some(Spoken::Other);
     }
-    match bytes.iter().position(|b| *b == b'\n') {
+    // The start of a preface has line ends too.
+    let from = if seen > PREFACE.len() { seen } else { 0 };
+    match bytes[from..].iter().position(|b| *b == b'\n') {
         Some(end) => {
-            let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+            let line = &bytes[..from + end];
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
             let version = line.len().checked_sub(VERSION_LEN).map(|at| &line[at..]);
             let http =
                 version.is_some_and(|v| v.starts_with(b" HTTP/1.") && v[VERSION_LEN - 1].is_ascii_digit());

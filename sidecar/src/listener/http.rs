@@ -17,7 +17,7 @@ pub(super) fn version(spoken: &Spoken) -> Option<HttpVersion> {
     match spoken {
         Spoken::Http1 => Some(HttpVersion::Http1),
         Spoken::Http2 => Some(HttpVersion::Http2),
-        Spoken::Tls(_) | Spoken::Other | Spoken::Nothing => None,
+        Spoken::Tls(_) | Spoken::Other | Spoken::Unfinished | Spoken::Nothing => None,
     }
 }
 

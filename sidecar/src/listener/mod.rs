@@ -14,11 +14,13 @@ mod inbound;
 mod original;
 mod outbound;
 mod place;
+mod races;
 mod refusal;
 
 pub(crate) use accept::Acceptor;
 pub(crate) use connection::{Detached, serve};
 pub(crate) use place::{Addresses, BindError, Bound, Place, bind};
+pub(crate) use races::Races;
 pub(crate) use refusal::Refusals;
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub(crate) use self::thread::{Seat, Signals, spawn};
 use crate::balance::Originals;
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;
-use crate::listener::Refusals;
+use crate::listener::{Races, Refusals};
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
 use crate::telemetry::audits::Audits;
@@ -46,6 +46,8 @@ pub(crate) struct Worker {
     pub(crate) telemetry: Arc<Telemetry>,
     /// Counts the connections that are not carried.
     pub(crate) refusals: Refusals,
+    /// Counts who spoke first where it was not the client at once.
+    pub(crate) races: Races,
     /// Counts what audit policies find.
     pub(crate) audits: Audits,
     /// Whether the sidecar goes away.
@@ -89,6 +91,7 @@ impl Worker {
             pools: Rc::new(Pools::default()),
             originals: Originals::default(),
             refusals: Refusals::new(&shared.telemetry.metrics),
+            races: Races::new(&shared.telemetry.metrics),
             audits: Audits::new(&shared.telemetry.metrics),
             telemetry: shared.telemetry,
             drain: Rc::default(),
