@@ -217,7 +217,7 @@ pub struct ConnectionSettings {
     /// The longest a connection may take to be ready, TLS included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Duration>,
-    /// Close a pooled connection after this long without a request.
+    /// Close a pooled connection after this long without a request, and one of raw bytes after this long without a byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tulle_mesh::model::{
     ChainMatch, Cluster, Discovery, Domain, FilterChain, HostPort, Limits, Listener, LoadBalancer,
@@ -46,18 +47,19 @@ pub(super) fn listener(
         address,
         chains,
     };
+    let idle = builder.idle_timeout(service, port);
     if protocol == Protocol::Tcp {
         let rules = match group {
             Some(group) => builder.tcp(group),
             None => vec![to_service(port)],
         };
-        return (made(rules.into_iter().map(|rule| tcp_chain(rule, telemetry)).collect()), None);
+        return (made(rules.into_iter().map(|rule| tcp_chain(rule, idle, telemetry)).collect()), None);
     }
     let name = route_name(port, consumer);
     let routes = builder.http(name.clone(), service, port, group);
     let http = http_chain(RouteSource::Named(name), telemetry);
     let chains = match protocol {
-        Protocol::Detect => detected(http, to_service(port), telemetry),
+        Protocol::Detect => detected(http, to_service(port), idle, telemetry),
         _ => vec![http],
     };
     (made(chains), Some(routes))
@@ -82,8 +84,8 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
         address: Some(address),
         chains: match protocol {
             Protocol::Http | Protocol::Http2 => vec![http],
-            Protocol::Tcp => vec![tcp_chain(tcp, telemetry)],
-            Protocol::Detect => detected(http, tcp, telemetry),
+            Protocol::Tcp => vec![tcp_chain(tcp, None, telemetry)],
+            Protocol::Detect => detected(http, tcp, None, telemetry),
         },
     }
 }
@@ -170,9 +172,14 @@ fn http_chain(routes: RouteSource, telemetry: &Telemetry) -> FilterChain {
 }
 
 /// HTTP where the first bytes are, else bytes; the application's own TLS too.
-fn detected(mut http: FilterChain, rule: TcpRule, telemetry: &Telemetry) -> Vec<FilterChain> {
+fn detected(
+    mut http: FilterChain,
+    rule: TcpRule,
+    idle: Option<Duration>,
+    telemetry: &Telemetry,
+) -> Vec<FilterChain> {
     http.matches = detected_http();
-    let mut plaintext = tcp_chain(rule, telemetry);
+    let mut plaintext = tcp_chain(rule, idle, telemetry);
     plaintext.name = "tcp".into();
     plaintext.matches = starts_with(Transport::Plaintext);
     let mut tls = plaintext.clone();
@@ -181,7 +188,7 @@ fn detected(mut http: FilterChain, rule: TcpRule, telemetry: &Telemetry) -> Vec<
     vec![http, plaintext, tls]
 }
 
-fn tcp_chain(rule: TcpRule, telemetry: &Telemetry) -> FilterChain {
+fn tcp_chain(rule: TcpRule, idle: Option<Duration>, telemetry: &Telemetry) -> FilterChain {
     let transport = (!rule.server_names.is_empty()).then_some(Transport::Tls);
     FilterChain {
         name: rule.name,
@@ -190,7 +197,7 @@ fn tcp_chain(rule: TcpRule, telemetry: &Telemetry) -> FilterChain {
         authorization: Vec::new(),
         protocol: Carried::Tcp(TcpProxy {
             backends: rule.backends,
-            idle_timeout: None,
+            idle_timeout: idle,
             access_log: telemetry.access_log.clone(),
         }),
     }

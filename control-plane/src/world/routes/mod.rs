@@ -96,6 +96,12 @@ impl<'a> Builder<'a> {
         rules
     }
 
+    /// How long nothing may move on a connection of bytes, by the policy of the Service that the client addressed.
+    pub(super) fn idle_timeout(&self, service: &Service, port: &Port) -> Option<Duration> {
+        let (_, policy) = self.settings(service, port)?;
+        policy.connection.as_ref()?.idle_timeout.map(|time| time.get())
+    }
+
     fn default_route(&mut self, service: &Service, port: &Port) -> Route {
         let settings = self.settings(service, port);
         let policy = settings.as_ref().map(|(_, policy)| *policy);
