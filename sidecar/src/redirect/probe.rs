@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -135,18 +135,26 @@ impl Outcome {
 
 async fn cell(direction: Direction, ip: IpAddr, limit: Duration) -> Cell {
     let address = SocketAddr::new(ip, direction.probe_port());
-    let outcome = match timeout(limit, exchange(address, direction.answer().len())).await {
+    // An address that the host does not have would be looked for elsewhere.
+    let outcome = match UdpSocket::bind((ip, 0)) {
+        Ok(_) => ask(direction, address, limit).await,
+        Err(_) if ip.is_ipv6() && !has_ipv6() => Outcome::NoIpv6,
+        Err(error) => Outcome::Failed(error),
+    };
+    Cell { direction, address, outcome }
+}
+
+async fn ask(direction: Direction, address: SocketAddr, limit: Duration) -> Outcome {
+    match timeout(limit, exchange(address, direction.answer().len())).await {
         Ok(Ok(answer)) if answer == direction.answer() => Outcome::Proven,
         Ok(Ok(_)) => Outcome::Foreign,
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::ConnectionRefused => Outcome::Refused,
             io::ErrorKind::ConnectionReset => Outcome::Foreign,
-            _ if ip.is_ipv6() && !has_ipv6() => Outcome::NoIpv6,
             _ => Outcome::Failed(error),
         },
         Err(_) => Outcome::Silent(limit),
-    };
-    Cell { direction, address, outcome }
+    }
 }
 
 /// What the other end says before it closes, or `length` bytes of it and one more.
@@ -199,8 +207,9 @@ impl fmt::Display for Cell {
             ),
             Outcome::Silent(limit) => write!(
                 f,
-                "not proven: nobody answered on {address} within {limit:?}; look for other firewall rules on \
-                 loopback, and for a program that holds the sidecar's {direction} port"
+                "not proven: nobody answered on {address} within {limit:?}; see that loopback is up (`ip link set lo \
+                 up`), that no other firewall rule drops this, and that no other program holds the sidecar's \
+                 {direction} port"
             ),
             Outcome::Failed(error) if address.is_ipv6() => write!(
                 f,

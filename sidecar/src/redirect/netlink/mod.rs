@@ -197,3 +197,32 @@ impl fmt::Display for NetlinkError {
 }
 
 impl std::error::Error for NetlinkError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_can_not_is_told_from_one_that_will_not() {
+        let refused = |errno| NetlinkError::Refused { label: "the chain output".into(), errno };
+        let can_not = [
+            NetlinkError::Socket(io::Error::from_raw_os_error(EPROTONOSUPPORT)),
+            NetlinkError::Exchange(io::Error::from_raw_os_error(ECONNREFUSED)),
+            refused(EOPNOTSUPP),
+            refused(EAFNOSUPPORT),
+            refused(ENOENT),
+        ];
+        for error in can_not {
+            assert!(error.is_unsupported(), "{error:?}");
+            assert!(error.to_string().ends_with("try --mode iptables"), "{error}");
+        }
+        const EBUSY: i32 = 16;
+        for error in [refused(EPERM), refused(EBUSY), NetlinkError::Exchange(io::ErrorKind::TimedOut.into())]
+        {
+            assert!(!error.is_unsupported(), "{error:?}");
+            assert!(!error.to_string().contains("iptables"), "{error}");
+        }
+        assert!(refused(EBUSY).to_string().contains("refuses the chain output: Device or resource busy"));
+        assert!(refused(EPERM).to_string().contains("CAP_NET_ADMIN"));
+    }
+}
