@@ -1,3 +1,4 @@
 //! Hosts in network namespaces: what only several machines can show. Needs root.
 
 mod network;
+mod redirect;
