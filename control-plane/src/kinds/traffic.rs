@@ -217,9 +217,15 @@ pub struct ConnectionSettings {
     /// The longest a connection may take to be ready, TLS included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Duration>,
-    /// Close a pooled connection after this long without a request, and one of raw bytes after this long without a byte.
+    /// Close a connection that is of no use for this long: one that is kept for the next request, or one of raw TCP on
+    /// which nothing moves in either direction; 0s: never. 60s for HTTP/1, 5m for HTTP/2 and 1h for TCP where it is not
+    /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
+    /// Give a request, a stream or a WebSocket up when nothing has moved in either direction for this long; 0s: never.
+    /// 1h where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_idle_timeout: Option<Duration>,
 }
 
 /// When a request is tried again (the Gateway API's `HTTPRouteRetry`).

@@ -21,10 +21,14 @@ use super::endpoints::Slices;
 use super::policies::Attached;
 use super::report::{Report, Subject};
 use super::routes::inbound_route;
-use super::services::{Protocol, Service, Services};
+use super::services::{Port, Protocol, Service, Services};
 use super::telemetry::{Telemetries, Telemetry};
+use super::traffic;
 use super::workloads::{Workload, WorkloadPort, Workloads, protocol};
-use crate::kinds::{ConcurrencyLimit, InboundPolicy, InboundProtocol, MtlsMode, Rate, RateLimit};
+use crate::kinds::{
+    BackendTrafficPolicy, BackendTrafficPolicySpec, ConcurrencyLimit, InboundPolicy, InboundProtocol,
+    MtlsMode, Rate, RateLimit,
+};
 
 /// How often the concurrency limit is computed anew.
 const CONCURRENCY_INTERVAL: Duration = Duration::from_millis(100);
@@ -32,6 +36,7 @@ const CONCURRENCY_INTERVAL: Duration = Duration::from_millis(100);
 /// Builds inbound listeners.
 pub(super) struct Inbound<'a> {
     pub(super) policies: &'a Attached<'a, InboundPolicy>,
+    pub(super) traffic: &'a Attached<'a, BackendTrafficPolicy>,
     pub(super) authorizations: &'a Authorizations,
     pub(super) telemetries: &'a Telemetries<'a>,
     pub(super) trust_domain: &'a TrustDomain,
@@ -147,6 +152,8 @@ impl Inbound<'_> {
         let mut limits = self.rate_limits(workload, services, report);
         limits.push(self.concurrency_limit(workload, services, report));
         let cluster = ClusterName::Inbound { port: port.mesh }.to_string();
+        let idle = self.idle(workload, services, port, traffic::idle);
+        let stream_idle = self.idle(workload, services, port, traffic::stream_idle);
         let http = |name: &str, matches, tls| {
             let sets = self.authorizations.of(workload, services, port.number, true);
             FilterChain {
@@ -154,14 +161,14 @@ impl Inbound<'_> {
                 matches,
                 tls,
                 authorization: sets.connection,
-                protocol: Carried::Http(connection(&cluster, sets.request, &limits, &telemetry)),
+                protocol: Carried::Http(connection(&cluster, sets.request, &limits, stream_idle, &telemetry)),
             }
         };
         let tcp = |name: &str, matches, tls| {
             let Sets { connection, .. } = self.authorizations.of(workload, services, port.number, false);
             let proxy = TcpProxy {
                 backends: vec![(cluster.clone(), 1)],
-                idle_timeout: None,
+                idle_timeout: idle,
                 access_log: telemetry.access_log.clone(),
             };
             FilterChain {
@@ -209,6 +216,23 @@ impl Inbound<'_> {
                 chains
             }
         }
+    }
+
+    /// How long nothing may move on a connection or stream. The client's end keeps the time; so it is told only where a
+    /// Service's policy (`of`) gives clients more of it than this end would.
+    fn idle(
+        &self,
+        workload: &Workload,
+        services: &[&Service],
+        port: &WorkloadPort,
+        of: fn(Option<&BackendTrafficPolicySpec>) -> Option<Duration>,
+    ) -> Option<Duration> {
+        let told = leading_here(workload, services, port).filter_map(|(service, port)| {
+            let policy = self.traffic.of_port(&service.key, port.name.as_deref());
+            of(policy.map(|(_, policy)| &policy.spec))
+        });
+        let longest = told.max_by_key(|idle| if idle.is_zero() { Duration::MAX } else { *idle });
+        traffic::longer_than_default(longest)
     }
 
     /// The mode of a port. Where several Services stand before it, the strictest of their policies holds.
@@ -332,6 +356,7 @@ fn connection(
     cluster: &str,
     authorization: Vec<Authorization>,
     limits: &[HttpFilter],
+    stream_idle: Option<Duration>,
     telemetry: &Telemetry,
 ) -> HttpConnection {
     let mut filters: Vec<HttpFilter> = authorization.into_iter().map(HttpFilter::Authorization).collect();
@@ -344,20 +369,21 @@ fn connection(
             routes: vec![inbound_route(cluster.into())],
         }],
     };
-    http_connection(RouteSource::Inline(routes), filters, telemetry)
+    http_connection(RouteSource::Inline(routes), filters, stream_idle, telemetry)
 }
 
-/// An HTTP connection with the sidecar's own limits.
+/// An HTTP connection with the sidecar's own limits, but for the time without movement.
 pub(super) fn http_connection(
     routes: RouteSource,
     filters: Vec<HttpFilter>,
+    stream_idle_timeout: Option<Duration>,
     telemetry: &Telemetry,
 ) -> HttpConnection {
     HttpConnection {
         routes,
         filters,
         idle_timeout: None,
-        stream_idle_timeout: None,
+        stream_idle_timeout,
         request_headers_timeout: None,
         max_request_headers_bytes: None,
         max_headers: None,
@@ -404,15 +430,22 @@ pub(super) fn server_names(
     port: &WorkloadPort,
     address: SocketAddr,
 ) -> Vec<String> {
-    let leads_here = |target: Option<WorkloadPort>| target.is_some_and(|target| target.mesh == port.mesh);
-    let mut names: Vec<String> = services
-        .iter()
-        .flat_map(|service| &service.ports)
-        .filter(|candidate| leads_here(workload.target(&candidate.target)))
-        .map(|candidate| candidate.cluster().sni())
-        .collect();
+    let ports = leading_here(workload, services, port);
+    let mut names: Vec<String> = ports.map(|(_, port)| port.cluster().sni()).collect();
     names.push(direct_cluster(address).sni());
     names
+}
+
+/// The ports of Services that lead to a port of a workload.
+fn leading_here<'a>(
+    workload: &'a Workload,
+    services: &'a [&'a Service],
+    port: &'a WorkloadPort,
+) -> impl Iterator<Item = (&'a Service, &'a Port)> {
+    let ports = services.iter().flat_map(|service| service.ports.iter().map(|port| (*service, port)));
+    ports.filter(|(_, candidate)| {
+        workload.target(&candidate.target).is_some_and(|target| target.mesh == port.mesh)
+    })
 }
 
 /// The cluster of one address, dialled directly: `outbound|<port>||<ip>`.

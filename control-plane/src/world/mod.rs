@@ -113,6 +113,7 @@ impl World {
             Telemetries { policies: &observed, services: &services, sampling: settings.sampling };
         let inbound = Inbound {
             policies: &accepted,
+            traffic: &traffic,
             authorizations: &authorizations,
             telemetries: &telemetries,
             trust_domain: &settings.trust_domain,

@@ -47,7 +47,10 @@ pub(super) fn listener(
         address,
         chains,
     };
-    let idle = builder.idle_timeout(service, port);
+    let policy = builder.policies.of_port(&service.key, port.name.as_deref());
+    let policy = policy.map(|(_, policy)| &policy.spec);
+    let idle = traffic::idle(policy);
+    let stream_idle = traffic::longer_than_default(traffic::stream_idle(policy));
     if protocol == Protocol::Tcp {
         let rules = match group {
             Some(group) => builder.tcp(group),
@@ -57,9 +60,9 @@ pub(super) fn listener(
     }
     let name = route_name(port, consumer);
     let routes = builder.http(name.clone(), service, port, group);
-    let http = http_chain(RouteSource::Named(name), telemetry);
+    let http = http_chain(RouteSource::Named(name), stream_idle, telemetry);
     let chains = match protocol {
-        Protocol::Detect => detected(http, to_service(port), idle, telemetry),
+        Protocol::Detect => detected(http, tcp_chain(to_service(port), idle, telemetry)),
         _ => vec![http],
     };
     (made(chains), Some(routes))
@@ -76,7 +79,7 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
             routes: vec![direct_route(cluster.clone())],
         }],
     };
-    let http = http_chain(RouteSource::Inline(routes), telemetry);
+    let http = http_chain(RouteSource::Inline(routes), None, telemetry);
     let tcp = TcpRule { name: "default".into(), server_names: Vec::new(), backends: vec![(cluster, 1)] };
     Listener {
         name: address.to_string(),
@@ -85,7 +88,7 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
         chains: match protocol {
             Protocol::Http | Protocol::Http2 => vec![http],
             Protocol::Tcp => vec![tcp_chain(tcp, None, telemetry)],
-            Protocol::Detect => detected(http, tcp, None, telemetry),
+            Protocol::Detect => detected(http, tcp_chain(tcp, None, telemetry)),
         },
     }
 }
@@ -108,7 +111,7 @@ pub(super) fn cluster(
         discovery,
         load_balancer: traffic::load_balancer(policy, hashed.contains(&name)),
         connect_timeout: connection.and_then(|settings| settings.connect_timeout).map(|time| time.get()),
-        idle_timeout: connection.and_then(|settings| settings.idle_timeout).map(|time| time.get()),
+        idle_timeout: traffic::idle(policy),
         limits: traffic::limits(policy),
         outlier_detection: traffic::outlier_detection(policy),
         tls: service.external_name.is_none().then(|| mesh_tls(port.cluster().sni())),
@@ -161,25 +164,19 @@ fn to_service(port: &Port) -> TcpRule {
     }
 }
 
-fn http_chain(routes: RouteSource, telemetry: &Telemetry) -> FilterChain {
+fn http_chain(routes: RouteSource, stream_idle: Option<Duration>, telemetry: &Telemetry) -> FilterChain {
     FilterChain {
         name: "http".into(),
         matches: ChainMatch::default(),
         tls: None,
         authorization: Vec::new(),
-        protocol: Carried::Http(http_connection(routes, Vec::new(), telemetry)),
+        protocol: Carried::Http(http_connection(routes, Vec::new(), stream_idle, telemetry)),
     }
 }
 
 /// HTTP where the first bytes are, else bytes; the application's own TLS too.
-fn detected(
-    mut http: FilterChain,
-    rule: TcpRule,
-    idle: Option<Duration>,
-    telemetry: &Telemetry,
-) -> Vec<FilterChain> {
+fn detected(mut http: FilterChain, mut plaintext: FilterChain) -> Vec<FilterChain> {
     http.matches = detected_http();
-    let mut plaintext = tcp_chain(rule, idle, telemetry);
     plaintext.name = "tcp".into();
     plaintext.matches = starts_with(Transport::Plaintext);
     let mut tls = plaintext.clone();
@@ -188,7 +185,7 @@ fn detected(
     vec![http, plaintext, tls]
 }
 
-fn tcp_chain(rule: TcpRule, idle: Option<Duration>, telemetry: &Telemetry) -> FilterChain {
+fn tcp_chain(rule: TcpRule, idle_timeout: Option<Duration>, telemetry: &Telemetry) -> FilterChain {
     let transport = (!rule.server_names.is_empty()).then_some(Transport::Tls);
     FilterChain {
         name: rule.name,
@@ -197,7 +194,7 @@ fn tcp_chain(rule: TcpRule, idle: Option<Duration>, telemetry: &Telemetry) -> Fi
         authorization: Vec::new(),
         protocol: Carried::Tcp(TcpProxy {
             backends: rule.backends,
-            idle_timeout: idle,
+            idle_timeout,
             access_log: telemetry.access_log.clone(),
         }),
     }

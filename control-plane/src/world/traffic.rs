@@ -112,10 +112,33 @@ pub(super) fn retry(
     })
 }
 
-/// Timeouts of a whole request.
-pub(super) fn timeouts(settings: Option<&TimeoutSettings>) -> Timeouts {
-    let request = settings.and_then(|settings| settings.request).map(|request| request.get());
-    Timeouts { request, idle: None, max_stream: None }
+/// Timeouts of a request: as the route says (`given`), else as the policy of the Service that was addressed.
+pub(super) fn timeouts(
+    given: Option<&TimeoutSettings>,
+    policy: Option<&BackendTrafficPolicySpec>,
+) -> Timeouts {
+    let inherited = policy.and_then(|policy| policy.timeouts.as_ref());
+    let request = given.into_iter().chain(inherited).find_map(|settings| settings.request);
+    Timeouts { request: request.map(|request| request.get()), idle: stream_idle(policy), max_stream: None }
+}
+
+/// How long a stream may be without movement.
+pub(super) fn stream_idle(policy: Option<&BackendTrafficPolicySpec>) -> Option<Duration> {
+    Some(policy?.connection.as_ref()?.stream_idle_timeout?.get())
+}
+
+/// What is said of it to a listener, which keeps a time of its own for all that no route does: it must not be the shorter
+/// one of the two.
+pub(super) fn longer_than_default(idle: Option<Duration>) -> Option<Duration> {
+    idle.filter(|idle| idle.is_zero() || *idle > DEFAULT_IDLE)
+}
+
+/// After what time without movement a sidecar gives up by itself.
+const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
+
+/// How long a connection may be of no use.
+pub(super) fn idle(policy: Option<&BackendTrafficPolicySpec>) -> Option<Duration> {
+    Some(policy?.connection.as_ref()?.idle_timeout?.get())
 }
 
 /// What a request's hash is made of, by the policy of the Service that it goes to.

@@ -18,7 +18,7 @@ pub struct Cluster {
     pub load_balancer: LoadBalancer,
     /// The longest a connection may take to be ready, TLS included.
     pub connect_timeout: Option<Duration>,
-    /// Close a pooled connection after this long without a request.
+    /// Close a pooled connection after this long without a request; zero: never.
     pub idle_timeout: Option<Duration>,
     /// How much may be in flight.
     pub limits: Limits,

@@ -101,7 +101,7 @@ pub struct HttpConnection {
     pub routes: RouteSource,
     /// Run in order for each request, before the route's own.
     pub filters: Vec<HttpFilter>,
-    /// Close a connection without requests after this long.
+    /// Close a connection without requests after this long; zero: never.
     pub idle_timeout: Option<Duration>,
     /// Give up a stream on which nothing moves for this long; zero: never.
     pub stream_idle_timeout: Option<Duration>,

@@ -29,12 +29,14 @@ pub(crate) struct Accounted {
 /// The timers of a route that has them.
 struct Limits {
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    /// How much of the request had come when the idle timer was set.
+    request_bytes: u64,
     whole: Option<(Duration, Pin<Box<Sleep>>)>,
 }
 
 impl Accounted {
-    /// Wraps the body of the answer of `exchange`. `idle` and `whole` limit the time without a frame, and that of the
-    /// whole stream from the arrival of the request on.
+    /// Wraps the body of the answer of `exchange`. `idle` and `whole` limit the time without a frame in either direction,
+    /// and that of the whole stream from the arrival of the request on.
     pub(super) fn new(
         body: Body,
         exchange: Box<Exchange>,
@@ -47,7 +49,7 @@ impl Accounted {
         let limits = (idle.is_some() || whole.is_some()).then(|| {
             let idle = idle.map(|limit| timer(limit, Instant::now()));
             let whole = whole.map(|limit| timer(limit, exchange.begun.into()));
-            Box::new(Limits { idle, whole })
+            Box::new(Limits { idle, request_bytes: exchange.body.bytes(), whole })
         });
         Self { body, exchange: Some(exchange), bodiless, limits }
     }
@@ -61,12 +63,23 @@ impl Accounted {
 }
 
 impl Limits {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Option<Problem> {
+    fn poll(&mut self, cx: &mut Context<'_>, request_bytes: u64) -> Option<Problem> {
         let mut over = |timer: &mut Option<(Duration, Pin<Box<Sleep>>)>| {
             let (limit, sleep) = timer.as_mut()?;
             sleep.as_mut().poll(cx).is_ready().then_some(*limit)
         };
-        let (name, limit) = match over(&mut self.idle) {
+        let idle = loop {
+            let idle = over(&mut self.idle);
+            if idle.is_none() || request_bytes == self.request_bytes {
+                break idle;
+            }
+            // The client has sent something meanwhile.
+            self.request_bytes = request_bytes;
+            if let Some((limit, sleep)) = &mut self.idle {
+                sleep.as_mut().reset(Instant::now() + *limit);
+            }
+        };
+        let (name, limit) = match idle {
             Some(limit) => ("idle", limit),
             None => ("maxStreamDuration", over(&mut self.whole)?),
         };
@@ -92,7 +105,8 @@ impl http_body::Body for Accounted {
         let next = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(next) => next,
             Poll::Pending => {
-                let over = this.limits.as_mut().and_then(|limits| limits.poll(cx));
+                let sent = this.exchange.as_ref().map_or(0, |exchange| exchange.body.bytes());
+                let over = this.limits.as_mut().and_then(|limits| limits.poll(cx, sent));
                 let Some(problem) = over else { return Poll::Pending };
                 this.body = Body::Empty;
                 this.finish(Some(problem), false);

@@ -7,7 +7,8 @@ use std::future::{pending, poll_fn};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
+use tulle_mesh::model::Timeouts;
 
 use crate::retry::replay::Replay;
 
@@ -26,11 +27,13 @@ pub(crate) struct Deadline {
     caller: Option<(Instant, Named)>,
     /// What the route gives from the end of the request's body on.
     route: Option<Duration>,
+    /// How long nothing may move before the answer begins.
+    idle: Option<Duration>,
 }
 
 impl Deadline {
     /// For a request that arrived at `now`. Zero on the route means no limit.
-    pub(crate) fn new(headers: &HeaderMap, route: Option<Duration>, now: Instant) -> Self {
+    pub(crate) fn new(headers: &HeaderMap, route: &Timeouts, now: Instant) -> Self {
         let grpc = headers.get(GRPC_TIMEOUT).and_then(|value| parse_grpc(value.as_bytes()));
         let named = grpc.map(|value| ("grpc-timeout", value)).or_else(|| {
             let millis = headers.get(EXPECTED)?.to_str().ok()?.parse().ok()?;
@@ -39,7 +42,8 @@ impl Deadline {
         Self {
             // A time that does not fit the clock is no limit.
             caller: named.and_then(|named| Some((now.checked_add(named.1)?, named))),
-            route: route.filter(|timeout| !timeout.is_zero()),
+            route: route.request.filter(|timeout| !timeout.is_zero()),
+            idle: route.idle.filter(|timeout| !timeout.is_zero()),
         }
     }
 
@@ -81,8 +85,10 @@ impl Deadline {
         let from_route = async {
             let ended = poll_fn(|cx| body.poll_ended(cx)).await;
             let route = self.route.map(|value| (ended + value, Over::Request(("request", value))));
-            let per_try = per_try.map(|value| (ended.max(begun) + value, Over::Try(("perTry", value))));
-            match route.into_iter().chain(per_try).min_by_key(|(end, _)| *end) {
+            let begun = ended.max(begun);
+            let per_try = per_try.map(|value| (begun + value, Over::Try(("perTry", value))));
+            let idle = self.idle.map(|value| (begun + value, Over::Request(("idle", value))));
+            match route.into_iter().chain(per_try).chain(idle).min_by_key(|(end, _)| *end) {
                 Some((end, over)) => {
                     sleep_until(end.into()).await;
                     over
@@ -94,12 +100,28 @@ impl Deadline {
             biased;
             over = from_caller => over,
             over = from_route => over,
+            over = self.stalled(body) => over,
+        }
+    }
+
+    /// Waits until nothing of the request's body has come for as long as nothing may move, or up to twice as long.
+    async fn stalled(&self, body: &Replay) -> Over {
+        let Some(idle) = self.idle else { return pending().await };
+        loop {
+            let before = body.bytes();
+            sleep(idle).await;
+            if body.ended().is_some() {
+                return pending().await;
+            }
+            if body.bytes() == before {
+                return Over::Body;
+            }
         }
     }
 
     /// Whether there is any limit.
     pub(crate) fn is_some(&self) -> bool {
-        self.caller.is_some() || self.route.is_some()
+        self.caller.is_some() || self.route.is_some() || self.idle.is_some()
     }
 }
 
@@ -110,6 +132,8 @@ pub(crate) enum Over {
     Request(Named),
     /// One attempt.
     Try(Named),
+    /// The wait for the client's body.
+    Body,
 }
 
 /// At most eight digits and a unit (gRPC over HTTP/2, `Timeout`).
@@ -153,27 +177,31 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn request(limit: Duration) -> Timeouts {
+        Timeouts { request: Some(limit), ..Timeouts::default() }
+    }
+
     #[test]
     fn the_shorter_of_callers_and_routes_limit_holds() {
         let now = Instant::now();
         let caller = headers(GRPC_TIMEOUT, "300m");
-        let deadline = Deadline::new(&caller, Some(SECOND), now);
+        let deadline = Deadline::new(&caller, &request(SECOND), now);
         assert_eq!(deadline.left(Some(now), now), Some(Duration::from_millis(300)));
         assert_eq!(deadline.left(None, now + SECOND), Some(Duration::ZERO));
-        let route = Deadline::new(&HeaderMap::new(), Some(SECOND), now);
+        let route = Deadline::new(&HeaderMap::new(), &request(SECOND), now);
         assert_eq!(route.left(None, now + 5 * SECOND), Some(SECOND), "the body is still on its way");
         assert_eq!(route.left(Some(now), now + SECOND / 4), Some(SECOND * 3 / 4));
-        assert!(!Deadline::new(&HeaderMap::new(), Some(Duration::ZERO), now).is_some());
-        assert_eq!(Deadline::new(&HeaderMap::new(), None, now).left(Some(now), now), None);
+        assert!(!Deadline::new(&HeaderMap::new(), &request(Duration::ZERO), now).is_some());
+        assert_eq!(Deadline::new(&HeaderMap::new(), &Timeouts::default(), now).left(Some(now), now), None);
     }
 
     #[test]
     fn what_is_told_shrinks_from_hop_to_hop() {
         let now = Instant::now();
-        let first = Deadline::new(&headers(GRPC_TIMEOUT, "1S"), None, now);
+        let first = Deadline::new(&headers(GRPC_TIMEOUT, "1S"), &Timeouts::default(), now);
         let mut told = headers(GRPC_TIMEOUT, "1S");
         first.write(&mut told, first.left(Some(now), now + SECOND / 4), true);
-        let second = Deadline::new(&told, Some(10 * SECOND), now);
+        let second = Deadline::new(&told, &request(10 * SECOND), now);
         assert_eq!(second.left(Some(now), now), Some(SECOND * 3 / 4));
         let mut told = HeaderMap::new();
         second.write(&mut told, Some(Duration::from_micros(1500)), false);
@@ -184,13 +212,17 @@ mod tests {
     async fn the_timeout_that_fires_names_itself() {
         let now = Instant::now();
         let body = Replay::new(Body::Empty, now);
-        let route = Deadline::new(&HeaderMap::new(), Some(SECOND), now);
+        let route = Deadline::new(&HeaderMap::new(), &request(SECOND), now);
         assert_eq!(route.over(&body, None).await, Over::Request(("request", SECOND)));
         assert_eq!(route.over(&body, Some(2 * SECOND)).await, Over::Request(("request", SECOND)));
         assert_eq!(route.over(&body, Some(SECOND / 2)).await, Over::Try(("perTry", SECOND / 2)));
-        let none = Deadline::new(&HeaderMap::new(), None, now);
+        let none = Deadline::new(&HeaderMap::new(), &Timeouts::default(), now);
         assert_eq!(none.over(&body, Some(SECOND)).await, Over::Try(("perTry", SECOND)));
-        let caller = Deadline::new(&headers(GRPC_TIMEOUT, "5m"), None, now);
+        let idle = Timeouts { idle: Some(SECOND / 4), ..Timeouts::default() };
+        let idle = Deadline::new(&HeaderMap::new(), &idle, now);
+        assert_eq!(idle.over(&body, Some(SECOND)).await, Over::Request(("idle", SECOND / 4)));
+        assert_eq!(idle.left(Some(now), now), None, "it is no deadline to tell the next hop");
+        let caller = Deadline::new(&headers(GRPC_TIMEOUT, "5m"), &Timeouts::default(), now);
         let value = Duration::from_millis(5);
         assert_eq!(caller.over(&body, Some(SECOND)).await, Over::Request(("grpc-timeout", value)));
     }

@@ -280,11 +280,10 @@ impl Exchange {
     /// How long the answer may be without a frame, and how long the whole stream may last; zero is no limit.
     pub(super) fn stream_limits(&self) -> (Option<Duration>, Option<Duration>) {
         let route = self.routes.as_ref().zip(self.route).map(|(routes, route)| routes.table.route(route));
-        let Some(RouteAction::Forward(forward)) = route.map(|route| &route.action) else {
-            return (None, None);
-        };
-        let limit = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
-        (limit(forward.timeouts.idle), limit(forward.timeouts.max_stream))
+        match route.map(|route| &route.action) {
+            Some(RouteAction::Forward(forward)) => (forward.timeouts.idle, forward.timeouts.max_stream),
+            _ => (None, None),
+        }
     }
 
     fn series(&self) -> Arc<HttpSeries> {

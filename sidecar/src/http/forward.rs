@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, TrafficDirection, UpstreamProtocol};
 use tulle_mesh::route::{RouteId, filter, split};
 
-use super::body::Body;
+use super::body::{Body, BodyError};
 use super::deadline::{Deadline, Over};
 use super::exchange::Exchange;
 use super::headers::{self, Origin};
@@ -130,7 +130,7 @@ impl Proxy {
             [] => None,
             policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
         };
-        let deadline = Deadline::new(&exchange.request.headers, forward.timeouts.request, exchange.begun);
+        let deadline = Deadline::new(&exchange.request.headers, &forward.timeouts, exchange.begun);
         Ok(Plan { route, runtime, forward, backend, cluster, target, hash, cookie, deadline })
     }
 
@@ -339,10 +339,15 @@ fn timed_out(exchange: &mut Exchange, over: Over) -> Tried {
     let (end, (name, value)) = match over {
         Over::Try(named) => (Some(End::TimedOut), named),
         Over::Request(named) => (None, named),
+        Over::Body => {
+            let error = RequestError::RequestBody(BodyError::Idle);
+            exchange.failed((error.token(), error.to_string()), None);
+            return Tried::last(error);
+        }
     };
     let error = RequestError::Timeout(name, value);
     // A caller in a hurry says nothing about the endpoint.
-    let blamed = matches!(name, "request" | "perTry").then_some(Outcome::Failure);
+    let blamed = matches!(name, "request" | "perTry" | "idle").then_some(Outcome::Failure);
     exchange.failed((error.token(), error.to_string()), blamed);
     Tried { result: Err(error), end, mesh_made: false }
 }

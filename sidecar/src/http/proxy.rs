@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tulle_mesh::authorize::{Facts, Verdict};
@@ -206,12 +207,17 @@ impl Handler for Proxy {
             }
         };
         exchange.body.release();
-        let Answered { response, tunnel, problem } = answered;
+        let Answered { response, mut tunnel, problem } = answered;
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
         let (idle, whole) = exchange.stream_limits();
+        if let (Some(tunnel), Some(idle)) = (&mut tunnel, idle) {
+            tunnel.set_idle_timeout(idle);
+        }
+        let limit = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
         let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
-        let response = response.map(|body| Accounted::new(body, exchange, bodiless, idle, whole));
+        let response =
+            response.map(|body| Accounted::new(body, exchange, bodiless, limit(idle), limit(whole)));
         Reply { response, tunnel, close }
     }
 }

@@ -23,6 +23,8 @@ use crate::upstream::Hold;
 pub(crate) struct Tunnel {
     end: TunnelEnd,
     carried: Rc<Carried>,
+    /// What the route says of the time without movement; zero is no limit.
+    idle: Option<Duration>,
     _hold: Hold,
 }
 
@@ -38,7 +40,7 @@ pub(crate) struct Carried {
 impl Tunnel {
     /// A tunnel to `end`, which occupies `hold`.
     pub(crate) fn new(end: TunnelEnd, hold: Hold) -> Self {
-        Self { end, carried: Rc::default(), _hold: hold }
+        Self { end, carried: Rc::default(), idle: None, _hold: hold }
     }
 
     /// Where the tunnel leaves how much it has carried.
@@ -46,9 +48,15 @@ impl Tunnel {
         self.carried.clone()
     }
 
+    /// Sets what a route says of the time without movement; zero is no limit.
+    pub(crate) fn set_idle_timeout(&mut self, idle: Duration) {
+        self.idle = Some(idle);
+    }
+
     /// Carries bytes between the downstream end and this one until both have closed, one has failed, or nothing has
-    /// moved for `idle`.
+    /// moved for `idle` (where the route says nothing else).
     pub(crate) async fn run(mut self, mut downstream: TunnelEnd, idle: Option<Duration>) {
+        let idle = self.idle.map_or(idle, |idle| Some(idle).filter(|idle| !idle.is_zero()));
         let Relayed { forward, back, .. } = relay(&mut downstream, &mut self.end, Vec::new(), idle).await;
         self.carried.received.set(forward);
         self.carried.sent.set(back);

@@ -56,6 +56,7 @@ pub(super) struct Slot {
     retired: Cell<bool>,
     /// Whether the endpoint speaks the protocol, as far as that was seen.
     pub(super) ability: Ability,
+    /// [`Duration::MAX`]: never.
     idle_timeout: Cell<Duration>,
     /// After what idle time the endpoint was seen to close a connection, and when that was.
     closes_after: Cell<Option<(Duration, Instant)>>,
@@ -163,7 +164,12 @@ impl Pools {
         self.start_sweeping();
         let material = endpoint.tls.as_ref().and(options.tls);
         let idle = options.cluster.model.idle_timeout;
-        let idle = idle.unwrap_or(if version == HttpVersion::Http1 { HTTP1_IDLE } else { HTTP2_IDLE });
+        let idle = match (idle, version) {
+            (Some(Duration::ZERO), _) => Duration::MAX,
+            (Some(idle), _) => idle,
+            (None, HttpVersion::Http1) => HTTP1_IDLE,
+            (None, HttpVersion::Http2) => HTTP2_IDLE,
+        };
         let slots = &mut *self.slots.borrow_mut();
         if let Some(slot) = slots.get(&(endpoint.id, version)) {
             if slot.material.as_ref().map(Arc::as_ptr) == material.map(Arc::as_ptr) {

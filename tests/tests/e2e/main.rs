@@ -19,6 +19,7 @@ mod routing;
 mod servers;
 mod tcp;
 mod telemetry;
+mod timeouts;
 
 use std::net::SocketAddr;
 

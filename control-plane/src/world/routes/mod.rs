@@ -96,12 +96,6 @@ impl<'a> Builder<'a> {
         rules
     }
 
-    /// How long nothing may move on a connection of bytes, by the policy of the Service that the client addressed.
-    pub(super) fn idle_timeout(&self, service: &Service, port: &Port) -> Option<Duration> {
-        let (_, policy) = self.settings(service, port)?;
-        policy.connection.as_ref()?.idle_timeout.map(|time| time.get())
-    }
-
     fn default_route(&mut self, service: &Service, port: &Port) -> Route {
         let settings = self.settings(service, port);
         let policy = settings.as_ref().map(|(_, policy)| *policy);
@@ -218,13 +212,11 @@ impl<'a> Builder<'a> {
         let each = given
             .and_then(|timeouts| timeouts.backend_request)
             .or_else(|| inherited.and_then(|timeouts| timeouts.backend_request));
-        let mut timeouts = traffic::timeouts(given);
-        timeouts.request = timeouts.request.or(traffic::timeouts(inherited).request);
         let retry = rule.retry.as_ref().or_else(|| policy.and_then(|policy| policy.retry.as_ref()));
         RouteAction::Forward(Forward {
             backends: backends.into_iter().map(backend).collect(),
             unknown_cluster_status: StatusCode::INTERNAL_SERVER_ERROR,
-            timeouts,
+            timeouts: traffic::timeouts(given, policy),
             retry: traffic::retry(retry, each.map(|each| each.get())),
             path_rewrite: rule.filters.path_rewrite.clone(),
             host_rewrite: rule.filters.host_rewrite.clone(),
@@ -309,7 +301,7 @@ fn forward_to(
             response_headers: HeaderMutations::default(),
         }],
         unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
-        timeouts: traffic::timeouts(settings),
+        timeouts: traffic::timeouts(None, policy),
         retry: traffic::retry(policy.and_then(|policy| policy.retry.as_ref()), each),
         path_rewrite: None,
         host_rewrite: None,

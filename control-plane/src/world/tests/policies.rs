@@ -248,6 +248,39 @@ fn traffic_policies_shape_clusters() {
 }
 
 #[test]
+fn the_client_s_end_keeps_the_time_without_movement() {
+    let idle = |settings: &str| {
+        let spec = format!("{CART}, connection: {{{settings}}}");
+        let world = with("any", &[policy("BackendTrafficPolicy", "p", &spec)]);
+        let of = |chains: &[FilterChain]| {
+            let each = chains.iter().map(|chain| match &chain.protocol {
+                Protocol::Http(http) => (None, http.stream_idle_timeout.map(|idle| idle.as_secs())),
+                Protocol::Tcp(tcp) => (tcp.idle_timeout.map(|idle| idle.as_secs()), None),
+            });
+            each.fold((None, None), |all, each: (Option<u64>, Option<u64>)| {
+                (all.0.or(each.0), all.1.or(each.1))
+            })
+        };
+        let RouteAction::Forward(forward) = &routes(&world, "cart.shop:80", "")[0].action else { panic!() };
+        let cluster = world.cluster("outbound|80||cart.shop.svc.cluster.local").expect("made");
+        let listener = world.listener("cart.shop.svc.cluster.local:80").expect("made");
+        let secs = |time: Option<Duration>| time.map(|time| time.as_secs());
+        ((secs(cluster.idle_timeout), secs(forward.timeouts.idle)), of(&listener.chains), of(chains(&world)))
+    };
+    // At the client's end, the cluster and the route; then the listeners of the client's end and of the server's.
+    assert_eq!(idle(""), ((None, None), (None, None), (None, None)));
+    assert_eq!(
+        idle("idleTimeout: 5s, streamIdleTimeout: 6s"),
+        ((Some(5), Some(6)), (Some(5), None), (None, None))
+    );
+    assert_eq!(
+        idle("idleTimeout: 2h, streamIdleTimeout: 0s"),
+        // The workload's port is one of HTTP by its name.
+        ((Some(7200), Some(0)), (Some(7200), Some(0)), (None, Some(0)))
+    );
+}
+
+#[test]
 fn a_policy_of_a_port_goes_before_one_of_the_service() {
     let at = |port: &str, algorithm: &str| {
         format!("targetRefs: [{{kind: Service, name: cart{port}}}], loadBalancer: {{algorithm: {algorithm}}}")

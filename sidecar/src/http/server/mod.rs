@@ -58,8 +58,8 @@ pub(crate) struct Reply<B> {
 /// The limits and timeouts of a listener's connections.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerOptions {
-    /// Close a connection without requests after this long.
-    pub(crate) idle_timeout: Duration,
+    /// Close a connection without requests after this long; `None`: never.
+    pub(crate) idle_timeout: Option<Duration>,
     /// Give up a stream on which nothing moves for this long; `None`: never.
     pub(crate) stream_idle_timeout: Option<Duration>,
     /// Give up when a head has not arrived this long after its first byte.
@@ -90,7 +90,7 @@ impl Default for ServerOptions {
     fn default() -> Self {
         let size = |limit| usize::try_from(limit).unwrap_or(usize::MAX);
         Self {
-            idle_timeout: Self::IDLE_TIMEOUT,
+            idle_timeout: Some(Self::IDLE_TIMEOUT),
             stream_idle_timeout: Some(Self::STREAM_IDLE_TIMEOUT),
             head_timeout: Self::HEAD_TIMEOUT,
             head: HeadLimits { bytes: size(Self::MAX_HEAD_BYTES), fields: size(Self::MAX_HEAD_FIELDS) },
@@ -101,12 +101,14 @@ impl Default for ServerOptions {
 
 impl From<&HttpConnection> for ServerOptions {
     fn from(model: &HttpConnection) -> Self {
-        let stream_idle = model.stream_idle_timeout.unwrap_or(Self::STREAM_IDLE_TIMEOUT);
+        let limit = |limit: Option<Duration>, default| {
+            Some(limit.unwrap_or(default)).filter(|limit| !limit.is_zero())
+        };
         let size =
             |limit: Option<u32>, default| usize::try_from(limit.unwrap_or(default)).unwrap_or(usize::MAX);
         Self {
-            idle_timeout: model.idle_timeout.unwrap_or(Self::IDLE_TIMEOUT),
-            stream_idle_timeout: (!stream_idle.is_zero()).then_some(stream_idle),
+            idle_timeout: limit(model.idle_timeout, Self::IDLE_TIMEOUT),
+            stream_idle_timeout: limit(model.stream_idle_timeout, Self::STREAM_IDLE_TIMEOUT),
             head_timeout: model.request_headers_timeout.unwrap_or(Self::HEAD_TIMEOUT),
             head: HeadLimits {
                 bytes: size(model.max_request_headers_bytes, Self::MAX_HEAD_BYTES),

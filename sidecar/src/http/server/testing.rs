@@ -45,7 +45,7 @@ pub(crate) fn text(text: impl Into<Bytes>) -> Reply<Body> {
 /// Short timeouts and small limits.
 pub(crate) fn options() -> ServerOptions {
     ServerOptions {
-        idle_timeout: Duration::from_secs(60),
+        idle_timeout: Some(Duration::from_secs(60)),
         stream_idle_timeout: Some(Duration::from_secs(30)),
         head_timeout: Duration::from_secs(10),
         head: HeadLimits { bytes: 32 * 1024, fields: 20 },

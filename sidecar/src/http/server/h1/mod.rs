@@ -141,8 +141,11 @@ impl Connection<'_> {
             }
             transport.shrink();
             let is_closing = drain.phase() >= Phase::Closing || closing.as_mut().poll(cx).is_ready();
-            let limit = if is_closing { patience } else { options.idle_timeout };
-            timer.poll(cx, since + limit).map(|()| Next::Closed)
+            let limit = if is_closing { Some(patience) } else { options.idle_timeout };
+            match limit {
+                Some(limit) => timer.poll(cx, since + limit).map(|()| Next::Closed),
+                None => Poll::Pending,
+            }
         })
         .await
     }

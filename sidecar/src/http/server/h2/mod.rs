@@ -48,7 +48,7 @@ pub(crate) async fn serve<H: Handler>(
     let Some(ping_pong) = connection.ping_pong() else { return };
     let mut lifetime = Lifetime {
         keep_alive: KeepAlive::new(ping_pong),
-        idle: Timer::new(options.idle_timeout),
+        idle: options.idle_timeout.map(Timer::new),
         idle_since: Some(Instant::now()),
         options,
         leaving: false,
@@ -101,7 +101,8 @@ fn poll_streams<F: Future<Output = ()>>(streams: &mut FuturesUnordered<F>, cx: &
 /// When a connection ends by itself.
 struct Lifetime<'a> {
     keep_alive: KeepAlive,
-    idle: Timer,
+    /// Where there is a limit.
+    idle: Option<Timer>,
     /// Since when there has been no stream.
     idle_since: Option<Instant>,
     options: &'a ServerOptions,
@@ -117,6 +118,9 @@ impl Lifetime<'_> {
             return false;
         }
         let since = *self.idle_since.get_or_insert_with(Instant::now);
-        self.idle.poll(cx, since + self.options.idle_timeout).is_ready()
+        match (&mut self.idle, self.options.idle_timeout) {
+            (Some(timer), Some(limit)) => timer.poll(cx, since + limit).is_ready(),
+            _ => false,
+        }
     }
 }

@@ -256,7 +256,7 @@ async fn a_head_that_comes_byte_by_byte_is_limited_in_all() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_in_silence() {
     local(async {
-        let limits = ServerOptions { idle_timeout: Duration::from_millis(30), ..options() };
+        let limits = ServerOptions { idle_timeout: Some(Duration::from_millis(30)), ..options() };
         let (address, _) = server(Speak::Http1, Serve(|_, _| async { text("x") }), limits).await;
         assert_eq!(talk(address, "").await, "");
         let answer = talk(address, GET).await;

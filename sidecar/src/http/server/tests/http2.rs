@@ -295,7 +295,7 @@ async fn a_drain_says_goaway_and_lets_streams_finish() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_in_order() {
     local(async {
-        let limits = ServerOptions { idle_timeout: Duration::from_millis(30), ..options() };
+        let limits = ServerOptions { idle_timeout: Some(Duration::from_millis(30)), ..options() };
         let (address, _) = server(Speak::Http2, Serve(|_, _| async { text("x") }), limits).await;
         let (mut sender, closed) = connect(address).await;
         fetch(&mut sender, get("/")).await.expect("an answer");
