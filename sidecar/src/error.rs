@@ -225,7 +225,7 @@ impl fmt::Display for RequestError {
             Self::Overload(what) => f.write_str(what),
             Self::Fault(..) => f.write_str("injected fault"),
             Self::Timeout(name, value) => write!(f, "the timeout {name}={value:?} is over"),
-            Self::Limit(limit) => limit.fmt(f),
+            Self::Limit(limit) => write!(f, "{limit}"),
             Self::Attempt(endpoint, error) => {
                 write!(f, "{endpoint}: ")?;
                 send_details(error, f)
@@ -255,9 +255,7 @@ fn send_details(error: &SendError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         | SendError::Request(why) => f.write_str(why),
         SendError::Protocol(why) => write!(f, "not HTTP: {why}"),
         SendError::RequestBody(error) => write!(f, "the request's body: {}", body_details(error)),
-        SendError::Overflow(_) => {
-            f.write_str("the cluster's limit on connections or waiting requests is reached")
-        }
+        SendError::Overflow(limit) => write!(f, "{limit}"),
     }
 }
 

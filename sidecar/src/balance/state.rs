@@ -136,7 +136,7 @@ impl fmt::Display for LimitReached {
         let name = match self.limit {
             Limit::Connections => "maxConnections",
             Limit::PendingRequests => "maxPendingRequests",
-            Limit::Requests => "maxRequests",
+            Limit::Requests => "maxConcurrentRequests",
             Limit::Retries => "maxRetries",
         };
         write!(f, "the limit {name}={} is reached", self.max)

@@ -294,7 +294,7 @@ fn limits_hold_and_are_given_back() {
     let first = cluster.permit(Limit::Requests).expect("room");
     let _second = cluster.permit(Limit::Requests).expect("room");
     let reached = cluster.permit(Limit::Requests).err().expect("full");
-    assert_eq!(reached.to_string(), "the limit maxRequests=2 is reached");
+    assert_eq!(reached.to_string(), "the limit maxConcurrentRequests=2 is reached");
     drop(first);
     assert!(cluster.permit(Limit::Requests).is_ok());
     let held = cluster.retry_permit(now);

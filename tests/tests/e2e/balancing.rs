@@ -6,7 +6,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tulle_cli::local::Sidecar;
-use tulle_tests::{Answer, App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, read_head, wait_for};
+use tulle_tests::{
+    Answer, App, H2App, LIMIT, NAMESPACE, TestMesh, Workload, curl, exchange, output_of, read_head, wait_for,
+};
 
 /// Instances of `echo` and a client of theirs.
 struct Fleet {
@@ -278,4 +280,108 @@ async fn an_attempt_that_takes_too_long_is_made_elsewhere() {
         assert_eq!(answer.status(), 200, "{}", answer.text);
     }
     assert_eq!(quick.seen().len(), 6);
+}
+
+/// How many requests and connections the client's sidecar has refused by a limit.
+async fn overflows(client: &Sidecar) -> f64 {
+    let metrics = client.metrics().await.expect("it answers");
+    metrics.sum("tulle_upstream_overflows_total", &[("cluster", "outbound|80||echo.shop.svc.cluster.local")])
+}
+
+#[tokio::test]
+async fn what_would_need_one_connection_too_many_is_refused_by_name() {
+    let (address, listener) = silent().await;
+    let fleet = Fleet::start(&[address]).await;
+    fleet.policy("  circuitBreaker: {maxConnections: 1}", "\"maxConnections\":1").await;
+    let mut held = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
+    held.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
+    let (mut app, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a request");
+    read_head(&mut app).await;
+    for _ in 0..3 {
+        let refused = fleet.get("").await;
+        assert_eq!(refused.status(), 503, "{}", refused.text);
+        let status = refused.header("proxy-status");
+        assert!(status.starts_with("tulle; error=connection_limit_reached"), "{status}");
+        assert!(status.contains("maxConnections=1"), "{status}");
+    }
+    assert_eq!(overflows(&fleet.client).await, 3.0);
+    // Once it is free, the one connection serves the next request.
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    app.write_all(answer).await.expect("it reads");
+    assert!(read_head(&mut held).await.starts_with("HTTP/1.1 200"));
+    let next = tokio::spawn(async move {
+        read_head(&mut app).await;
+        app.write_all(answer).await.expect("it reads");
+        app
+    });
+    assert_eq!(fleet.get("").await.status(), 200);
+    timeout(LIMIT, next).await.expect("in time").expect("it was asked");
+    assert_eq!(overflows(&fleet.client).await, 3.0);
+}
+
+#[tokio::test]
+async fn what_would_have_to_wait_behind_too_many_is_refused_by_name() {
+    let [app] = apps::<1>().await;
+    let fleet = Fleet::start(&[app.address]).await;
+    fleet
+        .policy(
+            "  circuitBreaker: {maxPendingRequests: 1}\n  connection: {connectTimeout: 20s}",
+            "\"maxPendingRequests\":1",
+        )
+        .await;
+    // It takes connections, and then does nothing: whoever needs a new one waits.
+    fleet._instances[0].process.signal("STOP");
+    let ask = async || {
+        let mut stream = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
+        stream
+    };
+    let (mut one, mut other) = (ask().await, ask().await);
+    let (refused, waiting) = tokio::select! {
+        head = read_head(&mut one) => (head, &mut other),
+        head = read_head(&mut other) => (head, &mut one),
+    };
+    fleet._instances[0].process.signal("CONT");
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    let status = "proxy-status: tulle; error=connection_limit_reached";
+    assert!(refused.contains(status) && refused.contains("maxPendingRequests=1"), "{refused}");
+    assert_eq!(overflows(&fleet.client).await, 1.0);
+    assert!(read_head(waiting).await.starts_with("HTTP/1.1 200"), "who waited is served");
+    assert_eq!(fleet.get("").await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_hangs_is_noticed_on_idle_connections_and_costs_no_request() {
+    let (one, two) = (H2App::start("one").await, H2App::start("two").await);
+    let mesh = TestMesh::start().await;
+    let first = mesh.workload(Workload::new("echo").app(one.address).protocol("kubernetes.io/h2c")).await;
+    let second = mesh.workload(Workload::new("echo-1").service("echo").app(two.address)).await;
+    let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
+    let fleet = Fleet { mesh, client, _instances: vec![first, second] };
+    fleet
+        .policy(
+            "  loadBalancer: {algorithm: RoundRobin}\n  connection: {connectTimeout: 500ms}",
+            "\"loadBalancer\":\"roundRobin\"",
+        )
+        .await;
+    let both = || async {
+        fleet.get("").await;
+        let known = one.count("/") > 0 && two.count("/") > 0;
+        known.then_some(()).ok_or_else(|| "only one instance is known".to_owned())
+    };
+    wait_for(LIMIT, both).await.unwrap_or_else(|error| panic!("{error}"));
+    let before = one.count("/");
+    // The kernel still takes its bytes: only the missing answer to a ping tells that nobody is there.
+    fleet._instances[1].process.signal("STOP");
+    let calls = (0..4).map(|_| {
+        let mut curl = curl();
+        curl.args(["--max-time", "55", "--http2-prior-knowledge", "--write-out", "%{http_code}"]);
+        curl.arg(format!("http://{}/", fleet.client.ports["echo.shop:80"]));
+        tokio::spawn(output_of(curl))
+    });
+    for call in calls.collect::<Vec<_>>() {
+        let output = call.await.expect("no panic");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "one200", "{output:?}");
+    }
+    assert_eq!(one.count("/") - before, 4);
 }

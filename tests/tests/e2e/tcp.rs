@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tulle_tests::{LIMIT, TestMesh, Workload, read_to_end};
+use tulle_tests::{LIMIT, NAMESPACE, TestMesh, Workload, read_to_end, wait_for};
 
 use crate::Pair;
 
@@ -93,4 +93,39 @@ async fn a_connection_to_nobody_is_closed() {
     let pair = Pair::start(free, "tcp").await;
     let mut stream = TcpStream::connect(pair.port()).await.expect("it listens");
     assert_eq!(read_to_end(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_and_counted() {
+    let pair = Pair::start(greeter().await, "tcp").await;
+    pair.mesh.manifest(
+        "policy.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: BackendTrafficPolicy\nmetadata: {{name: echo, namespace: {NAMESPACE}}}\n\
+             spec:\n  targetRefs: [{{kind: Service, name: echo}}]\n  circuitBreaker: {{maxConnections: 1}}\n"
+        ),
+    );
+    let greeted = async || {
+        // A refusal may be a reset that overtakes the connection.
+        let mut stream = TcpStream::connect(pair.port()).await.ok()?;
+        let mut greeting = [0; 11];
+        let read = timeout(LIMIT, stream.read_exact(&mut greeting)).await.expect("in time");
+        read.ok().map(|_| stream)
+    };
+    // The limit comes to be in force while one is open.
+    let mut held = greeted().await.expect("a greeting");
+    let refused = || async {
+        match greeted().await {
+            Some(_) => Err("there is no limit yet".to_owned()),
+            None => Ok(()),
+        }
+    };
+    wait_for(LIMIT, refused).await.unwrap_or_else(|error| panic!("{error}"));
+    let metrics = pair.client.metrics().await.expect("it answers");
+    assert!(metrics.sum("tulle_upstream_overflows_total", &[]) >= 1.0, "{metrics:?}");
+    held.write_all(b"still here\r\n").await.expect("it is open");
+    held.shutdown().await.expect("it is open");
+    assert_eq!(read_to_end(&mut held).await, "still here\r\n221 bye\r\n");
+    let free = || async { greeted().await.map(drop).ok_or_else(|| "the place is not free again".to_owned()) };
+    wait_for(LIMIT, free).await.unwrap_or_else(|error| panic!("{error}"));
 }

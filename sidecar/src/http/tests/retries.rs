@@ -265,7 +265,7 @@ fn a_limit_of_the_cluster_refuses_with_its_name_and_value() {
         }
         let got = mesh.send(get()).await;
         assert_eq!((got.status.as_u16(), got.header("x-envoy-overloaded")), (503, "true"));
-        assert!(got.header("proxy-status").contains("maxRequests=1"), "{got:?}");
+        assert!(got.header("proxy-status").contains("maxConcurrentRequests=1"), "{got:?}");
         first.abort();
         let _ = first.await;
         assert_eq!(mesh.cluster.state.in_flight(crate::balance::Limit::Requests), 0);
