@@ -1,8 +1,8 @@
 //! Where configuration comes from, goes to, and what happens when it is bad or the control plane is away.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::process::Command;
 use tulle_cli::local::LocalMesh;
 use tulle_tests::{
@@ -177,28 +177,50 @@ async fn the_control_plane_knows_what_each_sidecar_has_taken() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_named() {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = taken.local_addr().expect("it is bound").to_string();
+async fn a_port_in_use_is_named_and_whoever_has_it_is_not_disturbed() {
+    let app = App::fixed(200, "").await;
+    let mut pair = Pair::start(app.address, "http").await;
+    assert_eq!(exchange(pair.port(), GET).await.status(), 200);
+    let (xds, http) = (pair.mesh.mesh.xds().to_string(), pair.mesh.mesh.http().to_string());
     let folder = tempfile::tempdir().expect("a folder");
-    let mut command = Command::new(binaries().control_plane);
-    command.arg("--manifests").arg(folder.path()).arg("--state").arg(folder.path().join("state"));
-    command.args(["--listen", &address, "--http", "127.0.0.1:0"]);
-    let output = output_of(command).await;
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains(&address) && message.contains("--listen"), "{message}");
-
-    let mesh = TestMesh::start().await;
-    let spec = tulle_cli::local::SidecarSpec {
-        namespace: NAMESPACE.into(),
-        service_account: "client".into(),
-        name: "client".into(),
-        config: [("admin".to_owned(), serde_json::json!(address))].into_iter().collect(),
-        ..Default::default()
-    };
-    let error = mesh.mesh.sidecar(&spec).await.expect_err("the port is taken").to_string();
-    assert!(error.contains(&address) && error.contains("admin"), "{error}");
+    for (flag, address, other) in [("--listen", &xds, "--http"), ("--http", &http, "--listen")] {
+        let mut command = Command::new(binaries().control_plane);
+        command.arg("--manifests").arg(folder.path()).arg("--state").arg(folder.path().join("state"));
+        command.args([flag, address, other, "127.0.0.1:0"]);
+        let output = output_of(command).await;
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains(address) && message.contains(flag), "{message}");
+        assert!(!folder.path().join("state").exists(), "what can't serve leaves no CA behind");
+    }
+    let (port, inbound) = (pair.port().to_string(), pair.server.inbound[0].to_string());
+    for (field, address, value) in [
+        ("admin", &port, json!(port)),
+        ("outbound.proxy", &port, json!({ "proxy": port })),
+        (
+            "outbound.ports",
+            &port,
+            json!({ "proxy": "127.0.0.1:0", "ports": [{ "listen": port, "service": "echo.shop:80" }] }),
+        ),
+        ("inbound", &inbound, json!([{ "listen": inbound, "app": "127.0.0.1:9" }])),
+    ] {
+        let top = field.split('.').next().expect("it is not empty").to_owned();
+        let spec = tulle_cli::local::SidecarSpec {
+            namespace: NAMESPACE.into(),
+            service_account: "client".into(),
+            name: "second".into(),
+            config: [(top, value)].into_iter().collect(),
+            ..Default::default()
+        };
+        let error = pair.mesh.mesh.sidecar(&spec).await.expect_err("the port is taken").to_string();
+        assert!(error.contains(address) && error.contains(&format!("{field}: ")), "{error}");
+        assert!(error.contains("in use") && error.contains("exit status: 1"), "{error}");
+    }
+    assert!(pair.client.process.is_running() && pair.server.process.is_running());
+    assert!(pair.mesh.mesh.control_plane.is_running());
+    assert_eq!(exchange(pair.port(), GET).await.status(), 200);
+    let late = pair.mesh.workload(Workload::new("late").port("echo.shop:80")).await;
+    assert_eq!(exchange(late.ports["echo.shop:80"], GET).await.status(), 200);
 }
 
 #[tokio::test]
