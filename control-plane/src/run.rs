@@ -20,7 +20,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::api::Api;
 use crate::args::{Args, Cli, Command, LogFormat, Step};
@@ -200,15 +203,15 @@ fn rotate(step: Step, state: &Path) -> Result<(), CaError> {
 }
 
 fn start_log(format: LogFormat) -> Result<(), Error> {
-    let filter = match std::env::var("TULLE_LOG") {
-        Ok(filter) => EnvFilter::try_new(&filter).map_err(|error| Error::Log(error.to_string()))?,
-        Err(_) => EnvFilter::new(DEFAULT_LOG),
+    let filter = std::env::var("TULLE_LOG");
+    let filter = filter.as_deref().unwrap_or(DEFAULT_LOG).parse::<Targets>();
+    let filter = filter.map_err(|error| Error::Log(error.to_string()))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let started = match format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => log.json().try_init(),
-    };
+    let started = tracing_subscriber::registry().with(filter).with(lines).try_init();
     started.map_err(|error| Error::Log(error.to_string()))
 }
 

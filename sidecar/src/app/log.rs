@@ -3,22 +3,23 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Changes what is logged.
 pub(crate) struct LogControl {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: reload::Handle<Targets, Registry>,
     level: Mutex<LogLevel>,
 }
 
 impl LogControl {
     /// Starts to log. Where this process logs already (in a test, say), that stays as it is.
     pub(crate) fn start(settings: &Log) -> Self {
-        let (filter, handle) = reload::Layer::new(filter(&settings.level));
+        let (filter, handle) = reload::Layer::new(settings.level.targets().clone());
         let lines = fmt::layer().with_writer(io::stderr);
         let lines = match settings.format {
             LogFormat::Text => lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).boxed(),
@@ -39,12 +40,8 @@ impl LogControl {
     /// # Errors
     /// When this process logs in another way.
     pub(crate) fn set(&self, level: LogLevel) -> Result<(), String> {
-        self.filter.reload(filter(&level)).map_err(|error| error.to_string())?;
+        self.filter.reload(level.targets().clone()).map_err(|error| error.to_string())?;
         *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level;
         Ok(())
     }
-}
-
-fn filter(level: &LogLevel) -> EnvFilter {
-    EnvFilter::new(level.as_str())
 }

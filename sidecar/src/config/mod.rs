@@ -132,7 +132,7 @@ pub struct Drain {
 }
 
 /// What the sidecar says about itself, on standard error.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// What is said.
     pub level: LogLevel,
@@ -305,7 +305,7 @@ impl Config {
         }
         self.dns.as_ref().map_or(Ok(()), Dns::check)?;
         let mut services: Vec<&ServicePort> = self.outbound.ports.iter().map(|port| &port.service).collect();
-        services.sort();
+        services.sort_unstable();
         if let Some(twice) = services.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(ConfigError::Conflict {
                 field: "outbound.ports",

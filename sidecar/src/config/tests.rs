@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use clap::Parser;
+use tracing::Level;
 
 use super::*;
 
@@ -118,6 +119,8 @@ fn a_fault_in_the_file_is_told_with_line_field_and_fix() {
         ("trustDomain: example.org", "trustDomain: Example", &["trustDomain", "a-z"]),
         ("workers: 3", "workers: 0", &["f.yaml:22:", "workers"]),
         ("level: \"warn,tulle_sidecar=debug\"", "level: loud", &["log.level", "info"]),
+        ("tulle_sidecar=debug\"", "tulle_sidecar=\"", &["log.level", "info"]),
+        ("tulle_sidecar=debug\"", "[call]=debug\"", &["log.level", "info"]),
         (", keyFile: b", "", &["identity", "keyFile"]),
         ("log: {", "log: {{", &["f.yaml:"]),
     ] {
@@ -211,4 +214,21 @@ fn load(text: &str, flags: &[&str]) -> Result<Config, ConfigError> {
         Arguments::try_parse_from(["tulle-sidecar", "run"].iter().chain(flags)).expect("valid flags");
     let Command::Run(settings) = arguments.command else { unreachable!("`run` was given") };
     Config::combine(file::parse(Path::new("f.yaml"), text)?, &settings)
+}
+
+#[test]
+fn what_is_logged_is_told_by_level_and_by_module() {
+    let level: LogLevel = " warn, tulle_sidecar::xds=DEBUG,h2=off,".parse().unwrap();
+    for (module, at, logged) in [
+        ("tulle_sidecar::http", Level::WARN, true),
+        ("tulle_sidecar::http", Level::INFO, false),
+        ("tulle_sidecar::xds::engine", Level::DEBUG, true),
+        ("tulle_sidecar::xds::engine", Level::TRACE, false),
+        ("h2::codec", Level::ERROR, false),
+    ] {
+        assert_eq!(level.targets().would_enable(module, &at), logged, "{module} {at}");
+    }
+    for text in ["", ",", "loud", "info,loud", "=debug", "tulle_sidecar=", "tulle_sidecar=loud", "a b=info"] {
+        assert!(text.parse::<LogLevel>().is_err(), "{text:?}");
+    }
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tulle_mesh::address::ServicePort;
 
 /// A length of time: a whole number and `ms`, `s`, `m` or `h`.
@@ -313,19 +314,27 @@ impl FromStr for Endpoint {
 }
 
 /// What is logged: a level, or levels by module, as `info,tulle_sidecar::xds=debug`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogLevel(String);
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLevel {
+    text: String,
+    targets: Targets,
+}
 
 impl LogLevel {
-    /// The directives, which `tracing`'s `EnvFilter` takes.
+    /// As it was written.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// The same for `tracing`.
+    pub(crate) fn targets(&self) -> &Targets {
+        &self.targets
     }
 }
 
 impl Default for LogLevel {
     fn default() -> Self {
-        Self("info".into())
+        Self { text: "info".into(), targets: Targets::new().with_default(LevelFilter::INFO) }
     }
 }
 
@@ -334,16 +343,28 @@ impl FromStr for LogLevel {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let error = || ValueError::new(text, "what to log", "info or info,tulle_sidecar::xds=debug");
-        // A lone word that is no level would be read as the name of a module, and silence all the others.
-        let level = |word: &str| word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
-        if text.trim().is_empty() || (!text.contains(['=', '[']) && !text.split(',').all(level)) {
-            return Err(error());
+        let mut targets = Targets::new();
+        let mut empty = true;
+        for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+            targets = logged(directive, targets).ok_or_else(error)?;
+            empty = false;
         }
-        match tracing_subscriber::EnvFilter::try_new(text) {
-            Ok(_) => Ok(Self(text.into())),
-            Err(_) => Err(error()),
-        }
+        if empty { Err(error()) } else { Ok(Self { text: text.into(), targets }) }
     }
+}
+
+/// Adds one directive: a level, or a module and its level. A lone word that is no level would be the name of a module;
+/// it is refused, because it would silence all the others.
+fn logged(directive: &str, targets: Targets) -> Option<Targets> {
+    let level = |word: &str| word.parse::<LevelFilter>().ok().filter(|_| !word.is_empty());
+    let Some((module, word)) = directive.split_once('=') else {
+        return Some(targets.with_default(level(directive)?));
+    };
+    let named = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | ':');
+    if module.is_empty() || !module.chars().all(named) {
+        return None;
+    }
+    Some(targets.with_target(module, level(word)?))
 }
 
 /// A value that is not of its form.
