@@ -29,14 +29,14 @@ pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Json<Dump> {
     }
     let mut outbound: Vec<_> = outbound.into_values().collect();
     for dump in &mut outbound {
-        dump.aliases.sort();
+        dump.aliases.sort_unstable();
     }
     let mut inbound: Vec<_> = snapshot.inbound_listeners().map(|found| listener(found, now)).collect();
-    inbound.sort_by(|a, b| a.name.cmp(&b.name));
+    inbound.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let mut absent: Vec<_> = snapshot.absent.iter().map(ToString::to_string).collect();
-    absent.sort();
+    absent.sort_unstable();
     let mut clusters: Vec<_> = snapshot.clusters.values().map(|found| cluster(found, now)).collect();
-    clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    clusters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Json(Dump { generation: snapshot.generation, sync, outbound, inbound, absent, clusters })
 }
 

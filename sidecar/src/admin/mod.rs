@@ -8,6 +8,7 @@ mod dump;
 mod explain;
 mod guard;
 mod health;
+mod port;
 pub mod types;
 
 use std::io;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::port::Port;
 use self::types::LogState;
 use crate::app::{LogControl, Stop};
 use crate::telemetry::Telemetry;
@@ -57,18 +59,8 @@ pub(crate) struct Answering {
 /// When the sockets can't be registered with the runtime.
 pub(crate) fn serve(state: Arc<Admin>, admin: TcpListener, health: TcpListener) -> io::Result<Answering> {
     let end = watch::Sender::new(());
-    let start = |listener: TcpListener, router: Router| -> io::Result<JoinHandle<()>> {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let mut ended = end.subscribe();
-        let served = axum::serve(listener, router).with_graceful_shutdown(async move {
-            // Its sender gone means the same.
-            let _ = ended.changed().await;
-        });
-        Ok(tokio::spawn(async move {
-            if let Err(error) = served.await {
-                tracing::error!(%error, "an admin or health port is no longer served");
-            }
-        }))
+    let start = |listener, router| -> io::Result<JoinHandle<()>> {
+        Ok(tokio::spawn(Port::new(listener, router)?.serve(end.subscribe())))
     };
     let servers = [start(admin, router(state.clone()))?, start(health, health::router(state))?];
     Ok(Answering { servers, end })
