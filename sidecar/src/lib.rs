@@ -19,6 +19,7 @@ mod tls;
 mod backoff;
 mod balance;
 mod dns;
+mod grpc;
 mod http;
 mod limit;
 mod retry;

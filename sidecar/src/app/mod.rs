@@ -37,10 +37,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let log = LogControl::start(&config.log);
     let bound = listener::bind(&config).map_err(Cause::Bind)?;
     let config = Arc::new(bound.addresses.apply(config));
-    let collector = config.otlp.as_ref().map(|endpoint| endpoint.uri().to_string());
+    let collector = config.otlp.as_ref().map(|endpoint| endpoint.uri().clone());
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.map_err(Cause::System)?.block_on(async {
-        let telemetry = Telemetry::new(workload(&config), collector.as_deref()).map_err(Cause::Telemetry)?;
+        let telemetry = Telemetry::new(workload(&config), collector.as_ref()).map_err(Cause::Telemetry)?;
         Box::pin(serve(config, bound, telemetry, log)).await
     })
 }

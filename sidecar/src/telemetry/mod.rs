@@ -7,6 +7,7 @@
 
 mod access_log;
 pub(crate) mod audits;
+mod collector;
 mod encode;
 pub(crate) mod lines;
 pub(crate) mod metrics;
@@ -48,7 +49,7 @@ impl Telemetry {
     /// When `collector` is not a URL that can be dialled.
     pub(crate) fn new(
         workload: Workload,
-        collector: Option<&str>,
+        collector: Option<&http::Uri>,
     ) -> Result<(Arc<Self>, Option<Exporter>), String> {
         let metrics = metrics::Registry::new(&workload);
         let (spans, exporter) = otlp::queue(&workload, collector, &metrics)?;

@@ -1,19 +1,24 @@
 //! The way of sampled spans to the collector.
 //!
 //! In: finished spans from the workers, through a bounded queue that drops (and counts) when it is full. Out: batches
-//! over OTLP/gRPC, sent by the control thread. An unreachable collector costs spans, never a request.
+//! over OTLP/gRPC, sent by the control thread over one connection, which is made when it is needed and not there. An
+//! unreachable collector costs spans, never a request.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use opentelemetry::KeyValue;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use opentelemetry_sdk::trace::SpanData;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::Workload;
+use super::collector::Collector;
 use super::metrics::{Counter, Registry};
 
 /// How many spans wait at most.
@@ -34,15 +39,16 @@ pub(super) struct Queue {
 /// Sends spans; runs on the control thread.
 pub(crate) struct Exporter {
     receiver: mpsc::Receiver<SpanData>,
-    exporter: SpanExporter,
+    collector: Collector,
+    resource: ResourceAttributesWithSchema,
     exported: Arc<Counter>,
     failed: Arc<Counter>,
 }
 
-/// A queue, and the exporter at its end where there is a collector. Must be called within a runtime.
+/// A queue, and the exporter at its end where there is a collector.
 pub(super) fn queue(
     workload: &Workload,
-    collector: Option<&str>,
+    collector: Option<&Uri>,
     metrics: &Registry,
 ) -> Result<(Queue, Option<Exporter>), String> {
     let counter = |name, help, reason: &str| metrics.counter(name, help, &[("reason", reason)]);
@@ -50,17 +56,12 @@ pub(super) fn queue(
     let Some(collector) = collector else {
         return Ok((Queue { sender: None, dropped }, None));
     };
-    let mut exporter = SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(collector)
-        .with_timeout(EXPORT_TIMEOUT)
-        .build()
-        .map_err(|error| format!("the trace collector {collector:?} can't be used: {error}"))?;
-    exporter.set_resource(&resource(workload));
+    let collector = Collector::new(collector)?;
+    let resource = ResourceAttributesWithSchema::from(&resource(workload));
     let (sender, receiver) = mpsc::channel(QUEUE);
     let failed = counter("tulle_spans_dropped", "Sampled spans that were not exported.", "export_failed");
     let exported = metrics.counter("tulle_spans_exported", "Spans that the collector took.", &[]);
-    let exporter = Exporter { receiver, exporter, exported, failed };
+    let exporter = Exporter { receiver, collector, resource, exported, failed };
     Ok((Queue { sender: Some(sender), dropped }, Some(exporter)))
 }
 
@@ -95,10 +96,10 @@ impl Exporter {
                 }
             }
             let count = batch.len() as u64;
-            let sent = timeout(EXPORT_TIMEOUT, self.exporter.export(std::mem::take(&mut batch))).await;
-            let error = match sent {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
+            let spans = group_spans_by_resource_and_scope(std::mem::take(&mut batch), &self.resource);
+            let request = ExportTraceServiceRequest { resource_spans: spans };
+            let error = match timeout(EXPORT_TIMEOUT, self.collector.export(request)).await {
+                Ok(sent) => sent.err(),
                 Err(_) => Some(format!("no answer within {EXPORT_TIMEOUT:?}")),
             };
             match error {

@@ -11,14 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
+use http::uri::Authority;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 
 use super::certificate::TrustBundle;
@@ -26,19 +25,20 @@ use super::error::{HandshakeError, with_causes};
 use super::material::{Material, MaterialError, control_plane_config, root_store};
 use super::verify::ControlPlaneVerifier;
 use crate::config;
+use crate::grpc::{Channel, KeepAlive};
 
 /// How long reaching the control plane may take, the TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a quiet connection is asked whether it lives, and how long the answer may take: a control plane that is
-/// frozen or cut off is noticed after the sum.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// A control plane that is frozen or cut off is noticed after the sum.
+const KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
 
 /// Where the control plane is, and who it has to be.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlPlane {
     config: config::ControlPlane,
     identity: SpiffeId,
-    keep_alive: (Duration, Duration),
+    keep_alive: KeepAlive,
 }
 
 /// How this workload proves itself.
@@ -79,7 +79,7 @@ impl ControlPlane {
     /// Asks more often than by default whether the connection lives.
     #[cfg(test)]
     pub(crate) fn with_keep_alive(self, interval: Duration, timeout: Duration) -> Self {
-        Self { keep_alive: (interval, timeout), ..self }
+        Self { keep_alive: KeepAlive { interval, timeout }, ..self }
     }
 
     /// The address, for messages.
@@ -127,17 +127,9 @@ impl ControlPlane {
         let stream = timeout(CONNECT_TIMEOUT, dial)
             .await
             .map_err(|_| ControlPlaneError::Timeout(self.config.address.clone()))??;
-        let mut stream = Some(TokioIo::new(stream));
-        let (interval, timeout) = self.keep_alive;
-        let channel = Endpoint::from_shared(format!("http://{}", self.config.address))
-            .map_err(|e| ControlPlaneError::Http(with_causes(&e)))?
-            .http2_keep_alive_interval(interval)
-            .keep_alive_timeout(timeout)
-            .keep_alive_while_idle(true)
-            .connect_with_connector(tower::service_fn(move |_| {
-                let taken = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
-                std::future::ready(taken)
-            }))
+        let address = self.config.address.to_string();
+        let authority = Authority::try_from(address).map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
+        let channel = Channel::over(stream, authority, Some(self.keep_alive))
             .await
             .map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
         Ok(Session { channel, token })
