@@ -108,3 +108,68 @@ fn reason(status: &Status) -> String {
     };
     format!("{:?}: {said}", status.code())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+        TraceService, TraceServiceServer,
+    };
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::transport::Server;
+    use tonic::{Request, Response};
+
+    use super::*;
+
+    /// Answers each request with the next of its answers, and the last one for ever.
+    struct Scripted {
+        answers: Vec<Code>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    #[tonic::async_trait]
+    impl TraceService for Scripted {
+        async fn export(
+            &self,
+            _: Request<ExportTraceServiceRequest>,
+        ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+            let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+            match self.answers[asked.min(self.answers.len() - 1)] {
+                Code::Ok => Ok(Response::new(ExportTraceServiceResponse::default())),
+                code => Err(Status::new(code, "scripted")),
+            }
+        }
+    }
+
+    async fn exported(answers: &[Code]) -> (Result<(), String>, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let asked = Arc::<AtomicUsize>::default();
+        let service = Scripted { answers: answers.to_vec(), asked: asked.clone() };
+        let router = Server::builder().add_service(TraceServiceServer::new(service));
+        let server = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        let result = Collector::new(&url).unwrap().export(ExportTraceServiceRequest::default()).await;
+        server.abort();
+        (result, asked.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
+        assert_eq!(exported(&[Code::Ok]).await, (Ok(()), 1));
+        assert_eq!(exported(&[Code::Unavailable, Code::Ok]).await, (Ok(()), 2));
+        let (result, asked) = exported(&[Code::InvalidArgument]).await;
+        assert_eq!((result.unwrap_err().as_str(), asked), ("InvalidArgument: scripted", 1));
+        let (result, asked) = exported(&[Code::Unavailable]).await;
+        assert_eq!((result.unwrap_err().as_str(), asked), ("Unavailable: scripted", 4));
+    }
+
+    #[test]
+    fn a_collector_that_can_not_be_spoken_to_is_refused_at_once() {
+        let error = Collector::new(&Uri::from_static("https://collector:4317")).err().expect("no TLS");
+        assert!(error.contains("https://collector:4317") && error.contains("http://"), "{error}");
+    }
+}
