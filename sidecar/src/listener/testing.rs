@@ -57,7 +57,8 @@ pub(crate) fn inbound(address: SocketAddr, listener: Listener) -> Snapshot {
     snapshot
 }
 
-/// A chain that carries bytes to `endpoints`, by default for all connections.
+/// A chain that carries bytes to `endpoints` (without any, to where a captured connection was going), by default for all
+/// connections.
 pub(crate) struct TcpChain {
     /// Which connections it is for.
     pub(crate) matches: ChainMatch,
@@ -135,7 +136,10 @@ fn cluster(metrics: &Registry, endpoints: &[SocketAddr]) -> Arc<Cluster> {
     let assignment = model::LoadAssignment { name: "test".into(), localities: vec![locality] };
     let cluster = model::Cluster {
         name: "test".into(),
-        discovery: model::Discovery::Static(assignment.clone()),
+        discovery: match assignment.endpoints().next() {
+            Some(_) => model::Discovery::Static(assignment.clone()),
+            None => model::Discovery::OriginalDestination,
+        },
         load_balancer: model::LoadBalancer::RoundRobin,
         connect_timeout: None,
         idle_timeout: None,

@@ -1,3 +1,5 @@
+mod captured;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::Any;
 use tokio::time::timeout;
-use tulle_mesh::model::{Discovery, HostPort, RouteSource, Secret, SecretValue, TrafficDirection};
+use tulle_mesh::model::{
+    Discovery, HostPort, RouteSource, Secret, SecretValue, TrafficDirection, UpstreamTls,
+};
 use tulle_mesh::xds::{Kind, Resource};
 
 use super::fixtures::*;
 use super::testing::*;
 use super::{Demand, Handle};
+use crate::config;
 use crate::snapshot::{ChainProtocol, Snapshot};
 
 mod certificates;
@@ -226,6 +229,58 @@ async fn it_is_ready_with_a_certificate_and_its_inbound_listeners() {
         let app = routes.runtime[0].backends[0].cluster.as_ref().expect("the application");
         let addresses: Vec<_> = app.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
         assert_eq!(addresses, ["127.0.0.1:9"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_capture_it_asks_for_its_addresses_and_reaches_itself_without_tls() {
+    let mesh = Mesh::new();
+    let mut server = ControlPlane::start(&mesh).await;
+    let own = ["10.1.0.1".parse().expect("valid"), "fd00::7".parse().expect("valid")];
+    let capture = config::Capture { outbound: 1, inbound: 2, addresses: own.to_vec() };
+    let config =
+        config::Config { inbound: Vec::new(), capture: Some(capture), ..mesh.config(server.address) };
+    let (control, handle) = mesh.sidecar(config);
+    let captured = |ip: &str, clusters: &[&str]| {
+        let routes = RouteSource::Inline(routes("inbound", clusters));
+        let name = format!("tulle/inbound/{ip}");
+        Resource::Listener(http_listener(&name, TrafficDirection::Inbound, routes))
+    };
+    let mut meshed = cluster(STOCK_CLUSTER, Discovery::Eds(STOCK_CLUSTER.into()));
+    meshed.tls = Some(UpstreamTls {
+        sni: "outbound_.80_._.stock.shop".into(),
+        subject_alt_names: Vec::new(),
+        alpn: Vec::new(),
+        only_meshed_endpoints: true,
+    });
+    let resources = [
+        (captured("10.1.0.1", &["inbound|8080||", "inbound|0||"]), vec![]),
+        (captured("fd00::7", &["inbound|8080||"]), vec![]),
+        (stock_listener(), vec!["10.0.0.1:80"]),
+        (stock_routes(), vec![]),
+        (Resource::Cluster(meshed), vec![]),
+        (stock_endpoints(&[[10, 1, 0, 1], [10, 1, 0, 2]]), vec![]),
+    ];
+    beside(control, async {
+        let mut stream = server.stream().await;
+        demand(&handle, "10.0.0.1:80");
+        let now = tokio::select! {
+            () = stream.serve(&resources) => panic!("the stream ended"),
+            now = snapshot(&handle, |now| now.captured.len() == 2 && now.outbound.contains_key("10.0.0.1:80")) => now,
+        };
+        assert!(handle.readiness.borrow().configuration);
+        for (address, cluster) in [("10.1.0.1:8080", 0), ("10.1.0.1:9", 1), ("[fd00::7]:8080", 0)] {
+            let address = address.parse().expect("valid");
+            let listener = now.inbound_at(address).expect("every port has one");
+            let ChainProtocol::Http(routes) = &listener.chains[0].protocol else { panic!("not HTTP") };
+            let app = routes.runtime[0].backends[cluster].cluster.as_ref().expect("the application");
+            assert!(app.is_original_destination());
+        }
+        assert!(now.inbound_at("10.1.0.2:8080".parse().expect("valid")).is_none());
+        let endpoints = now.clusters[STOCK_CLUSTER].endpoints.iter();
+        let tls: Vec<_> = endpoints.map(|e| (e.address.ip().to_string(), e.tls.is_some())).collect();
+        assert_eq!(tls, [("10.1.0.1".to_owned(), false), ("10.1.0.2".to_owned(), true)]);
     })
     .await;
 }
