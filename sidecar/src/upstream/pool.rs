@@ -107,7 +107,13 @@ impl Pools {
         async move {
             if version == HttpVersion::Http2 {
                 match h2::ready(&slot, endpoint, options.cluster).await {
-                    Ok(place) => return h2::send(place, request, upgrade, options.interim).await,
+                    Ok(place) => {
+                        if wanted == HttpVersion::Http1 {
+                            // It still is who it was, and need not be tried in HTTP/1 again.
+                            self.note(endpoint, wanted, Ability::refused);
+                        }
+                        return h2::send(place, request, upgrade, options.interim).await;
+                    }
                     Err(error) => {
                         let told = options.cluster.model.protocol;
                         if !slot.ability.gives_way(&error, told, is_grpc(&request)) {
@@ -126,7 +132,7 @@ impl Pools {
                 matches!(sent, Err(SendError::Connect(_) | SendError::Reset(_) | SendError::NotProcessed(_)));
             if converted && lost {
                 // Perhaps it is another application that is about to listen there.
-                self.forget(endpoint, HttpVersion::Http2);
+                self.note(endpoint, HttpVersion::Http2, Ability::forget);
             }
             sent
         }
@@ -149,9 +155,9 @@ impl Pools {
         (wanted, slot)
     }
 
-    fn forget(&self, endpoint: &Endpoint, version: HttpVersion) {
+    fn note(&self, endpoint: &Endpoint, version: HttpVersion, note: fn(&Ability)) {
         if let Some(slot) = self.slots.borrow().get(&(endpoint.id, version)) {
-            slot.ability.forget();
+            note(&slot.ability);
         }
     }
 

@@ -177,6 +177,24 @@ async fn who_begins_http_2_gets_the_next_request_in_it() {
 }
 
 #[tokio::test]
+async fn who_goes_on_in_http_2_is_not_tried_in_http_1_again() {
+    local(async {
+        let (seen, address) = http2(false).await;
+        let upstream = Upstream::new(address, HttpVersion::Http1);
+        assert!(upstream.send(get("/")).await.is_err());
+        // Minutes in all, and never half of one without a request.
+        for _ in 0..10 {
+            tokio::time::pause();
+            tokio::time::advance(std::time::Duration::from_secs(20)).await;
+            tokio::time::resume();
+            assert_eq!(read(upstream.send(get("/")).await.expect("an answer")).await, "two");
+        }
+        assert_eq!(seen.borrow().len(), 10);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn bytes_that_only_look_like_settings_are_none() {
     local(async {
         for bytes in
