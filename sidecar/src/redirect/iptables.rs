@@ -133,6 +133,7 @@ fn texts(rules: &Ruleset, matching: Match, family: Family) -> Vec<String> {
     let one = |text: String| vec![text];
     match matching {
         Match::Protocol(protocol) => one(format!("-p {protocol}")),
+        Match::OpensTcp => one("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN".into()),
         Match::NotToThisHost => one("-m addrtype ! --dst-type LOCAL".into()),
         Match::Port(protocol, port) => one(format!("-p {protocol} -m {protocol} --dport {port}")),
         Match::PortIn(set) => match rules.set(set) {

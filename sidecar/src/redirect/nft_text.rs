@@ -86,6 +86,7 @@ impl Display for Match {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Protocol(protocol) => write!(f, "meta l4proto {protocol}"),
+            Self::OpensTcp => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
             Self::NotToThisHost => f.write_str("fib daddr type != local"),
             Self::Port(protocol, port) => write!(f, "{protocol} dport {port}"),
             Self::PortIn(set) => write!(f, "tcp dport @{set}"),

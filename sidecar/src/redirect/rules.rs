@@ -1,8 +1,8 @@
 //! The rules, described once: what the kernel is told over netlink, the text for `nft` and that for `iptables` all come
 //! from here.
 //!
-//! In: the settings. Out: sets and chains. Only the first packet of a connection meets them; the kernel remembers the
-//! outcome for the others.
+//! In: the settings. Out: sets and chains. Only the first packet that the kernel sees of a connection meets them; it
+//! remembers the outcome for the others. Connections that are older than the rules stay as they are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -88,6 +88,8 @@ pub(super) struct Rule {
 pub(super) enum Match {
     /// Its protocol.
     Protocol(Protocol),
+    /// It is the first of a connection of TCP: SYN, without FIN, RST or ACK.
+    OpensTcp,
     /// It goes to no address of this host.
     NotToThisHost,
     /// Its port of destination.
@@ -171,7 +173,7 @@ impl Ruleset {
         let redirect = |name, port| Chain {
             name,
             base: None,
-            rules: vec![rule(&[Match::Protocol(Protocol::Tcp)], Action::Redirect(port), "to the sidecar")],
+            rules: vec![rule(&[Match::OpensTcp], Action::Redirect(port), "to the sidecar")],
         };
         let chains = vec![
             redirect(REDIRECT_INBOUND, settings.inbound_port.get()),

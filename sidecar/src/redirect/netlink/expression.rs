@@ -35,6 +35,13 @@ const TRANSPORT_HEADER: u32 = 2;
 /// The place of the port of destination in the headers of TCP and UDP.
 const DESTINATION_PORT: u32 = 2;
 
+/// The place of the flags in the header of TCP, and the flags.
+const TCP_FLAGS: u32 = 13;
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
 const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 2;
 /// `RTN_LOCAL` of `linux/rtnetlink.h`.
@@ -72,6 +79,18 @@ pub(super) fn rule(list: &mut Attributes<'_>, matches: &[Match], action: Action)
 fn condition(list: &mut Attributes<'_>, matching: Match) {
     match matching {
         Match::Protocol(protocol) => transport(list, protocol),
+        Match::OpensTcp => {
+            transport(list, Protocol::Tcp);
+            load(list, TRANSPORT_HEADER, TCP_FLAGS, 1);
+            expression(list, "bitwise", |data| {
+                data.number(1, REGISTER);
+                data.number(2, REGISTER);
+                data.number(3, 1);
+                data.nested(4, |mask| mask.bytes(DATA_VALUE, &[FIN | SYN | RST | ACK]));
+                data.nested(5, |flip| flip.bytes(DATA_VALUE, &[0]));
+            });
+            compare(list, EQUAL, &[SYN]);
+        }
         Match::NotToThisHost => {
             expression(list, "fib", |data| {
                 data.number(1, REGISTER);

@@ -210,6 +210,39 @@ async fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buffer[..length].to_vec(), from)
 }
 
+/// Nobody looked at their packets before, so that to the kernel's table of connections the next one is the first.
+#[tokio::test]
+async fn connections_that_are_older_than_the_rules_stay_as_they_are() {
+    for mode in ["nftables", "iptables"] {
+        let scene = Scene::new();
+        let mut pairs = Vec::new();
+        for (client, server) in [(&scene.here, &scene.there), (&scene.there, &scene.here)] {
+            for ip in server.addresses() {
+                let listener = server.listen((ip, 8090)).expect("it is free");
+                let near = client.connect((ip, 8090)).await.expect("it listens");
+                pairs.push((near, listener.accept().await.expect("a connection").0));
+            }
+        }
+        scene.redirect(&["--mode", mode]).await;
+        for (near, far) in &mut pairs {
+            pass(near, far).await;
+            pass(far, near).await;
+        }
+        for (here, there) in scene.here.addresses().into_iter().zip(scene.there.addresses()) {
+            scene.expect(Client::There, here, 8080, "inbound").await;
+            scene.expect(Client::App, there, 8080, "outbound").await;
+        }
+    }
+}
+
+/// What one end writes, the other reads.
+async fn pass(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b"still here").await.expect("it is open");
+    let mut read = [0; 10];
+    timeout(LIMIT, to.read_exact(&mut read)).await.expect("in time").expect("it is open");
+    assert_eq!(&read, b"still here");
+}
+
 /// While rules are put in place of others, no connection slips through between, and none that is open notices.
 #[tokio::test]
 async fn rules_are_replaced_in_one_step() {
@@ -236,10 +269,7 @@ async fn rules_are_replaced_in_one_step() {
             }
         }
     }
-    end.write_all(b"still here").await.expect("it is open");
-    let mut read = [0; 10];
-    timeout(LIMIT, open.read_exact(&mut read)).await.expect("in time").expect("it is open");
-    assert_eq!(&read, b"still here");
+    pass(&mut end, &mut open).await;
 }
 
 async fn name_at(mut stream: TcpStream) -> String {
