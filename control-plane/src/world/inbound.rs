@@ -380,16 +380,11 @@ pub(super) fn http_connection(
     telemetry: &Telemetry,
 ) -> HttpConnection {
     HttpConnection {
-        routes,
         filters,
-        idle_timeout: None,
         stream_idle_timeout,
-        request_headers_timeout: None,
-        max_request_headers_bytes: None,
-        max_headers: None,
-        max_concurrent_streams: None,
         tracing: telemetry.tracing.clone(),
         access_log: telemetry.access_log.clone(),
+        ..HttpConnection::new(routes)
     }
 }
 

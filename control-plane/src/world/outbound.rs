@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tulle_mesh::model::{
-    ChainMatch, Cluster, Discovery, Domain, FilterChain, HostPort, Limits, Listener, LoadBalancer,
+    ChainMatch, Cluster, Discovery, Domain, FilterChain, HostPort, Listener, LoadBalancer,
     Protocol as Carried, RouteConfiguration, RouteSource, TcpProxy, TrafficDirection, Transport,
     UpstreamProtocol, UpstreamTls, VirtualHost,
 };
@@ -124,16 +124,11 @@ pub(super) fn cluster(
 pub(super) fn direct(address: SocketAddr, protocol: Protocol) -> Cluster {
     let name = direct_cluster(address);
     Cluster {
-        name: name.to_string(),
-        discovery: Discovery::Eds(name.to_string()),
         // There is nothing to choose from.
         load_balancer: LoadBalancer::RoundRobin,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: Limits::default(),
-        outlier_detection: None,
         tls: Some(mesh_tls(name.sni())),
         protocol: upstream(protocol),
+        ..Cluster::new(name.to_string(), Discovery::Eds(name.to_string()))
     }
 }
 

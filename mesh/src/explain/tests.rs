@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::model::{
     self, Authorization, ChainMatch, Cluster, Discovery, Domain, DownstreamTls, EndpointAddress, FilterChain,
-    HeaderMutation, HeaderMutations, HeaderOp, HttpConnection, HttpFilter, Limits, LoadAssignment,
-    LoadBalancer, LocalityEndpoints, Origin, PathMatch, PathRewrite, PerMillion, Permission, Policy,
-    Principal, Protocol, Redirect, RetryOn, RetryPolicy, Route, RouteAction, RouteMatch, RouteSource,
-    StringMatch, TcpProxy, TrafficDirection, UpstreamProtocol, UpstreamTls, VirtualHost,
+    HeaderMutation, HeaderOp, HttpConnection, HttpFilter, LoadAssignment, LocalityEndpoints, Origin,
+    PathMatch, PathRewrite, PerMillion, Permission, Policy, Principal, Protocol, Redirect, RetryOn,
+    RetryPolicy, Route, RouteAction, RouteMatch, RouteSource, StringMatch, TcpProxy, TrafficDirection,
+    UpstreamTls, VirtualHost,
 };
 
 use super::*;
@@ -76,20 +76,13 @@ impl Mesh {
 
 fn cluster(name: &str, discovery: Discovery) -> Cluster {
     Cluster {
-        name: name.into(),
-        discovery,
-        load_balancer: LoadBalancer::PeakEwma,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: Limits::default(),
-        outlier_detection: None,
         tls: Some(UpstreamTls {
             sni: "outbound_.80_._.cart".into(),
             subject_alt_names: Vec::new(),
             alpn: Vec::new(),
             only_meshed_endpoints: true,
         }),
-        protocol: UpstreamProtocol::Downstream,
+        ..Cluster::new(name, discovery)
     }
 }
 
@@ -119,18 +112,7 @@ fn chain(tls: Option<DownstreamTls>, protocol: Protocol) -> FilterChain {
 fn http(routes: Vec<Route>, filters: Vec<HttpFilter>) -> Protocol {
     let host = VirtualHost { name: "cart".into(), domains: vec![Domain::Any], routes };
     let configuration = RouteConfiguration { name: "cart".into(), virtual_hosts: vec![host] };
-    Protocol::Http(HttpConnection {
-        routes: RouteSource::Inline(configuration),
-        filters,
-        idle_timeout: None,
-        stream_idle_timeout: None,
-        request_headers_timeout: None,
-        max_request_headers_bytes: None,
-        max_headers: None,
-        max_concurrent_streams: None,
-        tracing: None,
-        access_log: None,
-    })
+    Protocol::Http(HttpConnection { filters, ..HttpConnection::new(RouteSource::Inline(configuration)) })
 }
 
 fn outbound(protocol: Protocol) -> Listener {
@@ -143,16 +125,8 @@ fn outbound(protocol: Protocol) -> Listener {
 }
 
 fn route(name: &str, path: PathMatch, action: RouteAction) -> Route {
-    let matches = RouteMatch {
-        path,
-        case_sensitive: true,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc: false,
-        fraction: None,
-    };
+    let matches = RouteMatch::new(path);
     Route {
-        name: name.into(),
         origin: Some(Origin {
             kind: "HTTPRoute".into(),
             namespace: "shop".into(),
@@ -160,30 +134,15 @@ fn route(name: &str, path: PathMatch, action: RouteAction) -> Route {
             rule: 0,
             matched: 0,
         }),
-        matches,
-        action,
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-        fault: None,
+        ..Route::new(name, matches, action)
     }
 }
 
 fn forward(backends: &[(&str, u32)]) -> model::Forward {
-    let backend = |&(cluster, weight): &(&str, u32)| model::Backend {
-        cluster: cluster.into(),
-        weight,
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-    };
+    let backend = |&(cluster, weight): &(&str, u32)| model::Backend::new(cluster, weight);
     model::Forward {
-        backends: backends.iter().map(backend).collect(),
         unknown_cluster_status: StatusCode::INTERNAL_SERVER_ERROR,
-        timeouts: model::Timeouts::default(),
-        retry: None,
-        path_rewrite: None,
-        host_rewrite: None,
-        mirrors: Vec::new(),
-        hash: Vec::new(),
+        ..model::Forward::new(backends.iter().map(backend).collect())
     }
 }
 

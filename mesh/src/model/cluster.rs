@@ -30,6 +30,23 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
 }
 
+impl Cluster {
+    /// One in plaintext, with the sidecar's defaults for all that can be left to it, balanced by latency.
+    pub fn new(name: impl Into<String>, discovery: Discovery) -> Self {
+        Self {
+            name: name.into(),
+            discovery,
+            load_balancer: LoadBalancer::PeakEwma,
+            connect_timeout: None,
+            idle_timeout: None,
+            limits: Limits::default(),
+            outlier_detection: None,
+            tls: None,
+            protocol: UpstreamProtocol::Downstream,
+        }
+    }
+}
+
 /// Where a cluster's endpoints come from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -17,6 +17,12 @@ pub struct LoadAssignment {
 }
 
 impl LoadAssignment {
+    /// Endpoints of which no place is known.
+    pub fn new(name: impl Into<String>, endpoints: Vec<Endpoint>) -> Self {
+        let place = LocalityEndpoints { locality: Locality::default(), priority: 0, weight: 1, endpoints };
+        Self { name: name.into(), localities: vec![place] }
+    }
+
     /// All endpoints, whatever their place and health.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.localities.iter().flat_map(|locality| &locality.endpoints)
@@ -67,6 +73,21 @@ pub struct Endpoint {
     pub identity: Option<SpiffeId>,
     /// The workload that it is part of (`<namespace>/<name>`), a label in metrics; empty where unknown.
     pub workload: String,
+}
+
+impl Endpoint {
+    /// A healthy one outside the mesh, with the least share.
+    pub fn new(address: EndpointAddress) -> Self {
+        Self {
+            address,
+            health: Health::Healthy,
+            weight: 1,
+            hostname: String::new(),
+            meshed: false,
+            identity: None,
+            workload: String::new(),
+        }
+    }
 }
 
 /// Where an endpoint is.

@@ -119,6 +119,24 @@ pub struct HttpConnection {
     pub access_log: Option<AccessLog>,
 }
 
+impl HttpConnection {
+    /// One without filters, tracing and log, and with the sidecar's limits.
+    pub fn new(routes: RouteSource) -> Self {
+        Self {
+            routes,
+            filters: Vec::new(),
+            idle_timeout: None,
+            stream_idle_timeout: None,
+            request_headers_timeout: None,
+            max_request_headers_bytes: None,
+            max_headers: None,
+            max_concurrent_streams: None,
+            tracing: None,
+            access_log: None,
+        }
+    }
+}
+
 /// Where a listener's routes are.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

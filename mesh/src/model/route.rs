@@ -93,6 +93,21 @@ pub struct Route {
     pub fault: Option<Fault>,
 }
 
+impl Route {
+    /// One that changes nothing of the request or its response.
+    pub fn new(name: impl Into<String>, matches: RouteMatch, action: RouteAction) -> Self {
+        Self {
+            name: name.into(),
+            origin: None,
+            matches,
+            action,
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+            fault: None,
+        }
+    }
+}
+
 /// The object that a route was made from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -125,6 +140,20 @@ pub struct RouteMatch {
     pub grpc: bool,
     /// Only this part of the requests, drawn at random.
     pub fraction: Option<PerMillion>,
+}
+
+impl RouteMatch {
+    /// All requests with such a path.
+    pub fn new(path: PathMatch) -> Self {
+        Self {
+            path,
+            case_sensitive: true,
+            headers: Vec::new(),
+            query: Vec::new(),
+            grpc: false,
+            fraction: None,
+        }
+    }
 }
 
 /// What happens to a request.
@@ -164,6 +193,22 @@ pub struct Forward {
     pub hash: Vec<HashPolicy>,
 }
 
+impl Forward {
+    /// To these, as the request is, and with the sidecar's defaults.
+    pub fn new(backends: Vec<Backend>) -> Self {
+        Self {
+            backends,
+            unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
+            timeouts: Timeouts::default(),
+            retry: None,
+            path_rewrite: None,
+            host_rewrite: None,
+            mirrors: Vec::new(),
+            hash: Vec::new(),
+        }
+    }
+}
+
 /// A cluster and its share.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -176,6 +221,18 @@ pub struct Backend {
     pub request_headers: HeaderMutations,
     /// Changes to responses from there.
     pub response_headers: HeaderMutations,
+}
+
+impl Backend {
+    /// One that changes nothing.
+    pub fn new(cluster: impl Into<String>, weight: u32) -> Self {
+        Self {
+            cluster: cluster.into(),
+            weight,
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+        }
+    }
 }
 
 /// How long things may take; `None` takes the sidecar's default, zero means no limit.

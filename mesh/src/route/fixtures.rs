@@ -1,8 +1,8 @@
 //! Short ways to write routes in tests.
 
 use crate::model::{
-    Domain, HeaderMatch, HeaderMutations, HeaderTest, PathMatch, QueryMatch, Route, RouteAction,
-    RouteConfiguration, RouteMatch, StringMatch, VirtualHost,
+    Domain, HeaderMatch, HeaderTest, PathMatch, QueryMatch, Route, RouteAction, RouteConfiguration,
+    RouteMatch, StringMatch, VirtualHost,
 };
 
 pub(super) fn exact(path: &str) -> PathMatch {
@@ -23,14 +23,7 @@ pub(super) fn regex(source: &str) -> PathMatch {
 
 /// Asks for nothing but the path.
 pub(super) fn on(path: PathMatch) -> RouteMatch {
-    RouteMatch {
-        path,
-        case_sensitive: true,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc: false,
-        fraction: None,
-    }
+    RouteMatch::new(path)
 }
 
 /// A header of this very value.
@@ -44,15 +37,7 @@ pub(super) fn query(name: &str, value: &str) -> QueryMatch {
 }
 
 pub(super) fn route(name: &str, matches: RouteMatch) -> Route {
-    Route {
-        name: name.into(),
-        origin: None,
-        matches,
-        action: RouteAction::NonForwarding,
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-        fault: None,
-    }
+    Route::new(name, matches, RouteAction::NonForwarding)
 }
 
 /// Names the virtual host after its first domain.

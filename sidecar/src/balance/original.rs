@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tulle_mesh::model::{self, Discovery, EndpointAddress, Health, LoadAssignment, LocalityEndpoints};
+use tulle_mesh::model::{self, Discovery, EndpointAddress, LoadAssignment};
 
 use super::Cluster;
 
@@ -23,22 +23,8 @@ impl Cluster {
     }
 
     fn leading_to(self: &Arc<Self>, address: SocketAddr) -> Arc<Self> {
-        let endpoint = model::Endpoint {
-            address: EndpointAddress::Socket(address),
-            health: Health::Healthy,
-            weight: 1,
-            hostname: String::new(),
-            meshed: false,
-            identity: None,
-            workload: String::new(),
-        };
-        let place = LocalityEndpoints {
-            locality: model::Locality::default(),
-            priority: 0,
-            weight: 1,
-            endpoints: vec![endpoint],
-        };
-        let endpoints = LoadAssignment { name: String::new(), localities: vec![place] };
+        let endpoint = model::Endpoint::new(EndpointAddress::Socket(address));
+        let endpoints = LoadAssignment::new("", vec![endpoint]);
         Self::build(self.model.clone(), Some(&endpoints), Some(self), self.state.series.clone())
     }
 
@@ -115,15 +101,9 @@ mod tests {
     fn cluster() -> Arc<Cluster> {
         let limits = model::Limits { max_connections: Some(1), ..model::Limits::default() };
         let model = model::Cluster {
-            name: "inbound|0||".into(),
-            discovery: Discovery::OriginalDestination,
             load_balancer: model::LoadBalancer::RoundRobin,
-            connect_timeout: None,
-            idle_timeout: None,
             limits,
-            outlier_detection: None,
-            tls: None,
-            protocol: model::UpstreamProtocol::Downstream,
+            ..model::Cluster::new("inbound|0||", Discovery::OriginalDestination)
         };
         Cluster::build(Arc::new(model), None, None, Arc::default())
     }

@@ -3,7 +3,6 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use tulle_mesh::model::{
     Discovery, EndpointAddress, Health, Limits, LoadAssignment, LoadBalancer, Locality, LocalityEndpoints,
-    UpstreamProtocol,
 };
 
 use super::pick::NoEndpoint;
@@ -13,28 +12,13 @@ use crate::telemetry::metrics::ClusterSeries;
 
 pub(crate) fn model(load_balancer: LoadBalancer) -> model::Cluster {
     model::Cluster {
-        name: "outbound|80||cart.shop".into(),
-        discovery: Discovery::Eds("outbound|80||cart.shop".into()),
         load_balancer,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: Limits::default(),
-        outlier_detection: None,
-        tls: None,
-        protocol: UpstreamProtocol::Downstream,
+        ..model::Cluster::new("outbound|80||cart.shop", Discovery::Eds("outbound|80||cart.shop".into()))
     }
 }
 
 fn endpoint(last: u8) -> model::Endpoint {
-    model::Endpoint {
-        address: EndpointAddress::Socket(SocketAddr::from(([10, 0, 0, last], 80))),
-        health: Health::Healthy,
-        weight: 1,
-        hostname: String::new(),
-        meshed: false,
-        identity: None,
-        workload: String::new(),
-    }
+    model::Endpoint::new(EndpointAddress::Socket(SocketAddr::from(([10, 0, 0, last], 80))))
 }
 
 fn place(priority: u32, weight: u32, endpoints: Vec<model::Endpoint>) -> LocalityEndpoints {

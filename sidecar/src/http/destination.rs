@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    Backend, Cluster as ClusterModel, Discovery, Domain, Endpoint, EndpointAddress, Forward, HeaderMutations,
-    Health, HttpConnection, Limits, LoadAssignment, LoadBalancer, Locality, LocalityEndpoints, PathMatch,
-    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Timeouts, TrafficDirection,
-    UpstreamProtocol, VirtualHost,
+    Backend, Cluster as ClusterModel, Discovery, Domain, Endpoint, EndpointAddress, Forward, HttpConnection,
+    LoadAssignment, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
+    TrafficDirection, VirtualHost,
 };
 use tulle_mesh::route::RouteTable;
 
@@ -176,18 +175,7 @@ fn passthrough(
         .map_err(|error| RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let backend = BackendRuntime { cluster: Some(cluster), series: series(SERVICE) };
     Ok(HttpRoutes {
-        settings: HttpConnection {
-            routes: RouteSource::Named(SERVICE.into()),
-            filters: Vec::new(),
-            idle_timeout: None,
-            stream_idle_timeout: None,
-            request_headers_timeout: None,
-            max_request_headers_bytes: None,
-            max_headers: None,
-            max_concurrent_streams: None,
-            tracing: None,
-            access_log: None,
-        },
+        settings: HttpConnection::new(RouteSource::Named(SERVICE.into())),
         authorizer: Authorizer::compile(Vec::new()),
         limits: RequestLimits::default(),
         fault: None,
@@ -203,70 +191,17 @@ pub(super) fn plaintext_cluster(
     addresses: &[SocketAddr],
     previous: Option<&Arc<Cluster>>,
 ) -> Arc<Cluster> {
-    let endpoint = |address: &SocketAddr| Endpoint {
-        address: EndpointAddress::Socket(*address),
-        health: Health::Healthy,
-        weight: 1,
-        hostname: String::new(),
-        meshed: false,
-        identity: None,
-        workload: String::new(),
-    };
-    let place = LocalityEndpoints {
-        locality: Locality::default(),
-        priority: 0,
-        weight: 1,
-        endpoints: addresses.iter().map(endpoint).collect(),
-    };
-    let model = ClusterModel {
-        name: SERVICE.into(),
-        discovery: Discovery::OriginalDestination,
-        load_balancer: LoadBalancer::PeakEwma,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: Limits::default(),
-        outlier_detection: None,
-        tls: None,
-        protocol: UpstreamProtocol::Downstream,
-    };
-    let endpoints = LoadAssignment { name: SERVICE.into(), localities: vec![place] };
+    let endpoints = addresses.iter().map(|address| Endpoint::new(EndpointAddress::Socket(*address)));
+    let model = ClusterModel::new(SERVICE, Discovery::OriginalDestination);
+    let endpoints = LoadAssignment::new(SERVICE, endpoints.collect());
     let series = worker.telemetry.metrics.cluster(&SERVICE.into());
     Cluster::build(Arc::new(model), Some(&endpoints), previous, series)
 }
 
 fn passthrough_routes() -> RouteConfiguration {
-    let forward = Forward {
-        backends: vec![Backend {
-            cluster: SERVICE.into(),
-            weight: 1,
-            request_headers: HeaderMutations::default(),
-            response_headers: HeaderMutations::default(),
-        }],
-        unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
-        timeouts: Timeouts::default(),
-        retry: None,
-        path_rewrite: None,
-        host_rewrite: None,
-        mirrors: Vec::new(),
-        hash: Vec::new(),
-    };
-    let matches = RouteMatch {
-        path: PathMatch::Prefix(String::new()),
-        case_sensitive: true,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc: false,
-        fraction: None,
-    };
-    let route = Route {
-        name: SERVICE.into(),
-        origin: None,
-        matches,
-        action: RouteAction::Forward(forward),
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-        fault: None,
-    };
+    let forward = Forward::new(vec![Backend::new(SERVICE, 1)]);
+    let matches = RouteMatch::new(PathMatch::Prefix(String::new()));
+    let route = Route::new(SERVICE, matches, RouteAction::Forward(forward));
     let host = VirtualHost { name: SERVICE.into(), domains: vec![Domain::Any], routes: vec![route] };
     RouteConfiguration { name: SERVICE.into(), virtual_hosts: vec![host] }
 }

@@ -118,35 +118,16 @@ fn build(metrics: &Registry, chain: TcpChain) -> (Chain, FilterChain) {
 }
 
 fn cluster(metrics: &Registry, endpoints: &[SocketAddr]) -> Arc<Cluster> {
-    let endpoints = endpoints.iter().map(|address| model::Endpoint {
-        address: model::EndpointAddress::Socket(*address),
-        health: model::Health::Healthy,
-        weight: 1,
-        hostname: String::new(),
-        meshed: false,
-        identity: None,
-        workload: String::new(),
-    });
-    let locality = model::LocalityEndpoints {
-        locality: model::Locality::default(),
-        priority: 0,
-        weight: 1,
-        endpoints: endpoints.collect(),
+    let endpoints =
+        endpoints.iter().map(|address| model::Endpoint::new(model::EndpointAddress::Socket(*address)));
+    let assignment = model::LoadAssignment::new("test", endpoints.collect());
+    let discovery = match assignment.endpoints().next() {
+        Some(_) => model::Discovery::Static(assignment.clone()),
+        None => model::Discovery::OriginalDestination,
     };
-    let assignment = model::LoadAssignment { name: "test".into(), localities: vec![locality] };
     let cluster = model::Cluster {
-        name: "test".into(),
-        discovery: match assignment.endpoints().next() {
-            Some(_) => model::Discovery::Static(assignment.clone()),
-            None => model::Discovery::OriginalDestination,
-        },
         load_balancer: model::LoadBalancer::RoundRobin,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: model::Limits::default(),
-        outlier_detection: None,
-        tls: None,
-        protocol: model::UpstreamProtocol::Downstream,
+        ..model::Cluster::new("test", discovery)
     };
     Cluster::build(Arc::new(cluster), Some(&assignment), None, metrics.cluster(&"test".into()))
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use tulle_mesh::address::{ServicePort, parse_captured_listener, parse_inbound_listener};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    self, Discovery, EndpointAddress, Health, HostPort, HttpFilter, LoadAssignment, LocalityEndpoints,
-    Protocol, RouteAction, RouteConfiguration, RouteSource, TrafficDirection,
+    self, Discovery, EndpointAddress, HostPort, HttpFilter, LoadAssignment, Protocol, RouteAction,
+    RouteConfiguration, RouteSource, TrafficDirection,
 };
 use tulle_mesh::route::RouteTable;
 use tulle_mesh::xds::Kind;
@@ -441,17 +441,11 @@ pub(crate) fn hosts_of(discovery: &Discovery) -> &[HostPort] {
 
 pub(super) fn endpoint(host: &HostPort, ip: IpAddr) -> model::Endpoint {
     model::Endpoint {
-        address: EndpointAddress::Socket(SocketAddr::new(ip, host.port)),
-        health: Health::Healthy,
-        weight: 1,
         hostname: host.host.clone(),
-        meshed: false,
-        identity: None,
-        workload: String::new(),
+        ..model::Endpoint::new(EndpointAddress::Socket(SocketAddr::new(ip, host.port)))
     }
 }
 
 pub(super) fn assignment(endpoints: Vec<model::Endpoint>) -> LoadAssignment {
-    let place = LocalityEndpoints { locality: model::Locality::default(), priority: 0, weight: 1, endpoints };
-    LoadAssignment { name: String::new(), localities: vec![place] }
+    LoadAssignment::new("", endpoints)
 }

@@ -9,8 +9,7 @@ use http::{Request, Response, StatusCode};
 use tokio::net::TcpListener;
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
-    self, Discovery, EndpointAddress, Health, Limits, LoadAssignment, LoadBalancer, Locality,
-    LocalityEndpoints, UpstreamProtocol, UpstreamTls,
+    self, Discovery, EndpointAddress, Limits, LoadAssignment, LoadBalancer, UpstreamProtocol, UpstreamTls,
 };
 
 use super::{Answer, HttpVersion, Pools, SendError, SendOptions};
@@ -52,21 +51,11 @@ impl Upstream {
             only_meshed_endpoints: true,
         });
         let endpoint = model::Endpoint {
-            address: EndpointAddress::Socket(address),
-            health: Health::Healthy,
-            weight: 1,
-            hostname: String::new(),
             meshed: identity.is_some(),
             identity,
-            workload: String::new(),
+            ..model::Endpoint::new(EndpointAddress::Socket(address))
         };
-        let locality = LocalityEndpoints {
-            locality: Locality::default(),
-            priority: 0,
-            weight: 1,
-            endpoints: vec![endpoint],
-        };
-        let assignment = LoadAssignment { name: "test".into(), localities: vec![locality] };
+        let assignment = LoadAssignment::new("test", vec![endpoint]);
         let cluster = model::Cluster {
             name: "test".into(),
             discovery: Discovery::Static(assignment.clone()),

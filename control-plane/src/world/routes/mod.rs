@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use tulle_mesh::model::{
-    DirectResponse, Domain, Forward, HashPolicy, HeaderMutations, Origin, PathMatch, Route, RouteAction,
-    RouteConfiguration, RouteMatch, Timeouts, VirtualHost,
+    DirectResponse, Domain, Forward, HashPolicy, Origin, PathMatch, Route, RouteAction, RouteConfiguration,
+    RouteMatch, Timeouts, VirtualHost,
 };
 use tulle_mesh::route::precedence;
 
@@ -104,7 +104,6 @@ impl<'a> Builder<'a> {
             None => Vec::new(),
         };
         Route {
-            name: "default".into(),
             origin: Some(Origin {
                 kind: "Service".into(),
                 namespace: service.key.namespace.clone(),
@@ -112,11 +111,7 @@ impl<'a> Builder<'a> {
                 rule: 0,
                 matched: 0,
             }),
-            matches: anything(),
-            action: forward_to(port.cluster().to_string(), policy, hash),
-            request_headers: HeaderMutations::default(),
-            response_headers: HeaderMutations::default(),
-            fault: None,
+            ..Route::new("default", anything(), forward_to(port.cluster().to_string(), policy, hash))
         }
     }
 
@@ -266,15 +261,7 @@ const NOWHERE: &str = "nowhere";
 
 /// A route of one backend without conditions, as of a port without routes.
 pub(super) fn direct_route(cluster: String) -> Route {
-    Route {
-        name: "default".into(),
-        origin: None,
-        matches: anything(),
-        action: forward_to(cluster, None, Vec::new()),
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-        fault: None,
-    }
+    Route::new("default", anything(), forward_to(cluster, None, Vec::new()))
 }
 
 /// The route of an inbound listener: to the application, for as long as it takes, because the client keeps the time.
@@ -294,12 +281,7 @@ fn forward_to(
     let settings = policy.and_then(|policy| policy.timeouts.as_ref());
     let each = settings.and_then(|settings| settings.backend_request).map(|each| each.get());
     RouteAction::Forward(Forward {
-        backends: vec![tulle_mesh::model::Backend {
-            cluster,
-            weight: 1,
-            request_headers: HeaderMutations::default(),
-            response_headers: HeaderMutations::default(),
-        }],
+        backends: vec![tulle_mesh::model::Backend::new(cluster, 1)],
         unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
         timeouts: traffic::timeouts(None, policy),
         retry: traffic::retry(policy.and_then(|policy| policy.retry.as_ref()), each),
@@ -314,22 +296,14 @@ fn backend(backend: &Backend) -> tulle_mesh::model::Backend {
     // A backend whose filters can't be done is one that can't be found: its share gets 500.
     let cluster = if backend.filters.failed { NOWHERE.into() } else { backend.cluster.clone() };
     tulle_mesh::model::Backend {
-        cluster,
-        weight: backend.weight,
         request_headers: backend.filters.request_headers.clone(),
         response_headers: backend.filters.response_headers.clone(),
+        ..tulle_mesh::model::Backend::new(cluster, backend.weight)
     }
 }
 
 fn anything() -> RouteMatch {
-    RouteMatch {
-        path: PathMatch::Prefix("/".into()),
-        case_sensitive: true,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc: false,
-        fraction: None,
-    }
+    RouteMatch::new(PathMatch::Prefix("/".into()))
 }
 
 fn respond(status: StatusCode) -> RouteAction {

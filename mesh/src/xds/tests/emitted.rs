@@ -306,41 +306,12 @@ fn configuration(route: Route) -> RouteConfiguration {
 }
 
 fn route(path: PathMatch, forward: Forward) -> Route {
-    Route {
-        name: "first".into(),
-        origin: None,
-        matches: RouteMatch {
-            path,
-            case_sensitive: true,
-            headers: Vec::new(),
-            query: Vec::new(),
-            grpc: false,
-            fraction: None,
-        },
-        action: RouteAction::Forward(forward),
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-        fault: None,
-    }
+    Route::new("first", RouteMatch::new(path), RouteAction::Forward(forward))
 }
 
 fn forward(cluster: &str) -> Forward {
-    let backend = Backend {
-        cluster: cluster.into(),
-        weight: 1,
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-    };
-    Forward {
-        backends: vec![backend],
-        unknown_cluster_status: http::StatusCode::SERVICE_UNAVAILABLE,
-        timeouts: Timeouts::default(),
-        retry: None,
-        path_rewrite: None,
-        host_rewrite: None,
-        mirrors: Vec::new(),
-        hash: Vec::new(),
-    }
+    let backend = Backend::new(cluster, 1);
+    Forward::new(vec![backend])
 }
 
 fn encoded(forward: Forward) -> route_pb::RouteAction {
@@ -360,17 +331,7 @@ fn action_of(route: &route_pb::Route) -> &route_pb::RouteAction {
 }
 
 fn cluster(load_balancer: LoadBalancer) -> Cluster {
-    Cluster {
-        name: "outbound|80||a.b".into(),
-        discovery: Discovery::Eds("outbound|80||a.b".into()),
-        load_balancer,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: Limits::default(),
-        outlier_detection: None,
-        tls: None,
-        protocol: UpstreamProtocol::Downstream,
-    }
+    Cluster { load_balancer, ..Cluster::new("outbound|80||a.b", Discovery::Eds("outbound|80||a.b".into())) }
 }
 
 fn listener(direction: TrafficDirection, chains: Vec<FilterChain>) -> Listener {
@@ -389,16 +350,8 @@ fn chain(protocol: Protocol) -> FilterChain {
 
 fn http(filters: Vec<HttpFilter>) -> Protocol {
     Protocol::Http(HttpConnection {
-        routes: RouteSource::Named("outbound|80||a.b".into()),
         filters,
-        idle_timeout: None,
-        stream_idle_timeout: None,
-        request_headers_timeout: None,
-        max_request_headers_bytes: None,
-        max_headers: None,
-        max_concurrent_streams: None,
-        tracing: None,
-        access_log: None,
+        ..HttpConnection::new(RouteSource::Named("outbound|80||a.b".into()))
     })
 }
 

@@ -11,9 +11,8 @@ use http_body_util::BodyExt;
 use tokio::net::{TcpListener, TcpStream};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    self, Authorization, Backend, Domain, Forward, HeaderMutations, HttpConnection, HttpFilter, Limits,
-    LoadBalancer, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Timeouts,
-    TrafficDirection, UpstreamProtocol, VirtualHost,
+    self, Authorization, Backend, Domain, Forward, HttpConnection, HttpFilter, LoadBalancer, PathMatch,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TrafficDirection, VirtualHost,
 };
 use tulle_mesh::route::RouteTable;
 
@@ -45,23 +44,8 @@ pub(super) struct Setup {
 impl Setup {
     /// One route to `endpoints`, outbound.
     pub(super) fn new(endpoints: &[SocketAddr]) -> Self {
-        let matches = RouteMatch {
-            path: PathMatch::Prefix("/".into()),
-            case_sensitive: true,
-            headers: Vec::new(),
-            query: Vec::new(),
-            grpc: false,
-            fraction: None,
-        };
-        let route = Route {
-            name: "all".into(),
-            origin: None,
-            matches,
-            action: RouteAction::Forward(forward()),
-            request_headers: HeaderMutations::default(),
-            response_headers: HeaderMutations::default(),
-            fault: None,
-        };
+        let matches = RouteMatch::new(PathMatch::Prefix("/".into()));
+        let route = Route::new("all", matches, RouteAction::Forward(forward()));
         Self {
             direction: TrafficDirection::Outbound,
             route,
@@ -222,46 +206,17 @@ pub(super) fn grpc() -> Request<Body> {
 }
 
 fn forward() -> Forward {
-    Forward {
-        backends: vec![Backend {
-            cluster: "cart".into(),
-            weight: 1,
-            request_headers: HeaderMutations::default(),
-            response_headers: HeaderMutations::default(),
-        }],
-        unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
-        timeouts: Timeouts::default(),
-        retry: None,
-        path_rewrite: None,
-        host_rewrite: None,
-        mirrors: Vec::new(),
-        hash: Vec::new(),
-    }
+    Forward::new(vec![Backend::new("cart", 1)])
 }
 
 pub(super) fn endpoint(address: &SocketAddr) -> model::Endpoint {
-    model::Endpoint {
-        address: model::EndpointAddress::Socket(*address),
-        health: model::Health::Healthy,
-        weight: 1,
-        hostname: String::new(),
-        meshed: false,
-        identity: None,
-        workload: String::new(),
-    }
+    model::Endpoint::new(model::EndpointAddress::Socket(*address))
 }
 
 fn cluster() -> model::Cluster {
     model::Cluster {
-        name: "cart".into(),
-        discovery: model::Discovery::Eds("cart".into()),
         load_balancer: LoadBalancer::RoundRobin,
-        connect_timeout: None,
-        idle_timeout: None,
-        limits: Limits::default(),
-        outlier_detection: None,
-        tls: None,
-        protocol: UpstreamProtocol::Downstream,
+        ..model::Cluster::new("cart", model::Discovery::Eds("cart".into()))
     }
 }
 
@@ -270,9 +225,7 @@ fn build_cluster(
     cluster: model::Cluster,
     endpoints: Vec<model::Endpoint>,
 ) -> Arc<Cluster> {
-    let locality =
-        model::LocalityEndpoints { locality: model::Locality::default(), priority: 0, weight: 1, endpoints };
-    let assignment = model::LoadAssignment { name: cluster.name.clone(), localities: vec![locality] };
+    let assignment = model::LoadAssignment::new(&cluster.name, endpoints);
     let series = metrics.cluster(&cluster.name.as_str().into());
     Cluster::build(Arc::new(cluster), Some(&assignment), None, series)
 }
@@ -325,18 +278,7 @@ fn routes(
         _ => RouteRuntime { backends: Vec::new(), mirrors: Vec::new(), local: series("all", "") },
     };
     HttpRoutes {
-        settings: HttpConnection {
-            routes: RouteSource::Named("cart".into()),
-            filters: Vec::new(),
-            idle_timeout: None,
-            stream_idle_timeout: None,
-            request_headers_timeout: None,
-            max_request_headers_bytes: None,
-            max_headers: None,
-            max_concurrent_streams: None,
-            tracing: None,
-            access_log: None,
-        },
+        settings: HttpConnection::new(RouteSource::Named("cart".into())),
         authorizer: Authorizer::compile(sets),
         limits: RequestLimits::build(filters, None),
         fault: None,
