@@ -43,8 +43,8 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// One service of the demo's bookshop.
-    #[command(subcommand, hide = true)]
-    DemoApp(demo::apps::App),
+    #[command(hide = true)]
+    DemoApp(demo::apps::AppArgs),
 }
 
 fn main() -> ExitCode {

@@ -13,7 +13,7 @@ mod raw;
 mod raw_h2;
 mod servers;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub struct TestMesh {
     pub mesh: LocalMesh,
     /// Everything that it keeps.
     pub folder: TempDir,
+    /// Its hosts, where it has any: else everything is on this machine's loopback.
+    hosts: Option<hosts::Hosts>,
 }
 
 /// A workload: an application and its sidecar.
@@ -117,10 +119,13 @@ impl TestMesh {
 
     /// A mesh without workloads, with more flags for its control plane.
     pub async fn start_with(flags: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder");
+        if std::env::var_os(hosts::ON_HOSTS).is_some() {
+            return Self::on_hosts_with(TRUST_DOMAIN, flags).await;
+        }
+        let folder = test_folder();
         let mesh = LocalMesh::start_with(binaries(), folder.path(), TRUST_DOMAIN, flags).await;
         let mesh = mesh.unwrap_or_else(|error| panic!("{error}"));
-        Self { mesh, folder }
+        Self { mesh, folder, hosts: None }
     }
 
     /// Puts a manifest in place, whole or not at all.
@@ -137,7 +142,15 @@ impl TestMesh {
     pub async fn workload(&self, workload: Workload) -> Sidecar {
         let sidecar = self.start_sidecar(&workload).await;
         if let (Some(app), Some(&mesh_port)) = (workload.app, sidecar.inbound.first()) {
-            self.manifest(&format!("{}.yaml", workload.name), &objects(&workload, app, mesh_port));
+            let objects = match self.hosts {
+                None => objects(&workload, mesh_port.ip(), &port(app, Some(mesh_port)), None),
+                Some(_) => {
+                    let ip = self.host_of(&workload.name).await.v4.into();
+                    let service = workload.service.as_ref().unwrap_or(&workload.name);
+                    objects(&workload, ip, &port(app, None), Some(hosts::virtual_address(service)))
+                }
+            };
+            self.manifest(&format!("{}.yaml", workload.name), &objects);
         }
         sidecar.ready(LIMIT).await.unwrap_or_else(|error| panic!("{error}\n{}", sidecar.process.log()));
         sidecar
@@ -145,6 +158,9 @@ impl TestMesh {
 
     /// Starts a workload's sidecar and nothing else.
     pub async fn start_sidecar(&self, workload: &Workload) -> Sidecar {
+        if self.hosts.is_some() {
+            return self.place(workload).await;
+        }
         let spec = SidecarSpec {
             namespace: NAMESPACE.into(),
             service_account: workload.name.clone(),
@@ -183,6 +199,11 @@ pub fn binary(name: &str) -> std::path::PathBuf {
     binaries().sidecar.with_file_name(name)
 }
 
+/// A folder for all that a mesh keeps.
+fn test_folder() -> TempDir {
+    tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder")
+}
+
 /// As an editor does it: nobody sees half a file.
 fn write_whole(path: &Path, text: &str) {
     let temporary = path.with_extension("tmp");
@@ -190,11 +211,24 @@ fn write_whole(path: &Path, text: &str) {
     std::fs::rename(&temporary, path).expect("the folder can be written");
 }
 
-fn objects(workload: &Workload, app: SocketAddr, mesh_port: SocketAddr) -> String {
+/// A workload's port; without a mesh port the sidecar serves at the application's own.
+fn port(app: SocketAddr, mesh_port: Option<SocketAddr>) -> Value {
+    let mut port = json!({ "name": "main", "port": app.port() });
+    if let Some(mesh_port) = mesh_port {
+        port["meshPort"] = json!(mesh_port.port());
+    }
+    port
+}
+
+fn objects(workload: &Workload, ip: IpAddr, app: &Value, virtual_address: Option<Ipv4Addr>) -> String {
     let service = workload.service.as_ref().unwrap_or(&workload.name);
     let mut port = json!({ "name": "main", "port": 80, "targetPort": "main" });
     if let Some(protocol) = &workload.protocol {
         port["appProtocol"] = json!(protocol);
+    }
+    let mut spec = json!({ "selector": { "app": service }, "ports": [port] });
+    if let Some(address) = virtual_address {
+        spec["clusterIP"] = json!(address.to_string());
     }
     let objects = [
         json!({
@@ -205,17 +239,13 @@ fn objects(workload: &Workload, app: SocketAddr, mesh_port: SocketAddr) -> Strin
                 "namespace": NAMESPACE,
                 "labels": { "app": service, "workload": workload.name },
             },
-            "spec": {
-                "address": mesh_port.ip().to_string(),
-                "serviceAccount": workload.name,
-                "ports": [{ "name": "main", "port": app.port(), "meshPort": mesh_port.port() }],
-            },
+            "spec": { "address": ip.to_string(), "serviceAccount": workload.name, "ports": [app] },
         }),
         json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": service, "namespace": NAMESPACE },
-            "spec": { "selector": { "app": service }, "ports": [port] },
+            "spec": spec,
         }),
     ];
     // Of several workloads behind one service the first brings the Service.

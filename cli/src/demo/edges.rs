@@ -117,6 +117,11 @@ impl Edge {
     }
 }
 
+/// How many requests arrived at a sidecar from a peer that proved no identity.
+pub fn unproven(samples: &Samples) -> f64 {
+    samples.sum("http_server_request_duration_seconds_count", &[("source_principal", "")])
+}
+
 /// `outbound|80||stock-v2.shop.svc.cluster.local` is `stock-v2`.
 fn service(cluster: &str) -> &str {
     let fqdn = cluster.rsplit('|').next().unwrap_or(cluster);

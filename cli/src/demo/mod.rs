@@ -9,7 +9,7 @@ pub mod edges;
 mod shop;
 mod table;
 pub mod traces;
-mod verdict;
+pub mod verdict;
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::local::Binaries;
 use edges::Edge;
 use shop::Shop;
+pub use shop::{MANIFESTS, TRACED};
 use traces::Traces;
 
 /// What the demo does.
@@ -76,8 +77,11 @@ pub async fn run(args: DemoArgs) -> Result<(), String> {
 
     let edges = shop.edges().await?;
     // Who ends it early does not want to wait for the last spans.
-    let promises =
-        if interrupted { None } else { Some(verdict::check(&edges, &shop, &traces, SETTLE).await) };
+    let promises = if interrupted {
+        None
+    } else {
+        Some(verdict::check(&edges, shop.unproven().await, &traces, SETTLE).await)
+    };
     println!("{}", table::of(&edges, None));
     if let Some(spans) = traces.joined(shop::TRACED) {
         println!("One request, from span to span:\n\n{}", traces::tree(&spans));

@@ -18,14 +18,14 @@ pub(super) const SERVICES: usize = 5;
 /// How many sidecars: one beside each service, and one beside the customers.
 pub(super) const SIDECARS: usize = SERVICES + 1;
 /// The service accounts whose spans make up a whole trace.
-pub(super) const TRACED: &[&str] = &["customers", "web", "cart", "recommend", "stock"];
+pub const TRACED: &[&str] = &["customers", "web", "cart", "recommend", "stock"];
 
 const NAMESPACE: &str = "shop";
 const TRUST_DOMAIN: &str = "bookshop.example";
 const READY: Duration = Duration::from_secs(30);
 
 /// What every user of the demo may change while it runs.
-const MANIFESTS: [(&str, &str); 3] = [
+pub const MANIFESTS: [(&str, &str); 3] = [
     ("00-services.yaml", include_str!("../../../manifests/demo/00-services.yaml")),
     ("10-routes.yaml", include_str!("../../../manifests/demo/10-routes.yaml")),
     ("20-policies.yaml", include_str!("../../../manifests/demo/20-policies.yaml")),
@@ -79,8 +79,8 @@ impl Shop {
             let app = Some(service.address);
             let sidecar = sidecar(&mesh, service.name, service.account, app, collector).await?;
             let surroundings = Surroundings {
-                http_proxy: format!("http://{}", sidecar.proxy),
-                recommend: sidecar.ports.get(RECOMMEND).copied(),
+                http_proxy: Some(format!("http://{}", sidecar.proxy)),
+                recommend: sidecar.ports.get(RECOMMEND).map(ToString::to_string),
             };
             let line = serde_json::to_string(&surroundings).map_err(|error| error.to_string())?;
             service.app.tell(&line).await.map_err(|error| format!("{}: {error}", service.name))?;
@@ -129,8 +129,7 @@ impl Shop {
     pub(super) async fn unproven(&self) -> Result<f64, String> {
         let mut unproven = 0.0;
         for (_, sidecar) in &self.sidecars {
-            let labels = [("source_principal", "")];
-            unproven += sidecar.metrics().await?.sum("http_server_request_duration_seconds_count", &labels);
+            unproven += super::edges::unproven(&sidecar.metrics().await?);
         }
         Ok(unproven)
     }

@@ -123,6 +123,20 @@ impl LocalMesh {
         trust_domain: &str,
         flags: &[&str],
     ) -> Result<Self, StartError> {
+        Self::start_at(binaries, folder, trust_domain, flags, |command| command).await
+    }
+
+    /// As [`LocalMesh::start_with`], with a control plane that runs in the place where `place` puts its command.
+    ///
+    /// # Errors
+    /// As [`LocalMesh::start`].
+    pub async fn start_at(
+        binaries: Binaries,
+        folder: &Path,
+        trust_domain: &str,
+        flags: &[&str],
+        place: impl FnOnce(Command) -> Command,
+    ) -> Result<Self, StartError> {
         let [manifests, state, logs] = ["manifests", "state", "logs"].map(|name| folder.join(name));
         for path in [&manifests, &logs] {
             std::fs::create_dir_all(path)
@@ -130,13 +144,20 @@ impl LocalMesh {
         }
         let mut command = Command::new(&binaries.control_plane);
         command.arg("--manifests").arg(&manifests).arg("--state").arg(&state);
-        command.args(["--http", "127.0.0.1:0", "--trust-domain", trust_domain]);
-        if !flags.contains(&"--listen") {
-            command.args(["--listen", "127.0.0.1:0"]);
+        command.args(["--trust-domain", trust_domain]);
+        for address in ["--listen", "--http"] {
+            if !flags.contains(&address) {
+                command.args([address, "127.0.0.1:0"]);
+            }
         }
         command.args(flags);
-        let control_plane = Process::start("control-plane", command, &logs).await?;
+        let control_plane = Process::start("control-plane", place(command), &logs).await?;
         Ok(Self { control_plane, manifests, state, logs, binaries, trust_domain: trust_domain.into() })
+    }
+
+    /// The trust domain of its identities.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
     }
 
     /// Where sidecars connect to.
@@ -252,15 +273,8 @@ impl Sidecar {
     /// # Errors
     /// With what is missing when it is not ready within `limit`.
     pub async fn ready(&self, limit: Duration) -> Result<(), String> {
-        let url = format!("http://{}/ready", self.health);
-        wait_for(limit, || async {
-            match fetch(&url).await {
-                Ok((200, _)) => Ok(()),
-                Ok((status, body)) => Err(format!("{} is not ready: {status} {body}", self.process.name)),
-                Err(error) => Err(format!("{} is not ready: {error}", self.process.name)),
-            }
-        })
-        .await
+        let ready = wait_for(limit, || ready(self.health)).await;
+        ready.map_err(|reason| format!("{} is not ready: {reason}", self.process.name))
     }
 
     /// Its metrics now.
@@ -268,9 +282,28 @@ impl Sidecar {
     /// # Errors
     /// When they can't be fetched.
     pub async fn metrics(&self) -> Result<Samples, String> {
-        let (_, text) = fetch(&format!("http://{}/metrics", self.health)).await?;
-        Ok(Samples::parse(&text))
+        metrics(self.health).await
     }
+}
+
+/// Whether the sidecar whose health is told at an address is ready.
+///
+/// # Errors
+/// With what it says is missing.
+pub async fn ready(health: SocketAddr) -> Result<(), String> {
+    match fetch(&format!("http://{health}/ready")).await? {
+        (200, _) => Ok(()),
+        (status, body) => Err(format!("{status} {body}")),
+    }
+}
+
+/// The metrics of the sidecar whose health is told at an address.
+///
+/// # Errors
+/// When they can't be fetched.
+pub async fn metrics(health: SocketAddr) -> Result<Samples, String> {
+    let (_, text) = fetch(&format!("http://{health}/metrics")).await?;
+    Ok(Samples::parse(&text))
 }
 
 /// Asks `check` again and again until it holds.

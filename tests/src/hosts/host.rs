@@ -19,7 +19,8 @@ use crate::{LIMIT, output_of, wait_for};
 /// The user that applications run as: one without any right.
 pub const APP_UID: u32 = 1000;
 
-/// A host. Everything on it ends when it is dropped.
+/// A host; clones are the same one. Everything on it ends when the last is dropped.
+#[derive(Clone)]
 pub struct Host {
     /// Its name.
     pub name: String,
@@ -27,7 +28,7 @@ pub struct Host {
     pub v4: Ipv4Addr,
     /// Its IPv6 address, where it has IPv6.
     pub v6: Ipv6Addr,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     bridge: Arc<Namespace>,
     /// The bridge's end of its link.
     port: String,
@@ -47,7 +48,7 @@ impl Host {
         v4: Ipv4Addr,
         v6: Ipv6Addr,
     ) -> Self {
-        Self { name: name.into(), v4, v6, namespace, bridge, port }
+        Self { name: name.into(), v4, v6, namespace: Arc::new(namespace), bridge, port }
     }
 
     /// Its addresses of both families.
@@ -75,6 +76,14 @@ impl Host {
             }
         }
         command
+    }
+
+    /// What a command would run, on it, by a user.
+    pub fn place(&self, uid: u32, command: &Command) -> Command {
+        let command = command.as_std();
+        let mut placed = self.command(uid, command.get_program());
+        placed.args(command.get_args());
+        placed
     }
 
     /// curl on it, quiet, with a bound on its time, run as an application.

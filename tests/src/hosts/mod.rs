@@ -7,9 +7,16 @@
 
 mod capture;
 mod host;
+mod mesh;
 mod namespace;
 mod network;
+mod placed;
+mod wire;
 
 pub use capture::Packets;
 pub use host::{APP_UID, Host, Server};
+pub use mesh::{Hosts, Member, Meshed, SIDECAR_UID, redirect};
 pub use network::Network;
+pub use placed::ON_HOSTS;
+pub(crate) use placed::virtual_address;
+pub use wire::Wire;

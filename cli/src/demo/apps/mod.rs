@@ -1,4 +1,4 @@
-//! The bookshop's services: ordinary programs that know nothing of the mesh but an HTTP proxy and a local port.
+//! The bookshop's services: ordinary programs that know nothing of the mesh but, at most, an HTTP proxy and a local port.
 
 mod cart;
 mod recommend;
@@ -12,6 +12,17 @@ use http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+
+/// A process of the bookshop.
+#[derive(Debug, Args)]
+pub struct AppArgs {
+    /// Where it listens.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// What it is.
+    #[command(subcommand)]
+    app: App,
+}
 
 /// One service of the bookshop.
 #[derive(Debug, Subcommand)]
@@ -40,20 +51,20 @@ pub struct Stock {
 /// What a service is told about its surroundings: one line of JSON on standard input, once it has said where it
 /// listens. (Its sidecar needs that address before it can say its own.)
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Surroundings {
-    /// The HTTP proxy that other services are reached through.
-    pub(super) http_proxy: String,
-    /// Where recommend is, for gRPC.
-    pub(super) recommend: Option<SocketAddr>,
+pub struct Surroundings {
+    /// The HTTP proxy that other services are reached through; none where their connections are captured.
+    pub http_proxy: Option<String>,
+    /// Where recommend is, for gRPC: an address or a name, with a port.
+    pub recommend: Option<String>,
 }
 
-impl App {
+impl AppArgs {
     /// Serves until standard input ends, as it does when the parent is gone.
     ///
     /// # Errors
     /// When the service can't listen, or is told nonsense.
     pub async fn run(self) -> Result<(), String> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+        let listener = TcpListener::bind(self.listen).await.map_err(|error| error.to_string())?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         println!("{}", serde_json::json!({ "address": address }));
         let mut input = lines_of_stdin();
@@ -61,11 +72,11 @@ impl App {
         let surroundings: Surroundings =
             serde_json::from_str(&line).map_err(|error| format!("standard input: {error}"))?;
         let serve = async {
-            match self {
-                Self::Web => web::serve(listener, &surroundings).await,
-                Self::Cart => cart::serve(listener, &surroundings).await,
-                Self::Recommend => recommend::serve(listener).await,
-                Self::Stock(stock) => stock::serve(listener, stock).await,
+            match self.app {
+                App::Web => web::serve(listener, &surroundings).await,
+                App::Cart => cart::serve(listener, &surroundings).await,
+                App::Recommend => recommend::serve(listener).await,
+                App::Stock(stock) => stock::serve(listener, stock).await,
             }
         };
         tokio::select! {
@@ -90,16 +101,23 @@ fn lines_of_stdin() -> mpsc::UnboundedReceiver<String> {
 }
 
 impl Surroundings {
-    /// A client that sends everything to the proxy, as any HTTP library does when `http_proxy` is set.
+    /// A client that sends everything to the proxy where there is one, as any HTTP library does when `http_proxy` is set.
     fn client(&self) -> Result<reqwest::Client, String> {
-        via_proxy(&self.http_proxy)
+        match &self.http_proxy {
+            Some(proxy) => via_proxy(proxy),
+            None => build(reqwest::Client::builder().no_proxy()),
+        }
     }
 }
 
 /// A client that sends everything to a proxy.
 pub(super) fn via_proxy(proxy: &str) -> Result<reqwest::Client, String> {
     let settings = reqwest::Proxy::http(proxy).map_err(|error| format!("{proxy}: {error}"))?;
-    reqwest::Client::builder().proxy(settings).build().map_err(|error| error.to_string())
+    build(reqwest::Client::builder().proxy(settings))
+}
+
+fn build(client: reqwest::ClientBuilder) -> Result<reqwest::Client, String> {
+    client.build().map_err(|error| error.to_string())
 }
 
 /// The headers that a service passes on, so that its calls stay in its caller's trace. This is all that an application

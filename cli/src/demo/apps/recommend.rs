@@ -8,7 +8,6 @@
 //! ```
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use http::uri::PathAndQuery;
@@ -49,7 +48,7 @@ pub(super) struct Recommender(Channel);
 
 impl Recommender {
     /// A client that connects when it is first used.
-    pub(super) fn new(address: SocketAddr) -> Result<Self, String> {
+    pub(super) fn new(address: &str) -> Result<Self, String> {
         let endpoint =
             Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
         Ok(Self(endpoint.connect_lazy()))

@@ -18,7 +18,7 @@ struct Shop {
 }
 
 pub(super) async fn serve(listener: TcpListener, surroundings: &Surroundings) -> Result<(), String> {
-    let recommend = surroundings.recommend.ok_or("web must be told where recommend is")?;
+    let recommend = surroundings.recommend.as_deref().ok_or("web must be told where recommend is")?;
     let shop = Shop { http: surroundings.client()?, recommender: Recommender::new(recommend)? };
     let app = Router::new().route("/", get(page)).with_state(shop);
     axum::serve(listener, app).await.map_err(|error| error.to_string())

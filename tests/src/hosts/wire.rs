@@ -1,0 +1,88 @@
+//! A wire between a test and a host: a port here that is a connection there, or the other way round.
+//!
+//! In: a connection at one end. Out: a connection at the other, with the same bytes, the end of each direction, and
+//! resets. It carries what a test does to a host, as a terminal would; never anything between two hosts.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::host::Host;
+
+/// A wire. Cut when dropped.
+#[derive(Debug)]
+pub struct Wire {
+    /// The end that takes connections.
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Wire {
+    /// A port of this machine's loopback; each connection to it is made from `host` to what `target` says then.
+    pub async fn into<F>(host: &Host, target: impl Fn(Host) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<SocketAddr>> + Send + 'static,
+    {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let host = host.clone();
+        Self::new(listener, move || {
+            let target = target(host.clone());
+            let host = host.clone();
+            async move { host.connect(target.await?).await }
+        })
+    }
+
+    /// A port of this machine's loopback that stands for an address that `host` reaches.
+    pub async fn to(host: &Host, target: SocketAddr) -> Self {
+        Self::into(host, move |_| std::future::ready(Ok(target))).await
+    }
+
+    /// A port of `host` that stands for an address of this machine.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn out_of(host: &Host, listen: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+        Ok(Self::new(host.listen(listen)?, move || TcpStream::connect(target)))
+    }
+
+    fn new<F>(listener: TcpListener, dial: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+    {
+        let address = listener.local_addr().expect("it is bound");
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let dialled = dial();
+                tokio::spawn(async move {
+                    match dialled.await {
+                        Ok(far) => carry(near, far).await,
+                        Err(_) => reset(&near),
+                    }
+                });
+            }
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Both directions, until both have ended or one has broken.
+async fn carry(mut near: TcpStream, mut far: TcpStream) {
+    if copy_bidirectional(&mut near, &mut far).await.is_err() {
+        reset(&near);
+        reset(&far);
+    }
+}
+
+/// Lets the end of a connection be a reset.
+fn reset(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
+}
