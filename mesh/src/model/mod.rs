@@ -5,6 +5,7 @@
 
 mod authorization;
 mod cluster;
+mod dns;
 mod endpoint;
 mod listener;
 mod matching;
@@ -16,6 +17,7 @@ pub use cluster::{
     Cluster, Discovery, HostPort, Limits, LoadBalancer, OutlierDetection, RetryBudget, SuccessRate,
     UpstreamProtocol, UpstreamTls,
 };
+pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
 pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
 pub use listener::{
     AccessLog, AccessLogFormat, AdaptiveConcurrency, ChainMatch, DownstreamTls, FilterChain, HttpConnection,

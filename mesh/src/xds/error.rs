@@ -47,7 +47,7 @@ impl fmt::Display for XdsError {
             Self::UnknownType(url) => write!(
                 f,
                 "{url:?} is not a type of resource that is served here: use the v3 Listener, RouteConfiguration, Cluster, \
-                 ClusterLoadAssignment or Secret"
+                 ClusterLoadAssignment, Secret or DnsTable"
             ),
             Self::Malformed { kind, problem } => {
                 write!(f, "{kind}: not a valid protobuf message: {problem}")

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::model;
 
 pub mod cluster;
+pub mod dns;
 pub mod endpoint;
 mod error;
 mod fault;
@@ -45,6 +46,8 @@ pub mod type_url {
     pub const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
     /// Secrets (SDS).
     pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    /// Names of the mesh; no discovery service of Envoy's has them.
+    pub const DNS: &str = "type.googleapis.com/envoy.data.dns.v3.DnsTable";
 }
 
 /// A type of resource.
@@ -60,11 +63,14 @@ pub enum Kind {
     Endpoint,
     /// A secret.
     Secret,
+    /// A name of the mesh.
+    Dns,
 }
 
 impl Kind {
     /// Every type.
-    pub const ALL: [Self; 5] = [Self::Listener, Self::Route, Self::Cluster, Self::Endpoint, Self::Secret];
+    pub const ALL: [Self; 6] =
+        [Self::Listener, Self::Route, Self::Cluster, Self::Endpoint, Self::Secret, Self::Dns];
 
     /// Its type URL.
     pub fn type_url(self) -> &'static str {
@@ -74,6 +80,7 @@ impl Kind {
             Self::Cluster => type_url::CLUSTER,
             Self::Endpoint => type_url::ENDPOINT,
             Self::Secret => type_url::SECRET,
+            Self::Dns => type_url::DNS,
         }
     }
 
@@ -91,6 +98,7 @@ impl fmt::Display for Kind {
             Self::Cluster => "cluster",
             Self::Endpoint => "load assignment",
             Self::Secret => "secret",
+            Self::Dns => "DNS name",
         })
     }
 }
@@ -109,6 +117,8 @@ pub enum Resource {
     Endpoint(model::LoadAssignment),
     /// A secret.
     Secret(model::Secret),
+    /// A name of the mesh.
+    Dns(model::DnsName),
 }
 
 impl Resource {
@@ -124,6 +134,7 @@ impl Resource {
             Kind::Cluster => cluster::decode(parse(kind, bytes)?).map(Self::Cluster),
             Kind::Endpoint => endpoint::decode(parse(kind, bytes)?).map(Self::Endpoint),
             Kind::Secret => secret::decode(parse(kind, bytes)?).map(Self::Secret),
+            Kind::Dns => dns::decode(parse(kind, bytes)?).map(Self::Dns),
         }
     }
 
@@ -135,6 +146,7 @@ impl Resource {
             Self::Cluster(cluster) => cluster::encode(cluster).encode_to_vec(),
             Self::Endpoint(assignment) => endpoint::encode(assignment).encode_to_vec(),
             Self::Secret(secret) => secret::encode(secret).encode_to_vec(),
+            Self::Dns(name) => dns::encode(name).encode_to_vec(),
         }
     }
 
@@ -151,6 +163,7 @@ impl Resource {
             Self::Cluster(cluster) => &cluster.name,
             Self::Endpoint(assignment) => &assignment.name,
             Self::Secret(secret) => &secret.name,
+            Self::Dns(name) => &name.name,
         }
     }
 
@@ -162,6 +175,7 @@ impl Resource {
             Self::Cluster(_) => Kind::Cluster,
             Self::Endpoint(_) => Kind::Endpoint,
             Self::Secret(_) => Kind::Secret,
+            Self::Dns(_) => Kind::Dns,
         }
     }
 

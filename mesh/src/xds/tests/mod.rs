@@ -5,6 +5,7 @@ use super::*;
 mod arbitrary;
 mod emitted;
 mod foreign;
+mod names;
 mod refused;
 
 /// Any resource of any type.
@@ -15,6 +16,7 @@ fn resource() -> impl Strategy<Value = Resource> {
         arbitrary::cluster().prop_map(Resource::Cluster),
         arbitrary::assignment().prop_map(Resource::Endpoint),
         arbitrary::secret().prop_map(Resource::Secret),
+        arbitrary::dns_name().prop_map(Resource::Dns),
     ]
 }
 
@@ -89,6 +91,7 @@ fn an_unknown_type_is_named() {
 #[test]
 fn the_kinds_are_those_of_envoys_types() {
     use envoy_types::pb::envoy::config::{cluster, endpoint, listener, route};
+    use envoy_types::pb::envoy::data::dns;
     use envoy_types::pb::envoy::extensions::transport_sockets::tls;
     use prost::Name;
     assert_eq!(type_url::LISTENER, listener::v3::Listener::type_url());
@@ -96,4 +99,5 @@ fn the_kinds_are_those_of_envoys_types() {
     assert_eq!(type_url::CLUSTER, cluster::v3::Cluster::type_url());
     assert_eq!(type_url::ENDPOINT, endpoint::v3::ClusterLoadAssignment::type_url());
     assert_eq!(type_url::SECRET, tls::v3::Secret::type_url());
+    assert_eq!(type_url::DNS, dns::v3::DnsTable::type_url());
 }

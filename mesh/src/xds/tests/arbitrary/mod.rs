@@ -34,6 +34,21 @@ pub(super) fn secret() -> BoxedStrategy<Secret> {
     (name(), value).prop_map(|(name, value)| Secret { name, value }).boxed()
 }
 
+pub(super) fn dns_name() -> BoxedStrategy<DnsName> {
+    let domain = || "[a-z0-9-]{1,8}(\\.[a-z0-9_-]{1,8}){0,4}";
+    let target = (domain(), port(), any::<u16>(), any::<u16>())
+        .prop_map(|(host, port, priority, weight)| DnsTarget { host, port, priority, weight });
+    let service =
+        ("_[a-z][a-z0-9-]{0,14}\\._(tcp|udp|sctp)", domain()).prop_map(|(port, of)| format!("{port}.{of}"));
+    let answer = prop_oneof![
+        (domain(), vec(any::<IpAddr>(), 1..4).prop_map(DnsRecords::Addresses)),
+        (service, vec(target, 1..4).prop_map(DnsRecords::Services)),
+        (domain(), domain().prop_map(DnsRecords::Alias)),
+    ];
+    let ttl = (0..=86_400_u64).prop_map(Duration::from_secs);
+    (answer, ttl).prop_map(|((name, records), ttl)| DnsName { name, ttl, records }).boxed()
+}
+
 /// A name, as hosts, clusters and policies have them.
 fn name() -> impl Strategy<Value = String> {
     "[a-z][a-z0-9.|:_#/-]{0,20}"
