@@ -9,6 +9,7 @@ use tulle_mesh::identity::TrustDomain;
 use tulle_mesh::model::PerMillion;
 
 use crate::ca::LEAF_LIFETIME;
+use crate::world::VirtualRange;
 
 /// The control plane of a Tulle mesh.
 ///
@@ -56,6 +57,13 @@ pub struct Args {
     /// The last part of every Service's name: SERVICE.NAMESPACE.svc.CLUSTER-DOMAIN.
     #[arg(long, value_name = "NAME", env = "TULLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// From which networks Services without a cluster IP get virtual addresses, one of each. An address that was given is
+    /// never moved while its network stays.
+    #[arg(
+        long, value_name = "NETWORK", env = "TULLE_VIRTUAL_ADDRESSES", value_delimiter = ',',
+        default_values = ["240.240.0.0/16", "2001:2::/48"]
+    )]
+    pub virtual_addresses: Vec<VirtualRange>,
     /// A DNS name or IP address under which sidecars reach the control plane, for its certificate. May be repeated, or
     /// hold several with commas between them.
     #[arg(long = "name", value_name = "NAME", env = "TULLE_NAMES", value_delimiter = ',')]
@@ -151,6 +159,7 @@ mod tests {
         assert_eq!(args.trace_sampling, PerMillion::percent(1));
         assert_eq!(args.names, ["a", "b", "c"]);
         assert_eq!(args.leaf_lifetime, LEAF_LIFETIME);
+        assert_eq!(args.virtual_addresses.len(), 2);
     }
 
     #[test]
@@ -161,6 +170,7 @@ mod tests {
             (vec!["x", "--manifests", "m", "--state", "s", "--listen", "15012"], "--listen"),
             (vec!["x", "--manifests", "m", "--state", "s", "--trust-domain", "A_B!"], "trust domain"),
             (vec!["x", "--manifests", "m", "--state", "s", "--trace-sampling", "101"], "0 to 100"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--virtual-addresses", "10.0.0.1"], "network"),
             (vec!["x", "rotate-root", "back", "--state", "s"], "prepare"),
         ] {
             let error = Cli::try_parse_from(flags).expect_err("not valid");

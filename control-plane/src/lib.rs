@@ -14,6 +14,7 @@ mod run;
 pub mod source;
 pub mod status;
 pub mod tls;
+pub mod virtual_addresses;
 pub mod world;
 pub mod xds;
 

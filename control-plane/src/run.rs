@@ -32,6 +32,7 @@ use crate::grpc::{GrpcError, Services};
 use crate::metrics::Metrics;
 use crate::source::{ManifestsSource, SourceError};
 use crate::status::Board;
+use crate::virtual_addresses::{Kept, KeptError};
 use crate::world::MeshSettings;
 use crate::xds::hub::Hub;
 use crate::xds::proxies::Proxies;
@@ -84,11 +85,13 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
         trust_domain: args.trust_domain,
         cluster_domain: args.cluster_domain,
         sampling: args.trace_sampling,
+        virtual_ranges: args.virtual_addresses,
     };
     let metrics = Arc::new(Metrics::new());
     let proxies = Arc::new(Proxies::default());
     let board = Arc::new(Board::new(Arc::clone(&metrics)));
-    let resources = Arc::new(Resources::new(settings, authority.bundle()));
+    let kept = Kept::open(&args.state).map_err(Error::VirtualAddresses)?;
+    let resources = Arc::new(Resources::new(settings, authority.bundle(), kept));
     let hub = Hub::new(Arc::clone(&resources) as Arc<_>);
     board.publish(&loaded, resources.update(&loaded));
 
@@ -248,6 +251,8 @@ pub enum Error {
     Ca(CaError),
     /// The folder of manifests can't be read.
     Source(SourceError),
+    /// The virtual addresses of before can't be read.
+    VirtualAddresses(KeptError),
     /// Port 15012 does not serve.
     Grpc(GrpcError),
     /// Port 15014 does not serve.
@@ -272,6 +277,7 @@ impl fmt::Display for Error {
             }
             Self::Ca(error) => error.fmt(f),
             Self::Source(error) => write!(f, "{error}; give --manifests a folder that this user may read"),
+            Self::VirtualAddresses(error) => error.fmt(f),
             Self::Grpc(error) => error.fmt(f),
             Self::Http(error) => write!(f, "the HTTP API failed: {error}"),
             Self::Log(reason) => write!(f, "can't start the log: {reason}; check TULLE_LOG"),
@@ -286,6 +292,7 @@ impl std::error::Error for Error {
             Self::Bind { error, .. } | Self::Http(error) | Self::Runtime(error) => Some(error),
             Self::Ca(error) => Some(error),
             Self::Source(error) => Some(error),
+            Self::VirtualAddresses(error) => Some(error),
             Self::Grpc(error) => Some(error),
             Self::Log(_) => None,
         }

@@ -56,6 +56,8 @@ impl Manifests {
             trust_domain: mesh.trust_domain.clone(),
             cluster_domain: mesh.cluster_domain.clone(),
             sampling: PerMillion(0),
+            // What was chosen, and when, only a control plane knows.
+            virtual_ranges: Vec::new(),
         };
         let world = World::build(&loaded.objects, &settings);
         Ok(Self { world, objects: loaded.objects, unread: loaded.problems })

@@ -39,7 +39,7 @@ pub async fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 /// The types, by their usual names.
-const TYPES: [&str; 5] = ["LDS", "RDS", "CDS", "EDS", "SDS"];
+const TYPES: [&str; 6] = ["LDS", "RDS", "CDS", "EDS", "SDS", "DNS"];
 
 fn table(list: &ProxyList, now: SystemTime) -> String {
     if list.proxies.is_empty() {

@@ -16,6 +16,8 @@ pub struct Changes {
     pub clusters: Changed,
     /// Names of load assignments.
     pub endpoints: Changed,
+    /// Names for resolvers.
+    pub dns: Changed,
     /// An alias may mean another listener than before.
     pub names: bool,
     /// Problems or conditions are different.
@@ -41,7 +43,7 @@ impl Changed {
 impl Changes {
     /// No resource changed.
     pub fn is_empty(&self) -> bool {
-        [&self.listeners, &self.routes, &self.clusters, &self.endpoints]
+        [&self.listeners, &self.routes, &self.clusters, &self.endpoints, &self.dns]
             .iter()
             .all(|changed| changed.is_empty())
     }

@@ -53,6 +53,14 @@ pub(super) struct Endpoints<'a> {
     pub(super) plaintext: &'a BTreeSet<SocketAddr>,
 }
 
+/// An endpoint of a Service, whatever its ports.
+#[derive(Debug)]
+pub(super) struct Host {
+    /// The label before the Service's name that means this endpoint alone.
+    pub(super) label: String,
+    pub(super) address: IpAddr,
+}
+
 /// An endpoint and where it is.
 type Placed = ((String, String, String), Endpoint);
 
@@ -81,6 +89,34 @@ impl Endpoints<'_> {
             }
         }
         assignment(port.cluster().to_string(), found)
+    }
+
+    /// The endpoints of a Service that are ready. One has the host name that it was given, a Workload its own name, and
+    /// another one, as in clusters, its address with dashes.
+    pub(super) fn hosts(&self, service: &Service) -> Vec<Host> {
+        let slices = self.slices.of(service);
+        let mut hosts = Vec::new();
+        let mut add = |name: Option<&str>, address: IpAddr| {
+            let label = match name.filter(|name| !name.is_empty()) {
+                Some(name) => name.to_ascii_lowercase(),
+                None => address.to_string().replace(['.', ':'], "-"),
+            };
+            hosts.push(Host { label, address });
+        };
+        for endpoint in slices.into_iter().flatten().flat_map(|slice| &slice.endpoints) {
+            if endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false) {
+                let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
+                addresses.for_each(|address| add(endpoint.hostname.as_deref(), address));
+            }
+        }
+        let behind = self.workloads.in_namespace(&service.key.namespace).filter(|workload| {
+            workload.ready && workload.behind(service) && (workload.outside || slices.is_none())
+        });
+        for workload in behind {
+            let name = workload.outside.then_some(workload.key.name.as_str());
+            workload.addresses.iter().for_each(|address| add(name, *address));
+        }
+        hosts
     }
 
     /// The one endpoint of a port of a workload, dialled directly.

@@ -17,6 +17,7 @@
 mod authorization;
 mod captured;
 mod changes;
+mod dns;
 mod endpoints;
 mod inbound;
 mod names;
@@ -27,6 +28,7 @@ mod routes;
 mod services;
 mod telemetry;
 mod traffic;
+mod virtual_addresses;
 mod workloads;
 
 #[cfg(test)]
@@ -38,10 +40,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
-use tulle_mesh::model::{Cluster, EndpointAddress, Listener, LoadAssignment, PerMillion, RouteConfiguration};
+use tulle_mesh::model::{
+    Cluster, DnsName, EndpointAddress, Listener, LoadAssignment, PerMillion, RouteConfiguration,
+};
 
 pub use changes::{Changed, Changes};
 pub use report::{Condition, ParentStatus};
+pub use virtual_addresses::{RangeError, VirtualAddresses, VirtualRange};
 
 use crate::source::{ObjectRef, Objects, Problem};
 use authorization::Authorizations;
@@ -51,7 +56,7 @@ use names::Names;
 use policies::Attached;
 use report::Report;
 use routes::{Attachments, Builder, read_all};
-use services::Services;
+use services::{Addressed, Services};
 use telemetry::Telemetries;
 use workloads::Workloads;
 
@@ -64,6 +69,8 @@ pub struct MeshSettings {
     pub cluster_domain: String,
     /// Which part of the requests without a sampling decision is traced where no TelemetryPolicy says.
     pub sampling: PerMillion,
+    /// What virtual addresses are taken from, one range for each family; empty: none are given.
+    pub virtual_ranges: Vec<VirtualRange>,
 }
 
 /// Resources of one type, by key.
@@ -76,6 +83,8 @@ pub struct World {
     routes: Resources<RouteConfiguration>,
     clusters: Resources<Cluster>,
     endpoints: Resources<LoadAssignment>,
+    dns: Resources<DnsName>,
+    virtual_addresses: VirtualAddresses,
     names: Names,
     workloads: Vec<MeshWorkload>,
     statuses: BTreeMap<ObjectRef, Vec<ParentStatus>>,
@@ -97,10 +106,24 @@ pub struct MeshWorkload {
 }
 
 impl World {
+    /// A world without objects, in which these virtual addresses were chosen before.
+    pub fn with_virtual_addresses(virtual_addresses: VirtualAddresses) -> Self {
+        Self { virtual_addresses, ..Self::default() }
+    }
+
     /// Builds the world from objects.
     pub fn build(objects: &Objects, settings: &MeshSettings) -> Self {
+        Self::build_with(objects, settings, VirtualAddresses::default())
+    }
+
+    fn build_with(
+        objects: &Objects,
+        settings: &MeshSettings,
+        mut virtual_addresses: VirtualAddresses,
+    ) -> Self {
         let mut report = Report::default();
-        let services = Services::collect(objects, &settings.cluster_domain, &mut report);
+        let mut services = Services::collect(objects, &settings.cluster_domain, &mut report);
+        services.choose_addresses(&mut virtual_addresses, &settings.virtual_ranges, &mut report);
         let workloads = Workloads::collect(objects, &settings.trust_domain, &services, &mut report);
         let slices = Slices::collect(objects);
         let before = inbound::before(&workloads, &services, &slices);
@@ -123,7 +146,7 @@ impl World {
         let routes = read_all(objects, &services, &mut report);
         let attachments = Attachments::collect(&routes, &services, &mut report);
 
-        let mut world = Self { names: Names::new(&services), ..Self::default() };
+        let mut world = Self { names: Names::new(&services), virtual_addresses, ..Self::default() };
         world.add_services(&services, &routes, &attachments, &traffic, &telemetries, &endpoints, &mut report);
         for (workload, services) in workloads.iter().zip(&before).filter(|(workload, _)| workload.meshed) {
             world.add_inbound(workload, services, &inbound, &workloads, &mut report);
@@ -184,6 +207,8 @@ impl World {
             }
         }
         for service in services.iter() {
+            let mut assignments = Vec::new();
+            let hosts = endpoints.hosts(service);
             for port in &service.ports {
                 let cluster = outbound::cluster(service, port, traffic, &builder.hashed);
                 let name: Arc<str> = cluster.name.as_str().into();
@@ -199,7 +224,14 @@ impl World {
                         self.names.add_endpoint(&endpoint.hostname, service, *address);
                     }
                 }
+                if service.addressed == Addressed::Headless {
+                    self.names.add_hosts(&hosts, service, &assignment);
+                }
+                assignments.push(assignment.clone());
                 self.endpoints.insert(name, Arc::new(assignment));
+            }
+            for name in dns::names(service, &hosts, &assignments) {
+                self.dns.insert(name.name.as_str().into(), Arc::new(name));
             }
         }
     }
@@ -269,12 +301,13 @@ impl World {
     /// Brings the world to the state of `objects`. Resources that did not change keep their `Arc`, so that whatever is
     /// kept beside them (encoded bytes, a hash) stays good.
     pub fn update(&mut self, objects: &Objects, settings: &MeshSettings) -> Changes {
-        let mut next = Self::build(objects, settings);
+        let mut next = Self::build_with(objects, settings, self.virtual_addresses.clone());
         let changes = Changes {
             listeners: changes::carry_over(&self.listeners, &mut next.listeners),
             routes: changes::carry_over(&self.routes, &mut next.routes),
             clusters: changes::carry_over(&self.clusters, &mut next.clusters),
             endpoints: changes::carry_over(&self.endpoints, &mut next.endpoints),
+            dns: changes::carry_over(&self.dns, &mut next.dns),
             names: self.names != next.names,
             findings: self.problems != next.problems || self.statuses != next.statuses,
         };
@@ -293,6 +326,13 @@ impl World {
         }
         let key = self.names.resolve(name, namespace)?;
         self.listeners.get_key_value(&key).map(|(key, _)| key.clone())
+    }
+
+    /// The key of the answer for a name that a client in `namespace` looks up: any form of a Service's or an endpoint's
+    /// name, or of one of their ports'.
+    pub fn resolve_dns(&self, name: &str, namespace: &str) -> Option<Arc<str>> {
+        let key = self.names.resolve_dns(name, namespace)?;
+        self.dns.get_key_value(key.as_str()).map(|(key, _)| key.clone())
     }
 
     /// The listener with a key from [`Self::resolve`].
@@ -333,6 +373,16 @@ impl World {
     /// All load assignments.
     pub fn assignments(&self) -> &Resources<LoadAssignment> {
         &self.endpoints
+    }
+
+    /// All answers for resolvers, by name.
+    pub fn dns(&self) -> &Resources<DnsName> {
+        &self.dns
+    }
+
+    /// The virtual addresses that were chosen, also those of Services that are gone.
+    pub fn virtual_addresses(&self) -> &VirtualAddresses {
+        &self.virtual_addresses
     }
 
     /// The workloads with a sidecar.

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use tulle_mesh::model::{EndpointAddress, LoadAssignment};
+
+use super::endpoints::Host;
 use super::services::{Service, Services};
 use crate::source::Key;
 
@@ -15,6 +18,8 @@ use crate::source::Key;
 pub(super) struct Names {
     /// Whole names, `<name>.<namespace>`, `<name>.<namespace>.svc`.
     hosts: BTreeMap<String, Key>,
+    /// Whole names.
+    whole: BTreeMap<Key, String>,
     addresses: BTreeMap<IpAddr, Key>,
     ports: BTreeMap<Key, BTreeMap<u16, Keys>>,
     /// `<hostname>.<whole name>` of endpoints that have a host name.
@@ -38,6 +43,7 @@ impl Names {
             {
                 names.hosts.insert(host.to_ascii_lowercase(), service.key.clone());
             }
+            names.whole.insert(service.key.clone(), service.fqdn.to_ascii_lowercase());
             names.addresses.extend(service.cluster_ips.iter().map(|ip| (*ip, service.key.clone())));
         }
         names
@@ -58,6 +64,16 @@ impl Names {
     pub(super) fn add_endpoint(&mut self, hostname: &str, service: &Service, address: SocketAddr) {
         let host = format!("{hostname}.{}:{}", service.fqdn, address.port()).to_ascii_lowercase();
         self.endpoints.entry(host).or_insert(address);
+    }
+
+    /// Adds the names of the endpoints of a headless Service's port.
+    pub(super) fn add_hosts(&mut self, hosts: &[Host], service: &Service, assignment: &LoadAssignment) {
+        for endpoint in assignment.endpoints() {
+            let EndpointAddress::Socket(address) = endpoint.address else { continue };
+            if let Some(host) = hosts.iter().find(|host| host.address == address.ip()) {
+                self.add_endpoint(&host.label, service, address);
+            }
+        }
     }
 
     /// The key of the listener that `name` means to a client in `namespace`. The key of a direct address is that address.
@@ -88,8 +104,32 @@ impl Names {
         Some(keys.consumers.get(namespace).unwrap_or(&keys.all).clone())
     }
 
+    /// The whole name that `name` means to a client in `namespace`, whether or not a resolver has an answer for it.
+    pub(super) fn resolve_dns(&self, name: &str, namespace: &str) -> Option<String> {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        let (port, host) = match split_port(&name) {
+            Some((port, host)) => (Some(port), host),
+            None => (None, name.as_str()),
+        };
+        let whole = match self.hosts.get(host).and_then(|service| self.whole.get(service)) {
+            Some(whole) => whole.as_str(),
+            // A bare name is one of the client's own namespace.
+            None if !host.contains('.') => self.whole.get(&Key::new(namespace, host))?,
+            // An endpoint's, or none at all.
+            None => host,
+        };
+        Some(port.map_or_else(|| whole.to_owned(), |port| format!("{port}.{whole}")))
+    }
+
     /// Whether an address is a Service's own.
     pub(super) fn is_service(&self, ip: IpAddr) -> bool {
         self.addresses.contains_key(&ip)
     }
+}
+
+/// The two parts of `_<port>._<protocol>.<host>`.
+fn split_port(name: &str) -> Option<(&str, &str)> {
+    let port = name.strip_prefix('_')?.find("._")? + 1;
+    let protocol = name[port + 1..].find('.')?;
+    Some((&name[..port + 1 + protocol], &name[port + 2 + protocol..]))
 }

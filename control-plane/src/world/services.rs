@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tulle_mesh::address::{ClusterName, ServicePort};
 
 use super::report::{Report, Subject};
+use super::virtual_addresses::{VirtualAddresses, VirtualRange};
 use crate::source::{Key, Objects};
 
 /// A Service.
@@ -23,12 +24,25 @@ pub(super) struct Service {
     pub(super) fqdn: Arc<str>,
     /// Its virtual addresses; none where it is headless.
     pub(super) cluster_ips: Vec<IpAddr>,
+    /// Where those come from.
+    pub(super) addressed: Addressed,
     /// Labels of the pods and workloads behind it; empty for none.
     pub(super) selector: BTreeMap<String, String>,
     /// The name that it stands for, with type ExternalName.
     pub(super) external_name: Option<String>,
     /// TCP ports; other protocols are not the mesh's.
     pub(super) ports: Vec<Port>,
+}
+
+/// Where a Service's addresses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Addressed {
+    /// Its object has them.
+    Given,
+    /// Its object says that it has none.
+    Headless,
+    /// Its object does not say: virtual ones are chosen for it, if at all.
+    Open,
 }
 
 /// A port of a Service.
@@ -127,6 +141,50 @@ impl Services {
         services
     }
 
+    /// Gives addresses to the Services whose objects don't say theirs, and to them alone.
+    pub(super) fn choose_addresses(
+        &mut self,
+        addresses: &mut VirtualAddresses,
+        ranges: &[VirtualRange],
+        report: &mut Report,
+    ) {
+        let is_open = |service: &&Service| service.addressed == Addressed::Open;
+        let wanted = self.by_key.values().filter(is_open).map(|service| &*service.fqdn).collect();
+        let given = self.by_key.values().flat_map(|service| &service.cluster_ips).copied().collect();
+        let left_out = addresses.choose(ranges, &wanted, &given);
+        let mut owners = BTreeMap::new();
+        for service in self.by_key.values_mut().filter(|service| service.addressed == Addressed::Open) {
+            service.cluster_ips = addresses.of(&service.fqdn).to_vec();
+            owners.extend(service.cluster_ips.iter().map(|ip| (*ip, service.key.clone())));
+            if left_out.contains(&service.fqdn.to_string()) {
+                report.error(
+                    &service.subject,
+                    "spec.clusterIP",
+                    "no virtual address is left for it",
+                    "start the control plane with larger ranges (--virtual-addresses), or write an address here",
+                );
+            }
+        }
+        // What was chosen before an object asked for the same is not moved.
+        for service in self.by_key.values_mut().filter(|service| service.addressed == Addressed::Given) {
+            service.cluster_ips.retain(|ip| match owners.get(ip) {
+                None => true,
+                Some(owner) => {
+                    report.error(
+                        &service.subject,
+                        "spec.clusterIP",
+                        format!(
+                            "Service {}/{} already has the virtual address {ip}",
+                            owner.namespace, owner.name
+                        ),
+                        "write an address outside of the ranges of virtual ones",
+                    );
+                    false
+                }
+            });
+        }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Service> {
         self.by_key.values()
     }
@@ -152,6 +210,12 @@ fn read(
     let spec = object.spec.clone().unwrap_or_default();
     let fqdn: Arc<str> = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace).into();
     let addresses = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+    let external = spec.type_.as_deref() == Some("ExternalName");
+    let addressed = match addresses.iter().map(String::as_str).find(|address| !address.is_empty()) {
+        Some("None") => Addressed::Headless,
+        None if !external => Addressed::Open,
+        _ => Addressed::Given,
+    };
     let mut cluster_ips = Vec::new();
     for address in addresses.iter().filter(|address| !address.is_empty() && *address != "None") {
         match address.parse() {
@@ -194,15 +258,14 @@ fn read(
         let service = ServicePort::new(fqdn.clone(), number);
         ports.push(Port { name: port.name, number, target, protocol, service });
     }
-    let external_name = match spec.type_.as_deref() {
-        Some("ExternalName") => spec.external_name.map(|name| name.trim_end_matches('.').to_owned()),
-        _ => None,
-    };
+    let external_name =
+        spec.external_name.filter(|_| external).map(|name| name.trim_end_matches('.').to_owned());
     Service {
         key: key.clone(),
         subject,
         fqdn,
         cluster_ips,
+        addressed,
         selector: spec.selector.unwrap_or_default(),
         external_name,
         ports,

@@ -2,6 +2,7 @@ mod aliases;
 mod authorization;
 mod bookshop;
 mod captured;
+mod dns;
 mod endpoints;
 mod incremental;
 mod policies;

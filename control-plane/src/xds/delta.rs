@@ -29,7 +29,7 @@ pub(super) const MAX_NAMES: usize = 50_000;
 /// The state of one stream.
 pub(super) struct Delta {
     caller: Caller,
-    types: [TypeState; 5],
+    types: [TypeState; 6],
     /// Clusters that were sent on this stream and whose endpoints were not sent after them. The client warms such a
     /// cluster until its endpoints come, even when it has them already.
     warming: HashSet<Arc<str>>,

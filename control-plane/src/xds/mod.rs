@@ -29,7 +29,8 @@ pub mod server;
 pub mod sotw;
 
 /// The order in which one change is pushed: make before break.
-pub const PUSH_ORDER: [Kind; 5] = [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::Secret];
+pub const PUSH_ORDER: [Kind; 6] =
+    [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::Secret, Kind::Dns];
 
 /// The place of a kind in [`PUSH_ORDER`].
 fn place(kind: Kind) -> usize {
@@ -44,6 +45,8 @@ pub fn abbreviation(kind: Kind) -> &'static str {
         Kind::Listener => "LDS",
         Kind::Route => "RDS",
         Kind::Secret => "SDS",
+        // No service has this name; it is short for the type all the same.
+        Kind::Dns => "DNS",
     }
 }
 
@@ -96,9 +99,9 @@ fn fingerprint(name: &str, version: &str) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Changed {
     /// Their names, and the aliases that they have or had, by place in [`PUSH_ORDER`].
-    names: [HashSet<Arc<str>>; 5],
-    /// Any name or address of a listener may mean another one than before.
-    renamed_listeners: bool,
+    names: [HashSet<Arc<str>>; 6],
+    /// Any name or address of a listener, or for a resolver, may mean another one than before.
+    renamed: bool,
     /// Since when the catalog has it.
     pub at: Instant,
 }
@@ -106,27 +109,27 @@ pub struct Changed {
 impl Changed {
     /// Collects news.
     pub fn new(names: impl IntoIterator<Item = (Kind, Arc<str>)>) -> Self {
-        let mut by_kind: [HashSet<Arc<str>>; 5] = Default::default();
+        let mut by_kind: [HashSet<Arc<str>>; 6] = Default::default();
         for (kind, name) in names {
             by_kind[place(kind)].insert(name);
         }
-        Self { names: by_kind, renamed_listeners: false, at: Instant::now() }
+        Self { names: by_kind, renamed: false, at: Instant::now() }
     }
 
-    /// Adds that any name or address of a listener may mean another one than before.
+    /// Adds that any name or address of a listener, or for a resolver, may mean another one than before.
     #[must_use]
-    pub fn with_renamed_listeners(mut self) -> Self {
-        self.renamed_listeners = true;
+    pub fn with_renamed(mut self) -> Self {
+        self.renamed = true;
         self
     }
 
     fn is_empty(&self) -> bool {
-        !self.renamed_listeners && self.names.iter().all(HashSet::is_empty)
+        !self.renamed && self.names.iter().all(HashSet::is_empty)
     }
 
     /// Whether every name of a kind must be looked up again.
     fn renamed(&self, kind: Kind) -> bool {
-        self.renamed_listeners && kind == Kind::Listener
+        self.renamed && matches!(kind, Kind::Listener | Kind::Dns)
     }
 
     /// What changed of a kind.

@@ -134,7 +134,7 @@ pub(super) struct About {
 #[derive(Debug)]
 struct Proxy {
     about: About,
-    types: Mutex<[TypeSync; 5]>,
+    types: Mutex<[TypeSync; 6]>,
 }
 
 #[derive(Debug, Default)]

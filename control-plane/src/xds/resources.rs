@@ -19,6 +19,7 @@ use super::{Catalog, Changed, Encoded, Kind};
 use crate::ca::Bundle;
 use crate::caller::Caller;
 use crate::source::{Loaded, ObjectRef, Problem};
+use crate::virtual_addresses::Kept;
 use crate::world::{Changes, MeshSettings, ParentStatus, World};
 
 /// The name of the trust bundle, as Istio has it.
@@ -27,6 +28,7 @@ pub const TRUST_BUNDLE: &str = "ROOTCA";
 /// The catalog.
 pub struct Resources {
     settings: MeshSettings,
+    kept: Kept,
     /// Replaced whole; held only to clone the `Arc`.
     view: RwLock<Arc<View>>,
 }
@@ -56,10 +58,11 @@ pub struct Update {
 }
 
 impl Resources {
-    /// A catalog without objects.
-    pub fn new(settings: MeshSettings, bundle: watch::Receiver<Bundle>) -> Self {
-        let view = View { bundle: Some(encode_bundle(&bundle.borrow())), ..View::default() };
-        Self { settings, view: RwLock::new(Arc::new(view)) }
+    /// A catalog without objects. The virtual addresses that are chosen for them are those of before, and are kept.
+    pub fn new(settings: MeshSettings, bundle: watch::Receiver<Bundle>, kept: Kept) -> Self {
+        let world = World::with_virtual_addresses(kept.addresses());
+        let view = View { world, bundle: Some(encode_bundle(&bundle.borrow())), ..View::default() };
+        Self { settings, kept, view: RwLock::new(Arc::new(view)) }
     }
 
     /// Takes what the sources read. Updates must not overlap; lookups may go on meanwhile.
@@ -67,6 +70,12 @@ impl Resources {
         let before = self.view();
         let mut world = before.world.clone();
         let changes = world.update(&loaded.objects, &self.settings);
+        // Before anybody hears of an address, it is certain that a restart leaves it as it is.
+        if world.virtual_addresses() != before.world.virtual_addresses()
+            && let Err(error) = self.kept.save(world.virtual_addresses())
+        {
+            tracing::error!("a restart may move virtual addresses: {error}");
+        }
         let owners = owners(&world);
         let changed = names(&changes, &before.owners, &owners);
         let mut encoded = before.encoded.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -128,6 +137,11 @@ impl Catalog for Resources {
                 let (key, assignment) = world.assignments().get_key_value(name)?;
                 Some(view.encoded(kind, key, || Resource::Endpoint((**assignment).clone())))
             }
+            Kind::Dns => {
+                let key = world.resolve_dns(name, caller.namespace())?;
+                let name = Arc::clone(world.dns().get(&key)?);
+                Some(view.encoded(kind, &key, || Resource::Dns((*name).clone())))
+            }
             Kind::Secret => view.bundle.clone().filter(|_| name == TRUST_BUNDLE),
         }
     }
@@ -143,7 +157,7 @@ impl Catalog for Resources {
             }
             Kind::Cluster => view.world.clusters().keys().cloned().collect(),
             // These can't be subscribed to all at once.
-            Kind::Route | Kind::Endpoint | Kind::Secret => Vec::new(),
+            Kind::Route | Kind::Endpoint | Kind::Secret | Kind::Dns => Vec::new(),
         }
     }
 }
@@ -182,17 +196,18 @@ fn names(changes: &Changes, before: &Owners, owners: &Owners) -> Changed {
         .filter(|(key, owner)| before.get(*key).is_some_and(|before| before != *owner))
         .map(|(key, _)| (Kind::Listener, Arc::clone(key)));
     let changed = Changed::new(stale(changes).map(|(kind, key)| (kind, wire_name(&key))).chain(given_away));
-    if changes.names { changed.with_renamed_listeners() } else { changed }
+    if changes.names { changed.with_renamed() } else { changed }
 }
 
 /// Everything that is not as it was.
 fn stale(changes: &Changes) -> impl Iterator<Item = Key> {
-    let Changes { listeners, routes, clusters, endpoints, .. } = changes;
+    let Changes { listeners, routes, clusters, endpoints, dns, .. } = changes;
     let kinds = [
         (Kind::Listener, listeners),
         (Kind::Route, routes),
         (Kind::Cluster, clusters),
         (Kind::Endpoint, endpoints),
+        (Kind::Dns, dns),
     ];
     kinds.into_iter().flat_map(|(kind, changed)| {
         changed.updated.iter().chain(&changed.removed).map(move |key| (kind, Arc::clone(key)))

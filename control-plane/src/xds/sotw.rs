@@ -18,7 +18,7 @@ use crate::caller::Caller;
 /// The state of one stream.
 pub(super) struct StateOfTheWorld {
     caller: Caller,
-    types: [TypeState; 5],
+    types: [TypeState; 6],
 }
 
 /// The state of one type on one stream.

@@ -12,6 +12,7 @@ pub(super) fn settings() -> MeshSettings {
         trust_domain: "mesh.test".parse().expect("valid"),
         cluster_domain: "cluster.local".into(),
         sampling: PerMillion::percent(1),
+        virtual_ranges: Vec::new(),
     }
 }
 
@@ -37,7 +38,8 @@ pub(super) fn assert_survives_the_wire(world: &World) {
     let routes = world.routes().values().map(|routes| Resource::Route((**routes).clone()));
     let clusters = world.clusters().values().map(|cluster| Resource::Cluster((**cluster).clone()));
     let endpoints = world.assignments().values().map(|endpoints| Resource::Endpoint((**endpoints).clone()));
-    for resource in listeners.chain(routes).chain(clusters).chain(endpoints) {
+    let names = world.dns().values().map(|name| Resource::Dns((**name).clone()));
+    for resource in listeners.chain(routes).chain(clusters).chain(endpoints).chain(names) {
         let decoded = Resource::decode(resource.type_url(), &resource.encode_bytes());
         assert_eq!(decoded.as_ref(), Ok(&resource), "{} changed on the wire", resource.name());
     }
