@@ -6,16 +6,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, ResolverConfig};
+use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::system_conf::read_system_conf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
+
+use crate::config;
 
 /// A TTL is taken for no less than this.
 const MIN_TTL: Duration = Duration::from_secs(1);
@@ -40,17 +43,20 @@ pub(crate) struct Answer {
 }
 
 impl Resolver {
-    /// As `/etc/resolv.conf` and `/etc/hosts` say. Where the former is missing or broken, only the latter.
+    /// As `/etc/resolv.conf` and `/etc/hosts` say. Where the former is missing or broken, only the latter. Where there is a
+    /// resolver for the application, its name servers are asked, never itself.
     ///
     /// # Errors
     /// When no resolver can be made at all.
-    pub(crate) fn system() -> Result<Self, DnsError> {
-        let builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
-            tracing::warn!("/etc/resolv.conf is unusable, so only /etc/hosts is asked for names: {error}");
-            let nowhere = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-            TokioResolver::builder_with_config(nowhere, TokioRuntimeProvider::default())
-        });
-        Self::build(builder)
+    pub(crate) fn new(dns: Option<&config::Dns>) -> Result<Self, DnsError> {
+        let (mut system, options) = system();
+        if let Some(dns) = dns {
+            let servers = name_servers(dns).into_iter().map(server_at).collect();
+            let (domain, search, _) = system.into_parts();
+            system = ResolverConfig::from_parts(domain, search, servers);
+        }
+        let builder = TokioResolver::builder_with_config(system, TokioRuntimeProvider::default());
+        Self::build(builder.with_options(options))
     }
 
     fn build(mut builder: hickory_resolver::ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, DnsError> {
@@ -88,6 +94,40 @@ impl Resolver {
         let ttl = found.valid_until().saturating_duration_since(Instant::now()).clamp(MIN_TTL, MAX_TTL);
         Ok(Answer { addresses, ttl })
     }
+}
+
+/// Whom the resolver for the application asks for names outside of the mesh: whom it is told to ask, else whom the system
+/// asks; never itself.
+pub(crate) fn name_servers(dns: &config::Dns) -> Vec<SocketAddr> {
+    if let Some(upstream) = &dns.upstream {
+        return upstream.clone();
+    }
+    let (system, _) = system();
+    let addresses = system.name_servers().iter().flat_map(|server| {
+        server.connections.iter().map(|connection| SocketAddr::new(server.ip, connection.port))
+    });
+    let mut servers = Vec::new();
+    for address in addresses.filter(|address| !dns.is_itself(*address)) {
+        if !servers.contains(&address) {
+            servers.push(address);
+        }
+    }
+    servers
+}
+
+fn system() -> (ResolverConfig, ResolverOpts) {
+    read_system_conf().unwrap_or_else(|error| {
+        tracing::warn!("/etc/resolv.conf is unusable, so only /etc/hosts is asked for names: {error}");
+        (ResolverConfig::from_parts(None, Vec::new(), Vec::new()), ResolverOpts::default())
+    })
+}
+
+fn server_at(address: SocketAddr) -> NameServerConfig {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    for connection in &mut server.connections {
+        connection.port = address.port();
+    }
+    server
 }
 
 impl fmt::Debug for Resolver {

@@ -22,6 +22,7 @@ mod dns;
 mod grpc;
 mod http;
 mod limit;
+mod nameserver;
 mod retry;
 mod upstream;
 

@@ -17,7 +17,9 @@ use crate::tls::{CertificateFacts, stamp};
 
 /// `GET /config`
 pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Json<Dump> {
-    let sync = admin.handle.status().await.map_or(Value::Null, |status| json(&status));
+    let status = admin.handle.status().await;
+    let names = status.iter().flat_map(|status| &status.names).map(|name| json(&**name)).collect();
+    let sync = status.map_or(Value::Null, |status| json(&status));
     let snapshot = admin.handle.snapshots.borrow().clone();
     let now = Instant::now();
     let mut outbound: BTreeMap<&str, ListenerDump> = BTreeMap::new();
@@ -37,7 +39,7 @@ pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Json<Dump> {
     absent.sort_unstable();
     let mut clusters: Vec<_> = snapshot.clusters.values().map(|found| cluster(found, now)).collect();
     clusters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Json(Dump { generation: snapshot.generation, sync, outbound, inbound, absent, clusters })
+    Json(Dump { generation: snapshot.generation, sync, outbound, inbound, absent, clusters, names })
 }
 
 /// `GET /certs`

@@ -21,6 +21,9 @@ pub struct Dump {
     pub absent: Vec<String>,
     /// Clusters.
     pub clusters: Vec<ClusterDump>,
+    /// What the names of the mesh mean that the resolver was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<Value>,
 }
 
 /// A listener.

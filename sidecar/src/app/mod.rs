@@ -23,6 +23,7 @@ pub(crate) use self::stop::Stop;
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::listener::{self, BindError, Bound};
+use crate::nameserver;
 use crate::telemetry::{Exporter, Telemetry, Workload};
 use crate::worker::drain::Phase;
 use crate::worker::{self, Shared};
@@ -66,6 +67,10 @@ async fn serve(
     let workers = worker::spawn(config.workers, bound.listeners, shared, &hears).map_err(Cause::System)?;
     drop(hears);
 
+    let resolver =
+        bound.dns.map(|sockets| nameserver::start(sockets, &config, handle.names.clone(), &telemetry));
+    let resolver = resolver.transpose().map_err(Cause::System)?;
+
     let stop = Arc::new(Stop::new(phase));
     let exporter = exporter.map(|exporter| tokio::spawn(exporter.run()));
     let (proving, unproven) = match &config.capture {
@@ -79,6 +84,7 @@ async fn serve(
     // Configuration is kept up to date until the last connection has ended.
     Box::pin(control.run(stop.run(config.drain, &mut signals, || workers.connections()))).await;
 
+    drop(resolver);
     // All that could still make spans ends, and then what is left of them is sent.
     answer.end().await;
     if let Some(proving) = proving {

@@ -100,8 +100,8 @@ pub struct Settings {
     #[arg(long = "address", env = "TULLE_ADDRESS", value_name = "IP", value_delimiter = ',')]
     pub addresses: Vec<OwnAddress>,
 
-    /// Resolve names for the application on this address, over UDP and TCP, and on [::1] with it; 127.0.0.1:15053 is
-    /// the usual one [default: no resolver].
+    /// Resolve names for the application on this address, over UDP and TCP; 127.0.0.1:15053 is the usual one, and
+    /// takes [::1] with it [default: no resolver].
     #[arg(long, env = "TULLE_DNS", value_name = "ADDRESS")]
     pub dns: Option<LoopbackAddr>,
     /// A name server for names outside of the mesh, as 10.0.0.2 or 10.0.0.2:53; may be given several times [default:

@@ -19,7 +19,7 @@ mod refusal;
 
 pub(crate) use accept::Acceptor;
 pub(crate) use connection::{Detached, serve};
-pub(crate) use place::{Addresses, BindError, Bound, Place, bind};
+pub(crate) use place::{Addresses, BindError, Bound, Place, bind, listen};
 pub(crate) use races::Races;
 pub(crate) use refusal::Refusals;
 

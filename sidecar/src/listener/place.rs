@@ -9,6 +9,7 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Config;
+use crate::nameserver::Sockets;
 use crate::upstream::KEEPALIVE;
 
 /// An address that is listened on, and what for.
@@ -53,6 +54,8 @@ pub(crate) struct Bound {
     pub(crate) admin: TcpListener,
     /// Health and metrics.
     pub(crate) health: TcpListener,
+    /// The resolver.
+    pub(crate) dns: Option<Sockets>,
     /// What it all came to be.
     pub(crate) addresses: Addresses,
 }
@@ -70,6 +73,9 @@ pub(crate) struct Addresses {
     pub(crate) ports: Vec<ServiceAddress>,
     /// What peers dial, in the order of the settings.
     pub(crate) inbound: Vec<AppAddress>,
+    /// The resolver, over UDP and TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dns: Option<SocketAddr>,
     /// The admin interface.
     pub(crate) admin: SocketAddr,
     /// Health and metrics.
@@ -117,6 +123,9 @@ impl Addresses {
         for (port, bound) in config.inbound.iter_mut().zip(&self.inbound) {
             port.listen = bound.address;
         }
+        if let (Some(dns), Some(bound)) = (&mut config.dns, self.dns) {
+            dns.listen = bound;
+        }
         Config { admin: self.admin, health: self.health, ..config }
     }
 }
@@ -156,11 +165,19 @@ pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
         add(listener, address, Role::Inbound);
         inbound.push(AppAddress { app: port.app, address });
     }
+    let dns = config.dns.as_ref().map(|dns| Sockets::bind(dns.listen)).transpose()?;
     let (admin, admin_address) = listen("admin", config.admin)?;
     let (health, health_address) = listen("health", config.health)?;
-    let addresses =
-        Addresses { proxy, capture, ports, inbound, admin: admin_address, health: health_address };
-    Ok(Bound { listeners, admin, health, addresses })
+    let addresses = Addresses {
+        proxy,
+        capture,
+        ports,
+        inbound,
+        dns: dns.as_ref().map(|dns| dns.address),
+        admin: admin_address,
+        health: health_address,
+    };
+    Ok(Bound { listeners, admin, health, dns, addresses })
 }
 
 /// Listens on the addresses of both families; on a host without IPv6, on the first alone.
@@ -184,7 +201,7 @@ fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-pub(super) fn listen(
+pub(crate) fn listen(
     field: &'static str,
     address: SocketAddr,
 ) -> Result<(TcpListener, SocketAddr), BindError> {
@@ -219,6 +236,18 @@ pub(crate) struct BindError {
     field: &'static str,
     address: SocketAddr,
     error: io::Error,
+}
+
+impl BindError {
+    /// An address of a field of the settings, and what the system says of it.
+    pub(crate) fn new(field: &'static str, address: SocketAddr, error: io::Error) -> Self {
+        Self { field, address, error }
+    }
+
+    /// Whether another socket has the address.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrInUse
+    }
 }
 
 impl fmt::Display for BindError {

@@ -18,7 +18,7 @@ use tulle_mesh::xds::{Kind, Resource};
 
 /// One of something for each type of resource.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PerKind<T>([T; 5]);
+pub(crate) struct PerKind<T>([T; 6]);
 
 impl<T> PerKind<T> {
     /// Every type with its part.
@@ -48,6 +48,7 @@ fn position(kind: Kind) -> usize {
         Kind::Cluster => 2,
         Kind::Endpoint => 3,
         Kind::Secret => 4,
+        Kind::Dns => 5,
     }
 }
 
@@ -67,6 +68,8 @@ pub(crate) enum Value {
     Endpoint(Arc<model::LoadAssignment>),
     /// A secret.
     Secret(Arc<model::Secret>),
+    /// A name of the mesh.
+    Dns(Arc<model::DnsName>),
 }
 
 /// A listener, and the route tables that stand in it.
@@ -186,18 +189,17 @@ impl Cache {
         shelf.held.insert(name, held);
     }
 
-    /// The control plane has taken a resource away. Of listeners that is honoured at once: an address may belong to
-    /// another service now. Routes, clusters and endpoints that are in use are kept as they were last: they go with the
+    /// The control plane has taken a resource away. Of listeners and names that is honoured at once: an address may belong
+    /// to another service now. Routes, clusters and endpoints that are in use are kept as they were last: they go with the
     /// listener that needs them.
     fn remove(&mut self, kind: Kind, name: &str, wanted: &BTreeSet<Arc<str>>) {
+        let goes_at_once = matches!(kind, Kind::Listener | Kind::Dns);
         let shelf = &mut self.shelves[kind];
         shelf.unavailable.remove(name);
         shelf.rejected.remove(name);
         let Some(asked) = wanted.get(name) else {
             // Under its own name while it was asked for by an alias: all of it goes.
-            if kind == Kind::Listener
-                && let Some(held) = shelf.held.remove(name)
-            {
+            if goes_at_once && let Some(held) = shelf.held.remove(name) {
                 for alias in held.aliases {
                     shelf.aliases.remove(&alias);
                     shelf.absent.extend(wanted.get(&alias).cloned());
@@ -205,7 +207,7 @@ impl Cache {
             }
             return;
         };
-        if kind == Kind::Listener {
+        if goes_at_once {
             shelf.aliases.remove(name);
             if let Some(held) = shelf.held.remove(name) {
                 for alias in held.aliases {
@@ -288,6 +290,14 @@ impl Cache {
     pub(crate) fn secret(&self, name: &str) -> Option<&Arc<model::Secret>> {
         match &self.get(Kind::Secret, name)?.1.value {
             Value::Secret(secret) => Some(secret),
+            _ => None,
+        }
+    }
+
+    /// What a name of the mesh means.
+    pub(crate) fn dns(&self, name: &str) -> Option<&Arc<model::DnsName>> {
+        match &self.get(Kind::Dns, name)?.1.value {
+            Value::Dns(name) => Some(name),
             _ => None,
         }
     }
@@ -382,6 +392,7 @@ fn decode(kind: Kind, name: &str, raw: &Any) -> Result<Value, String> {
         Resource::Cluster(cluster) => Value::Cluster(Arc::new(cluster)),
         Resource::Endpoint(assignment) => Value::Endpoint(Arc::new(assignment)),
         Resource::Secret(secret) => Value::Secret(Arc::new(secret)),
+        Resource::Dns(name) => Value::Dns(Arc::new(name)),
     })
 }
 

@@ -19,6 +19,7 @@ use super::cache::{Cache, Names};
 use super::disk::Disk;
 use super::engine::{Engine, ROOT_CA, Readiness};
 use super::interest::Interest;
+use super::names::{MeshNames, NameQuestion};
 use super::status::{Status, StreamStatus};
 use super::stream::{Event, keep_open};
 use super::subscribe::Subscriptions;
@@ -43,6 +44,7 @@ pub(crate) struct Control {
     file_check: Duration,
     demands: mpsc::UnboundedReceiver<Demand>,
     questions: mpsc::Receiver<dns::Question>,
+    name_questions: mpsc::Receiver<NameQuestion>,
     inspections: mpsc::Receiver<oneshot::Sender<Status>>,
 }
 
@@ -53,6 +55,8 @@ pub(crate) struct Handle {
     pub(crate) demands: mpsc::UnboundedSender<Demand>,
     /// Where workers ask for addresses of hosts outside the mesh.
     pub(crate) lookups: Lookups,
+    /// Where the resolver asks for names of the mesh.
+    pub(crate) names: MeshNames,
     /// What is in force.
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Whether the sidecar may take traffic.
@@ -84,16 +88,18 @@ impl Control {
         let control_plane = ControlPlane::new(config.control_plane.clone(), &config.trust_domain);
         let rotation =
             Rotation::new(control_plane.configured_bundle().map_err(StartError::Files)?, &telemetry.metrics);
-        let resolver = Resolver::system().map_err(StartError::Dns)?;
+        let resolver = Resolver::new(config.dns.as_ref()).map_err(StartError::Dns)?;
 
         let (demand_sender, demands) = mpsc::unbounded_channel();
         let (lookups, questions) = Lookups::channel();
+        let (names, name_questions) = MeshNames::channel();
         let (inspection_sender, inspections) = mpsc::channel(4);
         let (snapshot_sender, snapshots) = watch::channel(Arc::default());
         let (readiness_sender, readiness) = watch::channel(Readiness::default());
         let handle = Handle {
             demands: demand_sender,
             lookups,
+            names,
             snapshots,
             readiness,
             material: rotation.watch(),
@@ -134,6 +140,8 @@ impl Control {
             requests: None,
             answers: Vec::new(),
             deadlines: Default::default(),
+            questions: Vec::new(),
+            closed_at: None,
             changed: false,
             save_at: None,
             sweep_at: Instant::now(),
@@ -148,6 +156,7 @@ impl Control {
             file_check: FILE_CHECK,
             demands,
             questions,
+            name_questions,
             inspections,
         };
         Ok((control, handle))
@@ -170,6 +179,7 @@ impl Control {
     pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
         let Self { config, identity, control_plane, rotation, resolver, mut engine, .. } = self;
         let (mut demands, mut inspections) = (self.demands, self.inspections);
+        let mut name_questions = self.name_questions;
         let (event_sender, mut events) = mpsc::channel::<Event>(EVENTS);
         let mut material = rotation.lock().unwrap_or_else(std::sync::PoisonError::into_inner).watch();
         let mut names = Watched::new(resolver.clone());
@@ -191,6 +201,12 @@ impl Control {
                 () = &mut stop => break,
                 _ = &mut background => break,
                 Some(demand) = demands.recv() => engine.demand(demand.name, Instant::now()),
+                Some(question) = name_questions.recv() => {
+                    // What is known changes nothing.
+                    if !engine.ask(question, Instant::now()) {
+                        continue;
+                    }
+                }
                 Some(event) = events.recv() => engine.event(event),
                 Ok(()) = material.changed() => engine.refresh(),
                 () = names.changed() => engine.refresh(),

@@ -1,6 +1,6 @@
 //! The last good configuration on disk, so that a sidecar that restarts serves at once, control plane or not.
 //!
-//! In: accepted resources as they were received, and the names that traffic asked for. Out: the same after a restart. It
+//! In: accepted resources as they were received, and the names that traffic and the resolver asked for. Out: the same after a restart. It
 //! holds no secret. A file that is broken, or another workload's, is ignored with a warning.
 
 use std::fmt;
@@ -21,7 +21,7 @@ const FILE: &str = "configuration.snapshot";
 /// Changes with the form of what follows: this line, the SHA-256 of the body, the body.
 const MAGIC: &[u8] = b"tulle-sidecar configuration 1\n";
 /// Secrets are not among them.
-const KINDS: [Kind; 4] = [Kind::Cluster, Kind::Endpoint, Kind::Route, Kind::Listener];
+const KINDS: [Kind; 5] = [Kind::Cluster, Kind::Endpoint, Kind::Route, Kind::Listener, Kind::Dns];
 
 /// Where the last good configuration is.
 #[derive(Debug)]
@@ -42,6 +42,18 @@ struct Body {
     /// One for each type, as if the control plane had sent it.
     #[prost(message, repeated, tag = "3")]
     responses: Vec<DeltaDiscoveryResponse>,
+    /// The names that the resolver asked for.
+    #[prost(string, repeated, tag = "4")]
+    names: Vec<String>,
+}
+
+/// What was asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Listeners, by traffic.
+    pub(super) listeners: Vec<Arc<str>>,
+    /// Names, by the resolver.
+    pub(super) names: Vec<Arc<str>>,
 }
 
 impl Disk {
@@ -58,6 +70,7 @@ impl Disk {
         &self,
         cache: &Cache,
         demanded: impl Iterator<Item = &'a Arc<str>>,
+        names: impl Iterator<Item = &'a Arc<str>>,
     ) -> Result<(), DiskError> {
         let responses = KINDS.iter().map(|kind| DeltaDiscoveryResponse {
             type_url: kind.type_url().into(),
@@ -68,6 +81,7 @@ impl Disk {
             workload: self.workload.clone(),
             demanded: demanded.map(ToString::to_string).collect(),
             responses: responses.collect(),
+            names: names.map(ToString::to_string).collect(),
         }
         .encode_to_vec();
         self.replace(&body).map_err(|error| self.error(error.to_string()))
@@ -87,12 +101,12 @@ impl Disk {
         fs::rename(&new, &self.path)
     }
 
-    /// Puts what is on disk into `cache`, and returns the names that traffic had asked for; `None` where there is
+    /// Puts what is on disk into `cache`, and returns what had been asked for; `None` where there is
     /// nothing yet.
     ///
     /// # Errors
     /// When the file is unreadable, broken, or another workload's; `cache` is as it was.
-    pub(crate) fn load(&self, cache: &mut Cache) -> Result<Option<Vec<Arc<str>>>, DiskError> {
+    pub(crate) fn load(&self, cache: &mut Cache) -> Result<Option<Asked>, DiskError> {
         let content = match fs::read(&self.path) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -114,7 +128,8 @@ impl Disk {
                 tracing::warn!("{}: left out: {}", self.path.display(), problems.join("; "));
             }
         }
-        Ok(Some(body.demanded.into_iter().map(Arc::from).collect()))
+        let shared = |names: Vec<String>| names.into_iter().map(Arc::from).collect();
+        Ok(Some(Asked { listeners: shared(body.demanded), names: shared(body.names) }))
     }
 
     fn error(&self, reason: String) -> DiskError {

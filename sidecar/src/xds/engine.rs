@@ -16,6 +16,7 @@ use tulle_mesh::xds::Kind;
 use super::cache::{Cache, Knowledge, Names};
 use super::disk::Disk;
 use super::interest::Interest;
+use super::names::{NameAnswer, NameQuestion};
 use super::status::{Status, StreamStatus};
 use super::stream::Event;
 use super::subscribe::{Subscriptions, kind_of};
@@ -31,6 +32,8 @@ pub(crate) const ROOT_CA: &str = "ROOTCA";
 const RESOURCE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often what is idle is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How long the control plane may be away until questions are not kept waiting for it.
+const AWAY: Duration = Duration::from_millis(500);
 /// How long changes are gathered before they are written to disk.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
 
@@ -56,6 +59,10 @@ pub(super) struct Engine {
     pub(super) answers: Vec<(String, String, Result<(), Vec<String>>)>,
     /// Until when each name that the control plane was asked for should be answered.
     pub(super) deadlines: HashMap<(Kind, Arc<str>), Instant>,
+    /// Questions that have no answer yet.
+    pub(super) questions: Vec<NameQuestion>,
+    /// Since when there is no stream.
+    pub(super) closed_at: Option<Instant>,
     pub(super) changed: bool,
     pub(super) save_at: Option<Instant>,
     pub(super) sweep_at: Instant,
@@ -75,10 +82,13 @@ impl Engine {
     pub(super) fn start(&mut self, names: &mut Watched, now: Instant) {
         self.sweep_at = now + SWEEP;
         match self.disk.as_ref().map(|disk| disk.load(&mut self.cache)) {
-            Some(Ok(Some(demanded))) => {
+            Some(Ok(Some(asked))) => {
                 self.status.from_disk = true;
-                for name in demanded {
+                for name in asked.listeners {
                     self.demand(name, now);
+                }
+                for name in asked.names {
+                    self.interest.demand_name(name, now);
                 }
                 tracing::info!(
                     "serving from the last good configuration on disk until the control plane answers"
@@ -97,6 +107,40 @@ impl Engine {
         self.changed |= interest.demand(name, now, |name| builder.last_use(cache.listener(name)?.0));
     }
 
+    /// The resolver asks for a name. Returns whether the control plane has to be asked.
+    pub(super) fn ask(&mut self, question: NameQuestion, now: Instant) -> bool {
+        let news = self.interest.demand_name(Arc::clone(&question.name), now);
+        match self.name(&question.name, now) {
+            // Whoever asked may have gone away.
+            Some(answer) => drop(question.answer.send(answer)),
+            None => self.questions.push(question),
+        }
+        news
+    }
+
+    /// What is known of a name; `None` where the control plane is about to say.
+    fn name(&self, name: &str, now: Instant) -> Option<NameAnswer> {
+        if let Some(held) = self.cache.dns(name) {
+            return Some(NameAnswer::Held(Arc::clone(held)));
+        }
+        let away = self.closed_at.is_some_and(|at| now.saturating_duration_since(at) >= AWAY);
+        match self.cache.knowledge(Kind::Dns, name) {
+            Knowledge::Absent => Some(NameAnswer::Absent),
+            Knowledge::Awaited if !away => None,
+            _ => Some(NameAnswer::Unavailable),
+        }
+    }
+
+    fn answer_questions(&mut self, now: Instant) {
+        for question in std::mem::take(&mut self.questions) {
+            match self.name(&question.name, now) {
+                Some(answer) => drop(question.answer.send(answer)),
+                None if question.answer.is_closed() => {}
+                None => self.questions.push(question),
+            }
+        }
+    }
+
     /// A leaf or a bundle was replaced, or a name resolves to something else.
     pub(super) fn refresh(&mut self) {
         self.changed = true;
@@ -111,10 +155,12 @@ impl Engine {
                 self.answers.clear();
                 self.cache.reconnected();
                 self.status.opened += 1;
+                self.closed_at = None;
             }
             Event::Closed(reason) => {
                 self.requests = None;
                 self.status.open = false;
+                self.closed_at.get_or_insert_with(Instant::now);
                 self.stream_open.set(0);
                 self.status.last_error = Some(reason);
                 self.deadlines.clear();
@@ -130,7 +176,9 @@ impl Engine {
 
     fn response(&mut self, response: DeltaDiscoveryResponse) {
         let (type_url, nonce) = (response.type_url.clone(), response.nonce.clone());
-        let outcome = kind_of(&response).and_then(|kind| {
+        let kind = kind_of(&response);
+        let names_alone = matches!(kind, Ok(Kind::Dns));
+        let outcome = kind.and_then(|kind| {
             let applied = self.cache.apply(kind, response, &self.wanted[kind]);
             if kind == Kind::Secret { applied.and(self.trust()) } else { applied }
         });
@@ -138,7 +186,12 @@ impl Engine {
         if let Err(problems) = &outcome {
             tracing::warn!("rejected a part of what the control plane sent: {}", problems.join("; "));
         }
-        self.changed = true;
+        if names_alone {
+            // No snapshot holds a name.
+            self.save_soon(Instant::now());
+        } else {
+            self.changed = true;
+        }
         self.answers.push((type_url, nonce, outcome));
     }
 
@@ -164,6 +217,7 @@ impl Engine {
             // What only versions needed that have just been replaced is needed no more.
             self.follow(names, now);
         }
+        self.answer_questions(now);
         for (type_url, nonce, outcome) in std::mem::take(&mut self.answers) {
             let answer = self.subscriptions.answer(&type_url, nonce, outcome);
             self.send(answer);
@@ -221,6 +275,10 @@ impl Engine {
         self.snapshots.send_replace(snapshot);
         let readiness = Readiness { certificate, configuration: heard && settled };
         self.readiness.send_if_modified(|before| std::mem::replace(before, readiness) != readiness);
+        self.save_soon(now);
+    }
+
+    fn save_soon(&mut self, now: Instant) {
         self.save_at = self.disk.as_ref().map(|_| self.save_at.unwrap_or(now + SAVE_DELAY));
     }
 
@@ -258,7 +316,7 @@ impl Engine {
     pub(super) fn save(&mut self) {
         self.save_at = None;
         if let Some(disk) = &self.disk
-            && let Err(error) = disk.save(&self.cache, self.interest.demanded())
+            && let Err(error) = disk.save(&self.cache, self.interest.demanded(), self.interest.names())
         {
             tracing::warn!("the configuration is not on disk, so a restart needs the control plane: {error}");
         }

@@ -2,7 +2,7 @@
 //!
 //! The roots are the listeners of its own inbound ports, of its fixed outbound ports, and those that traffic asked for;
 //! everything else follows from what they refer to. A listener that traffic has not used for a while is let go, and with
-//! it all that only it needed.
+//! it all that only it needed. So is a name that the resolver has not been asked for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,6 +25,8 @@ const MAX_KNOWN: usize = 8192;
 const MAX_UNKNOWN: usize = 3072;
 /// How many names more than that there may be until room is made, so that it need not be made for each.
 const SLACK: usize = 1024;
+/// The most names that the resolver may have asked for, also those that don't exist.
+const MAX_NAMES: usize = 4096;
 
 /// The roots of what is needed.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(crate) struct Interest {
     demanded: HashMap<Arc<str>, Instant>,
     /// How many of them there are when room is made the next time.
     make_room_at: usize,
+    /// Names that the resolver asked for, and when it last did.
+    names: HashMap<Arc<str>, Instant>,
     secrets: BTreeSet<Arc<str>>,
 }
 
@@ -53,7 +57,14 @@ impl Interest {
             .collect();
         let outbound = config.outbound.ports.iter().map(|port| port.service.to_string().into());
         let fixed = outbound.chain(inbound.iter().cloned()).collect();
-        Self { fixed, inbound, demanded: HashMap::new(), make_room_at: MAX_UNKNOWN + SLACK, secrets }
+        Self {
+            fixed,
+            inbound,
+            demanded: HashMap::new(),
+            names: HashMap::new(),
+            make_room_at: MAX_UNKNOWN + SLACK,
+            secrets,
+        }
     }
 
     /// Traffic asks for a listener. Returns whether that is news. `last_use` gives the mark of a listener by any of its
@@ -92,21 +103,38 @@ impl Interest {
         self.make_room_at = self.demanded.len().max(MAX_UNKNOWN) + SLACK;
     }
 
+    /// The resolver asks for a name. Returns whether that is news.
+    pub(crate) fn demand_name(&mut self, name: Arc<str>, now: Instant) -> bool {
+        if self.names.len() >= MAX_NAMES
+            && !self.names.contains_key(&name)
+            && let Some(oldest) = self.names.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone())
+        {
+            self.names.remove(&oldest);
+        }
+        self.names.insert(name, now).is_none()
+    }
+
     /// Lets go of what has not been used for [`IDLE`], and says whether there was any. `last_use` gives the mark of a
     /// listener by any of its names.
     pub(crate) fn sweep(&mut self, now: Instant, last_use: impl Fn(&str) -> Option<Arc<LastUse>>) -> bool {
-        let before = self.demanded.len();
+        let before = self.demanded.len() + self.names.len();
+        self.names.retain(|_, asked| now.saturating_duration_since(*asked) < IDLE);
         self.demanded.retain(|name, asked| {
             let asked_ago = now.saturating_duration_since(*asked);
             let used_ago = last_use(name).map_or(asked_ago, |mark| mark.age(now).min(asked_ago));
             used_ago < IDLE
         });
-        self.demanded.len() < before
+        self.demanded.len() + self.names.len() < before
     }
 
     /// The names under which listeners were asked for by traffic.
     pub(crate) fn demanded(&self) -> impl Iterator<Item = &Arc<str>> {
         self.demanded.keys()
+    }
+
+    /// The names that the resolver asked for.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.names.keys()
     }
 
     /// The names of all listeners that are needed, as they were asked for.
@@ -124,6 +152,7 @@ impl Interest {
     pub(crate) fn wanted(&self, cache: &Cache, in_force: impl Iterator<Item = Arc<str>>) -> Names {
         let mut wanted = Names::default();
         wanted[Kind::Secret] = self.secrets.clone();
+        wanted[Kind::Dns] = self.names.keys().cloned().collect();
         wanted[Kind::Listener] = self.listeners().cloned().collect();
         for name in self.listeners() {
             if let Some((_, listener)) = cache.listener(name) {
@@ -178,6 +207,7 @@ mod tests {
         let mut interest = Interest {
             fixed: BTreeSet::new(),
             inbound: BTreeSet::new(),
+            names: HashMap::new(),
             demanded: HashMap::new(),
             make_room_at: MAX_UNKNOWN + SLACK,
             secrets: BTreeSet::new(),

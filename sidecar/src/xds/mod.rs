@@ -8,8 +8,8 @@
 //!                         disk
 //! ```
 //!
-//! In: demands of the workers for listeners, what the control plane sends (delta ADS), certificates, resolved names. Out:
-//! snapshots. A bad resource never replaces a good one, and a control plane that is away takes nothing away: what was
+//! In: demands of the workers for listeners, questions of the resolver for names, what the control plane sends (delta ADS), certificates, resolved names. Out:
+//! snapshots, and answers for the resolver. A bad resource never replaces a good one, and a control plane that is away takes nothing away: what was
 //! good stays in force, across a restart too.
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ mod control;
 mod disk;
 mod engine;
 mod interest;
+mod names;
 mod status;
 mod stream;
 mod subscribe;
@@ -33,6 +34,9 @@ mod tests;
 pub(crate) use cache::{Cache, ListenerValue};
 pub(crate) use control::{Control, Handle, StartError};
 pub(crate) use interest::{is_local, is_settled};
+#[cfg(test)]
+pub(crate) use names::NameQuestion;
+pub(crate) use names::{MeshNames, NameAnswer};
 
 /// A worker asks for the listener of a destination. The answer is the next snapshot that holds the name, in `outbound` or
 /// in `absent`.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Serialize;
+use tulle_mesh::model::DnsName;
 use tulle_mesh::xds::Kind;
 
 use super::cache::{Cache, Knowledge, Names};
@@ -16,6 +17,9 @@ pub(crate) struct Status {
     pub(crate) stream: StreamStatus,
     /// By type.
     pub(crate) types: Vec<TypeStatus>,
+    /// What the names mean that the resolver was asked for, in their order.
+    #[serde(skip)]
+    pub(crate) names: Vec<Arc<DnsName>>,
 }
 
 /// How the stream to the control plane stands.
@@ -69,7 +73,10 @@ impl Status {
     /// Describes what is held and what is missing.
     pub(crate) fn new(stream: StreamStatus, cache: &Cache, wanted: &Names) -> Self {
         let types = wanted.iter().map(|(kind, names)| TypeStatus::new(kind, cache, names));
-        Self { stream, types: types.collect() }
+        let mut names: Vec<_> =
+            cache.held(Kind::Dns).filter_map(|(name, _)| cache.dns(name)).cloned().collect();
+        names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Self { stream, types: types.collect(), names }
     }
 }
 

@@ -18,7 +18,8 @@ use super::cache::{Names, PerKind};
 const MAX_REASON: usize = 4096;
 
 /// Clusters before their endpoints, listeners before their routes: as a server sends them.
-const ORDER: [Kind; 5] = [Kind::Secret, Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route];
+const ORDER: [Kind; 6] =
+    [Kind::Secret, Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::Dns];
 
 /// What one stream has been asked for.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ impl Bench {
         let (control, handle) = mesh.sidecar(config);
         let (sender, requests) = unbounded_channel();
         let mut engine = control.engine;
-        let mut names = Watched::new(Resolver::system().expect("a resolver"));
+        let mut names = Watched::new(Resolver::new(None).expect("a resolver"));
         let now = Instant::now();
         engine.start(&mut names, now);
         engine.event(Event::Opened(sender));
