@@ -51,6 +51,30 @@ impl Program {
         crate::wait_for(LIMIT, listens).await.unwrap_or_else(|error| panic!("nginx: {error}"));
         Self { address, _child: child }
     }
+
+    /// Starts dnsmasq, which knows nothing but what these arguments say, and waits until it answers.
+    pub async fn dnsmasq(zone: &[&str]) -> Self {
+        let port = {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+            socket.local_addr().expect("it is bound").port()
+        };
+        let mut command = Command::new("dnsmasq");
+        command.args([
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--bind-interfaces",
+        ]);
+        command.args(["--listen-address=127.0.0.1", &format!("--port={port}")]).args(zone);
+        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let child = command.spawn().unwrap_or_else(|error| panic!("dnsmasq: {error}; run tests/setup"));
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let listens =
+            || async { tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string()) };
+        crate::wait_for(LIMIT, listens).await.unwrap_or_else(|error| panic!("dnsmasq: {error}"));
+        Self { address, _child: child }
+    }
 }
 
 /// A Python script of `tests/python`, in the environment that `tests/setup` makes.

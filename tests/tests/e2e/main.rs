@@ -6,6 +6,7 @@ mod balancing;
 mod configuration;
 mod convert;
 mod destinations;
+mod dns;
 mod flood;
 mod grpc;
 mod hostile;
