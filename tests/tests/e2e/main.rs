@@ -6,6 +6,7 @@ mod balancing;
 mod configuration;
 mod convert;
 mod destinations;
+mod detection;
 mod dns;
 mod flood;
 mod grpc;
@@ -23,6 +24,7 @@ mod servers;
 mod tcp;
 mod telemetry;
 mod timeouts;
+mod tls_routes;
 
 use std::net::SocketAddr;
 

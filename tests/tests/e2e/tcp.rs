@@ -1,10 +1,12 @@
 //! Raw TCP through the pair of sidecars.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tulle_cli::local::Sidecar;
 use tulle_tests::{LIMIT, NAMESPACE, TestMesh, Workload, read_to_end, wait_for};
 
 use crate::Pair;
@@ -52,9 +54,36 @@ async fn a_server_that_speaks_first_needs_no_annotation() {
 #[tokio::test]
 async fn a_large_transfer_arrives_whole_in_both_directions() {
     let pair = Pair::start(greeter().await, "tcp").await;
-    let stream = TcpStream::connect(pair.port()).await.expect("it listens");
+    large_transfer(pair.port()).await;
+    // Between TLS and a socket the bytes have to pass through the sidecar's own hands.
+    assert_eq!(spliced(&pair.client).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_large_transfer_without_tls_goes_through_the_kernel() {
+    let pair = Pair::start(greeter().await, "tcp").await;
+    // In plaintext, which the port takes as well as mTLS.
+    large_transfer(pair.server.inbound[0]).await;
+    let counted = || async {
+        // Only the first bytes, and the last, come too few at a time to be worth it.
+        let spliced = spliced(&pair.server).await;
+        if spliced > f64::from(LARGE) { Ok(()) } else { Err(format!("{spliced} bytes were spliced")) }
+    };
+    wait_for(LIMIT, counted).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+async fn spliced(sidecar: &Sidecar) -> f64 {
+    sidecar.metrics().await.expect("it answers").sum("tulle_tcp_spliced_bytes_total", &[])
+}
+
+/// How many bytes a large transfer has, in each direction.
+const LARGE: u32 = 32 << 20;
+
+/// Sends many bytes through `address` to the greeter, and compares what comes back.
+async fn large_transfer(address: std::net::SocketAddr) {
+    let stream = TcpStream::connect(address).await.expect("it listens");
     let (mut reader, mut writer) = stream.into_split();
-    let sent: Vec<u8> = (0..32_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sent: Vec<u8> = (0..LARGE).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let copy = sent.clone();
     let send = tokio::spawn(async move {
         writer.write_all(&copy).await.expect("it reads");
@@ -67,6 +96,114 @@ async fn a_large_transfer_arrives_whole_in_both_directions() {
     let (body, bye) = rest.split_at(rest.len() - 9);
     assert_eq!((greeting, bye), (&b"220 ready\r\n"[..], &b"221 bye\r\n"[..]));
     assert!(body == sent, "the bytes changed on their way");
+}
+
+/// A client and the server that it reached, with a word of each behind them.
+async fn through(address: std::net::SocketAddr, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = TcpStream::connect(address).await.expect("it listens");
+    client.write_all(b"a").await.expect("it reads");
+    let (mut server, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a connection");
+    assert_eq!(server.read_u8().await.expect("a byte"), b'a');
+    server.write_all(b"b").await.expect("it reads");
+    assert_eq!(client.read_u8().await.expect("a byte"), b'b');
+    (client, server)
+}
+
+/// How the other end ended, after whatever it said.
+async fn end(stream: &mut TcpStream) -> Result<(), ErrorKind> {
+    let ended = timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await.expect("it ends in time");
+    ended.map(drop).map_err(|error| error.kind())
+}
+
+fn reset(stream: TcpStream) {
+    stream.set_zero_linger().expect("a socket");
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_reset_stays_a_reset_and_an_end_an_end_over_mtls_and_in_plaintext() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pair = Pair::start(listener.local_addr().expect("it is bound"), "tcp").await;
+    for address in [pair.port(), pair.server.inbound[0]] {
+        let (client, mut server) = through(address, &listener).await;
+        reset(client);
+        assert_eq!(end(&mut server).await, Err(ErrorKind::ConnectionReset), "{address}");
+
+        let (mut client, server) = through(address, &listener).await;
+        reset(server);
+        assert_eq!(end(&mut client).await, Err(ErrorKind::ConnectionReset), "{address}");
+
+        let (client, mut server) = through(address, &listener).await;
+        drop(client);
+        assert_eq!(end(&mut server).await, Ok(()), "{address}");
+
+        let (mut client, server) = through(address, &listener).await;
+        drop(server);
+        assert_eq!(end(&mut client).await, Ok(()), "{address}");
+
+        // A reset after an orderly end of the other direction.
+        let (mut client, mut server) = through(address, &listener).await;
+        client.shutdown().await.expect("it is open");
+        assert_eq!(end(&mut server).await, Ok(()), "{address}");
+        server.write_all(b"half an answ").await.expect("it reads");
+        let mut half = [0; 12];
+        client.read_exact(&mut half).await.expect("half an answer");
+        reset(server);
+        assert_eq!(end(&mut client).await, Err(ErrorKind::ConnectionReset), "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_sender_that_gives_up_leaves_no_one_waiting() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pair = Pair::start(listener.local_addr().expect("it is bound"), "tcp").await;
+    for address in [pair.port(), pair.server.inbound[0]] {
+        let (mut client, mut server) = through(address, &listener).await;
+        let chunk = vec![7; 1 << 20];
+        while let Ok(Ok(_)) = timeout(Duration::from_millis(300), client.write(&chunk)).await {}
+        // Everything on the way is full.
+        reset(client);
+        assert_eq!(end(&mut server).await, Err(ErrorKind::ConnectionReset), "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_moves_is_ended_and_counted() {
+    // It accepts, and never says anything.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let accept = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(stream);
+        }
+    });
+    let pair = Pair::start_untold(address).await;
+    pair.mesh.manifest(
+        "idle.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: BackendTrafficPolicy\n\
+             metadata: {{name: idle, namespace: {NAMESPACE}}}\nspec:\n  \
+             targetRefs: [{{kind: Service, name: echo}}]\n  connection: {{idleTimeout: 1s}}\n"
+        ),
+    );
+    for (said, series, labels) in [
+        (&b"a"[..], "tulle_tcp_connection_duration_seconds_count", ("error_type", "connection_timeout")),
+        (b"", "tulle_connections_refused_total", ("reason", "silent")),
+    ] {
+        let ended = || async {
+            let mut client = TcpStream::connect(pair.port()).await.expect("it listens");
+            client.write_all(said).await.expect("it reads");
+            match timeout(Duration::from_secs(3), client.read_u8()).await {
+                Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+                other => Err(format!("the timeout is not in force: {other:?}")),
+            }
+        };
+        wait_for(LIMIT, ended).await.unwrap_or_else(|error| panic!("{error}"));
+        let metrics = pair.client.metrics().await.expect("it answers");
+        assert!(metrics.sum(series, &[labels]) >= 1.0, "{metrics:?}");
+    }
+    accept.abort();
 }
 
 #[tokio::test]
