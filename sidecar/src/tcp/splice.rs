@@ -126,3 +126,9 @@ const MOST_SPARE: usize = 8;
 thread_local! {
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
+
+/// How many empty pipes this thread keeps.
+#[cfg(test)]
+pub(super) fn spare() -> usize {
+    SPARE.with_borrow(Vec::len)
+}
