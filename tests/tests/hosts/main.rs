@@ -1,6 +1,7 @@
 //! Hosts in network namespaces: what only several machines can show. Needs root.
 
 mod capture;
+mod captured;
 mod faults;
 mod network;
 mod redirect;

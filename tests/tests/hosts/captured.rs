@@ -1,0 +1,190 @@
+//! What is captured without being in any manifest: ports that nobody declares, destinations that nobody has asked for yet,
+//! and peers that are not who they should be.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tulle_tests::hosts::{APP_UID, Host, Member, Server};
+use tulle_tests::{LIMIT, fetch, wait_for};
+
+use crate::{ECHO_URL, Pair, get, passed_through, refused, refused_at_least};
+
+/// A port that stands in no manifest.
+const UNDECLARED: u16 = 2525;
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_on_a_port_that_nobody_declares() {
+    let pair = Pair::start().await;
+    let stranger = pair.mesh.host("stranger");
+    let _greeter = greeter(&pair.server.host, UNDECLARED).await;
+    for host in [&pair.client.host, &stranger] {
+        let mut stream = connect(host, pair.server.host.v4, UNDECLARED).await;
+        assert_eq!(line(&mut stream).await, "220 ready");
+        stream.write_all(b"EHLO me\r\n").await.expect("open");
+        assert_eq!(line(&mut stream).await, "250 EHLO me");
+    }
+    // What a client's sidecar knows nothing of goes as it is, so a strict workload does not take it.
+    pair.mesh.manifest(
+        "mtls.yaml",
+        "apiVersion: tulle.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: mtls, namespace: shop}\n\
+         spec: {targetRefs: [{kind: Namespace, name: shop}], mtls: {mode: Strict}}\n",
+    );
+    for host in [&pair.client.host, &stranger] {
+        until_refused(host, pair.server.host.v4, UNDECLARED).await;
+    }
+    pair.works().await;
+}
+
+#[tokio::test]
+async fn a_policy_for_a_port_that_nobody_declares_holds_there_alone() {
+    let pair = Pair::start().await;
+    let stranger = pair.mesh.host("stranger");
+    let _denied = greeter(&pair.server.host, UNDECLARED).await;
+    let _other = greeter(&pair.server.host, UNDECLARED + 1).await;
+    pair.mesh.manifest(
+        "deny.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: deny, namespace: shop}}\nspec:\n  \
+             targetRefs: [{{group: core, kind: Namespace, name: shop}}]\n  enforcementLevel: Network\n  action: DENY\n  \
+             rules: [{{networkAttributes: {{ports: [{UNDECLARED}]}}}}]\n"
+        ),
+    );
+    until_refused(&stranger, pair.server.host.v4, UNDECLARED).await;
+    refused_at_least(&pair.server, "denied", 1.0).await;
+    let mut stream = connect(&stranger, pair.server.host.v4, UNDECLARED + 1).await;
+    assert_eq!(line(&mut stream).await, "220 ready");
+}
+
+#[tokio::test]
+async fn a_destination_that_was_never_asked_for_waits_for_the_control_plane_to_come_back() {
+    let pair = Pair::start().await;
+    let outside = pair.mesh.host("outside");
+    let (_known, _unknown) = (greeter(&outside, 9000).await, greeter(&outside, 9001).await);
+    let client = &pair.client.host;
+    let mut stream = connect(client, outside.v4, 9000).await;
+    assert_eq!(line(&mut stream).await, "220 ready");
+    let control = &pair.mesh.hosts().control;
+    control.cut();
+    // That the mesh does not know it is remembered.
+    let mut stream = connect(client, outside.v4, 9000).await;
+    assert_eq!(line(&mut stream).await, "220 ready");
+    // Of this one nobody knows whether it would have to be encrypted.
+    let mut stream = connect(client, outside.v4, 9001).await;
+    assert!(stream.read_u8().await.is_err(), "nothing goes out in plaintext in doubt");
+    refused_at_least(&pair.client, "unavailable", 1.0).await;
+    control.mend();
+    let heard = || async {
+        let mut stream = connect(client, outside.v4, 9001).await;
+        match stream.read_u8().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    wait_for(LIMIT * 3, heard).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[tokio::test]
+async fn a_peer_with_another_identity_than_that_of_the_address_gets_nothing() {
+    let pair = Pair::start().await;
+    // From now on the address is another workload's, as after a restart elsewhere; who listens there is still the old one.
+    pair.mesh.manifest(
+        "workload-echo.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: Workload\n\
+             metadata: {{name: echo, namespace: shop, labels: {{app: echo}}}}\n\
+             spec: {{address: {}, serviceAccount: other, ports: [{{name: http, port: 8080}}]}}\n",
+            pair.server.host.v4
+        ),
+    );
+    let link = pair.server.host.capture("eth0").await;
+    let cut_off = || async {
+        match get(&pair.client.host, &format!("{ECHO_URL}/the-secret")).await {
+            Err(text) if text.contains("no connection") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    wait_for(LIMIT, cut_off).await.unwrap_or_else(|error| panic!("{error}"));
+    let app = format!("http://{}:8080/the-secret", pair.server.host.v4);
+    assert!(get(&pair.client.host, &app).await.is_err());
+    assert!(!link.end().await.contain("the-secret"));
+    assert_eq!(passed_through(&pair.client).await, 0.0);
+    // And the old one is told nothing more about who may call there.
+    let stranger = pair.mesh.host("stranger");
+    until_refused(&stranger, pair.server.host.v4, 8080).await;
+    assert!(refused(&pair.server, "no_listener").await >= 1.0);
+}
+
+#[tokio::test]
+async fn an_application_that_tries_every_address_still_reaches_its_services() {
+    let pair = Pair::start().await;
+    let host = pair.mesh.host("scanner");
+    let member = Member::of("scanner").config("outbound", json!({ "policy": "RegistryOnly" }));
+    let scanner = pair.mesh.join_as(&host, member).await;
+    for n in 0..6000_u16 {
+        let [high, low] = n.to_be_bytes();
+        let stream = host.connect(([10, 78, high, low], 9)).await;
+        drop(stream.expect("redirection takes every connection"));
+        if n % 1000 == 0 {
+            let answer = get(&host, ECHO_URL).await;
+            assert!(answer.is_ok(), "{answer:?}");
+        }
+    }
+    let (status, config) = fetch(&format!("http://{}/config", scanner.admin)).await.expect("it answers");
+    assert_eq!(status, 200);
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let absent = config["absent"].as_array().map_or(0, Vec::len);
+    assert!((1..=4096).contains(&absent), "{absent} names that stand for nothing are remembered");
+    assert!(get(&host, ECHO_URL).await.is_ok());
+}
+
+/// A server that speaks first, and repeats what it is told.
+async fn greeter(host: &Host, port: u16) -> Server {
+    let script = "import socketserver, sys
+class Greeter(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b'220 ready\\r\\n')
+        for line in self.rfile:
+            self.wfile.write(b'250 ' + line)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+Server(('0.0.0.0', int(sys.argv[1])), Greeter).serve_forever()
+";
+    let mut command = host.command(APP_UID, "/usr/bin/python3");
+    command.args(["-c", script, &port.to_string()]).stderr(std::process::Stdio::null());
+    host.serve(command, port).await
+}
+
+async fn connect(host: &Host, ip: impl Into<IpAddr>, port: u16) -> TcpStream {
+    let address = SocketAddr::new(ip.into(), port);
+    host.connect(address).await.unwrap_or_else(|error| panic!("{address}: {error}"))
+}
+
+/// A line without its end.
+async fn line(stream: &mut TcpStream) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        let byte = timeout(LIMIT, stream.read_u8()).await.expect("in time");
+        line.push(byte.unwrap_or_else(|error| panic!("after {:?}: {error}", String::from_utf8_lossy(&line))));
+    }
+    String::from_utf8_lossy(&line).trim_end().to_owned()
+}
+
+/// Waits until a connection brings nothing but its end.
+async fn until_refused(host: &Host, ip: impl Into<IpAddr>, port: u16) {
+    let address = SocketAddr::new(ip.into(), port);
+    let refused = || async {
+        // A reset may be there before the handshake's end is noticed.
+        let Ok(mut stream) = host.connect(address).await else { return Ok(()) };
+        // Who waits for the client's word gets one.
+        let _ = stream.write_all(b"\0hello\r\n").await;
+        match timeout(LIMIT, stream.read_u8()).await.expect("in time") {
+            Ok(_) => Err(format!("{address} still answers")),
+            Err(_) => Ok(()),
+        }
+    };
+    wait_for(LIMIT, refused).await.unwrap_or_else(|error| panic!("{error}"));
+}
