@@ -4,6 +4,7 @@ mod capture;
 mod captured;
 mod faults;
 mod network;
+mod readme;
 mod redirect;
 mod refused;
 
