@@ -54,9 +54,19 @@ impl Program {
 
     /// Starts dnsmasq, which knows nothing but what these arguments say, and waits until it answers.
     pub async fn dnsmasq(zone: &[&str]) -> Self {
+        // Between its choice and its use another process may take a port.
+        for _ in 0..5 {
+            if let Some(program) = Self::try_dnsmasq(zone).await {
+                return program;
+            }
+        }
+        panic!("dnsmasq ends at once: try it with {zone:?}");
+    }
+
+    async fn try_dnsmasq(zone: &[&str]) -> Option<Self> {
         let port = {
-            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-            socket.local_addr().expect("it is bound").port()
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            listener.local_addr().expect("it is bound").port()
         };
         let mut command = Command::new("dnsmasq");
         command.args([
@@ -68,12 +78,17 @@ impl Program {
         ]);
         command.args(["--listen-address=127.0.0.1", &format!("--port={port}")]).args(zone);
         command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        let child = command.spawn().unwrap_or_else(|error| panic!("dnsmasq: {error}; run tests/setup"));
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("dnsmasq: {error}; run tests/setup"));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let listens =
-            || async { tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string()) };
-        crate::wait_for(LIMIT, listens).await.unwrap_or_else(|error| panic!("dnsmasq: {error}"));
-        Self { address, _child: child }
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            if child.try_wait().expect("it can be asked for").is_some() {
+                return None;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "dnsmasq does not listen on {address}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        Some(Self { address, _child: child })
     }
 }
 

@@ -46,12 +46,11 @@ async fn other_names_are_answered_as_their_name_server_answers_them() {
         &["elsewhere.test.invalid", "A"],
         &["version.bind", "TXT", "-c", "CH"],
     ] {
-        let direct = dig(bench.server.address, question).await;
+        let direct = young(&dig(bench.server.address, question).await);
         assert!(direct.contains("status: "), "{direct}");
-        assert_eq!(dig(bench.resolver, question).await, direct, "{question:?}");
-        // From the cache it is the same: this name server's TTLs never count down, and a second has not passed.
-        if !direct.contains("\t60\t") {
-            assert_eq!(dig(bench.resolver, question).await, direct, "{question:?}, again");
+        // The second time it may come from the cache.
+        for _ in 0..2 {
+            assert_eq!(young(&dig(bench.resolver, question).await), direct, "{question:?}");
         }
     }
     let ipv6 = SocketAddr::from((Ipv6Addr::LOCALHOST, bench.resolver.port()));
@@ -62,9 +61,9 @@ async fn other_names_are_answered_as_their_name_server_answers_them() {
 
 #[tokio::test]
 async fn a_kept_answer_counts_its_time_down() {
-    let mut bench = Bench::start("127.0.0.1:0", &[]).await;
+    let bench = Bench::start("127.0.0.1:0", &[]).await;
     assert_eq!(ttl(bench.resolver, "www.example.com").await, 60);
-    bench.server = Bench::nobody().await;
+    drop(bench.server);
     let older = || async {
         match ttl(bench.resolver, "www.example.com").await {
             60 => Err("it is still as it was".to_owned()),
@@ -232,11 +231,6 @@ impl Bench {
         Self { mesh, sidecar, resolver, server }
     }
 
-    /// Another server, so that the one that was there ends.
-    async fn nobody() -> Program {
-        Program::dnsmasq(&["--local=/#/"]).await
-    }
-
     /// Waits until the resolver's answer is as it should be.
     async fn becomes(&self, question: &[&str], good: impl Fn(&[String]) -> bool) -> Vec<String> {
         let asked = || async {
@@ -264,6 +258,11 @@ async fn dig(server: SocketAddr, question: &[&str]) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(|line| line.split(", id: ").next().unwrap_or(line));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// As if no answer had been kept for a while: how TTLs count down is looked at elsewhere.
+fn young(text: &str) -> String {
+    (30..60).fold(text.to_owned(), |text, ttl| text.replace(&format!("\t{ttl}\tIN"), "\t60\tIN"))
 }
 
 /// The data of the answer's records, sorted but for chains.
