@@ -88,6 +88,9 @@ enum Transport {
     Tcp,
 }
 
+/// Where the octets of an answer go; `None`: there is none.
+type Waiter = oneshot::Sender<Option<Arc<[u8]>>>;
+
 /// What the sockets share.
 struct Nameserver {
     names: MeshNames,
@@ -98,7 +101,7 @@ struct Nameserver {
     cache: Mutex<Cache>,
     /// Who waits for the answer to a question that is under way. So the same question is never asked twice at a time,
     /// also where the name servers ask this one.
-    under_way: Mutex<HashMap<Vec<u8>, Vec<oneshot::Sender<Option<Arc<[u8]>>>>>>,
+    under_way: Mutex<HashMap<Vec<u8>, Vec<Waiter>>>,
     places: Arc<Semaphore>,
     metrics: Metrics,
 }

@@ -258,11 +258,11 @@ async fn control_plane(mut questions: mpsc::Receiver<crate::xds::NameQuestion>) 
     }
 }
 
+/// What a name server answers.
+type Answers = dyn Fn(&Message) -> Option<Message> + Send + Sync;
+
 /// Over UDP it answers in 512 octets, or says that it can't.
-async fn name_server(
-    tasks: &mut JoinSet<()>,
-    answer: Arc<dyn Fn(&Message) -> Option<Message> + Send + Sync>,
-) -> SocketAddr {
+async fn name_server(tasks: &mut JoinSet<()>, answer: Arc<Answers>) -> SocketAddr {
     let (udp, tcp) = pair().await;
     let address = udp.local_addr().expect("bound");
     let in_datagrams = Arc::clone(&answer);

@@ -106,13 +106,18 @@ impl Mesh {
 }
 
 /// Runs `script` beside a sidecar, and stops the sidecar in order.
-pub(crate) async fn beside(control: Control, script: impl Future<Output = ()>) {
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let script = async {
-        timeout(PATIENCE * 3, script).await.expect("the script ends in time");
-        stop.send(()).expect("the sidecar runs");
-    };
-    tokio::join!(script, Box::pin(control.run(async { stopped.await.expect("the script ends") })));
+pub(crate) fn beside(
+    control: Control,
+    script: impl Future<Output = ()>,
+) -> Pin<Box<impl Future<Output = ()>>> {
+    Box::pin(async move {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let script = async {
+            timeout(PATIENCE * 3, script).await.expect("the script ends in time");
+            stop.send(()).expect("the sidecar runs");
+        };
+        tokio::join!(script, Box::pin(control.run(async { stopped.await.expect("the script ends") })));
+    })
 }
 
 /// A control plane in this process.

@@ -21,7 +21,6 @@ async fn material(handle: &Handle, condition: impl Fn(&Material) -> bool) -> Arc
 }
 
 #[tokio::test]
-#[expect(clippy::large_futures, reason = "a test's future lives once")]
 async fn a_short_lived_certificate_is_renewed_by_itself_and_no_connection_notices() {
     let mesh = Mesh::new();
     let server = ControlPlane::start(&mesh).await;
