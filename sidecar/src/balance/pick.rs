@@ -98,7 +98,10 @@ impl Cluster {
                 let cost = |e: &Endpoint| f64::from(e.stats.in_flight());
                 best(group, choices.clamp(2, 16), tier, pick, draws, cost)
             }
-            (Order::Drawn, LoadBalancer::Random) => draw(group, None, tier, pick, draws),
+            (Order::Drawn, LoadBalancer::Random) => {
+                let drawn = draw(group, None, tier, pick, draws).map(|index| &endpoints[index]);
+                drawn.or_else(|| scan(group, tier, pick, draws).next())
+            }
             (Order::Drawn, _) => best(group, 2, tier, pick, draws, |e| e.stats.cost(pick.now)),
         };
         // An endpoint whose ejection is over takes one request; whoever loses it to another worker looks again.
@@ -139,8 +142,8 @@ impl Tier {
     }
 }
 
-/// The cheapest of `choices` that are drawn. One that waits for its probe is taken at once: its past would never let
-/// it win.
+/// The cheapest of `choices` that are drawn, of which each is another than the cheapest before it: of two endpoints both
+/// are compared. One that waits for its probe is taken at once: its past would never let it win.
 fn best<'a>(
     group: &'a Group,
     choices: u32,
@@ -149,45 +152,51 @@ fn best<'a>(
     draws: &mut Draws,
     cost: impl Fn(&Endpoint) -> f64,
 ) -> Option<&'a Arc<Endpoint>> {
-    let mut best = draw(group, None, tier, pick, draws)?;
-    if group.endpoints.len() == 1 || best.stats.standing(pick.now) == Standing::Due {
-        return Some(best);
+    let endpoints = &group.endpoints;
+    let Some(mut best) = draw(group, None, tier, pick, draws) else {
+        return scan(group, tier, pick, draws).next();
+    };
+    if endpoints.len() == 1 || endpoints[best].stats.standing(pick.now) == Standing::Due {
+        return Some(&endpoints[best]);
     }
-    let mut least = cost(best);
+    let mut least = cost(&endpoints[best]);
     for _ in 1..choices {
-        let Some(other) = draw(group, Some(best.id), tier, pick, draws) else { continue };
-        if other.stats.standing(pick.now) == Standing::Due {
-            return Some(other);
+        // Where there is no second choice, the first will do.
+        let Some(other) = draw(group, Some(best), tier, pick, draws) else { continue };
+        if endpoints[other].stats.standing(pick.now) == Standing::Due {
+            return Some(&endpoints[other]);
         }
-        let price = cost(other);
+        let price = cost(&endpoints[other]);
         if price < least {
             (best, least) = (other, price);
         }
     }
-    Some(best)
+    Some(&endpoints[best])
 }
 
-/// An endpoint by weight. One that warms up is passed over as often as its share is still missing.
-fn draw<'a>(
-    group: &'a Group,
-    not: Option<u64>,
-    tier: Tier,
-    pick: &Pick<'_>,
-    draws: &mut Draws,
-) -> Option<&'a Arc<Endpoint>> {
+/// The index of an endpoint by weight, another than `not`. One that warms up is passed over as often as its share is
+/// still missing; where it was to be compared with `not`, that is all it gets, or being idle would win it far more than
+/// its share. `None` when all that was drawn was passed over.
+fn draw(group: &Group, not: Option<usize>, tier: Tier, pick: &Pick<'_>, draws: &mut Draws) -> Option<usize> {
     const TRIES: usize = 8;
     for _ in 0..TRIES {
-        let endpoint = &group.endpoints[group.shares.draw(draws)?];
-        if Some(endpoint.id) == not || !tier.admits(endpoint, pick) {
+        let index = match not {
+            None => group.shares.draw(draws)?,
+            Some(not) => group.shares.draw_other(not, draws)?,
+        };
+        let endpoint = &group.endpoints[index];
+        if !tier.admits(endpoint, pick) {
             continue;
         }
         let ramp = endpoint.stats.ramp(pick.now);
         if ramp >= 1.0 || draws.unit() < ramp {
-            return Some(endpoint);
+            return Some(index);
+        }
+        if not.is_some() {
+            break;
         }
     }
-    // The second choice of two needs no search: the first will do.
-    if not.is_some() { None } else { scan(group, tier, pick, draws).next() }
+    None
 }
 
 /// All that `tier` admits, from a random place on.

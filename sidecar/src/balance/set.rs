@@ -59,7 +59,7 @@ pub(super) enum Shares {
 }
 
 impl Shares {
-    fn new(weights: impl Iterator<Item = u64> + Clone) -> Self {
+    pub(super) fn new(weights: impl Iterator<Item = u64> + Clone) -> Self {
         let mut rest = weights.clone();
         let first = rest.next();
         if rest.all(|weight| Some(weight) == first) {
@@ -82,6 +82,24 @@ impl Shares {
             Self::Equal(len) => (*len > 0).then(|| draws.below(*len as u64) as usize),
             Self::Weighted(sums) => {
                 let at = draws.below(*sums.last()?);
+                Some(sums.partition_point(|sum| *sum <= at))
+            }
+        }
+    }
+
+    /// The same among all but the index `not`; `None` when there is no other.
+    pub(super) fn draw_other(&self, not: usize, draws: &mut Draws) -> Option<usize> {
+        match self {
+            Self::Equal(len) => {
+                let at = (*len > 1).then(|| draws.below(*len as u64 - 1) as usize)?;
+                Some(if at < not { at } else { at + 1 })
+            }
+            Self::Weighted(sums) => {
+                let start = not.checked_sub(1).map_or(0, |before| sums[before]);
+                let gap = sums[not] - start;
+                let rest = sums.last()? - gap;
+                let at = (rest > 0).then(|| draws.below(rest))?;
+                let at = if at < start { at } else { at + gap };
                 Some(sums.partition_point(|sum| *sum <= at))
             }
         }

@@ -122,9 +122,36 @@ fn least_request_prefers_the_idle_one() {
     let now = Instant::now();
     let cluster = build(model(LoadBalancer::LeastRequest { choices: 2 }), &of(2), None, now);
     let held = cluster.begin(nth(&cluster, 0));
-    assert!(shares(&cluster, 1000, now, &[])[&1] > 990);
+    assert_eq!(shares(&cluster, 10_000, now, &[]), HashMap::from([(1, 10_000)]), "both are always compared");
     drop(held);
     assert_eq!(nth(&cluster, 0).stats.in_flight(), 0);
+
+    // Also where the busy one is drawn first nearly always.
+    let mut endpoints = of(2);
+    endpoints.localities[0].endpoints[0].weight = 1000;
+    let cluster = build(model(LoadBalancer::LeastRequest { choices: 2 }), &endpoints, None, now);
+    let _held = cluster.begin(nth(&cluster, 0));
+    assert_eq!(shares(&cluster, 10_000, now, &[]), HashMap::from([(1, 10_000)]));
+}
+
+#[test]
+fn a_second_draw_is_of_the_others_by_their_weights() {
+    for (weights, not) in [([1, 1, 1], 1), ([5, 1, 3], 0), ([5, 1, 3], 1), ([5, 1, 3], 2)] {
+        let mut draws = Draws(42);
+        let shares = super::set::Shares::new(weights.into_iter());
+        let mut drawn = [0; 3];
+        for _ in 0..10_000 {
+            drawn[shares.draw_other(not, &mut draws).expect("there are others")] += 1;
+        }
+        let rest: u64 = weights.iter().sum::<u64>() - weights[not];
+        for (index, count) in drawn.into_iter().enumerate() {
+            let expected = if index == not { 0 } else { weights[index] * 10_000 / rest };
+            // Six standard deviations.
+            assert!(expected.abs_diff(count) <= if index == not { 0 } else { 300 }, "{weights:?}: {drawn:?}");
+        }
+    }
+    let alone = super::set::Shares::new([7].into_iter());
+    assert_eq!(alone.draw_other(0, &mut Draws(42)), None);
 }
 
 #[test]
