@@ -12,6 +12,9 @@ use crate::io::Stream;
 
 /// A stream that remembers the first byte that came. Errors can't be asked what it was: a peer that answers in HTTP/1.1
 /// and closes is mostly noticed by its close.
+///
+/// Until something has come, a write that fails is left for the reads to tell: what the peer said before it closed is
+/// still to be read then, and after a failed write nobody would. The end or the error comes after it.
 pub(super) struct Watched {
     stream: Stream,
     first: First,
@@ -40,6 +43,14 @@ impl Watched {
         let first = First::default();
         (Self { stream, first: first.clone() }, first)
     }
+
+    /// What to say of a write that came to `result`; `all`: what it would be if it had not failed.
+    fn told<T>(&self, result: Poll<io::Result<T>>, all: T) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(Err(_)) if self.first.is_missing() => Poll::Ready(Ok(all)),
+            result => result,
+        }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -56,7 +67,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.told(written, buf.len())
     }
 
     fn poll_write_vectored(
@@ -64,7 +77,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.told(written, bufs.iter().map(|buf| buf.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -72,7 +87,9 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.told(flushed, ())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
