@@ -20,7 +20,7 @@ pub(super) async fn config(State(admin): State<Arc<Admin>>) -> Json<Dump> {
     let status = admin.handle.status().await;
     let names = status.iter().flat_map(|status| &status.names).map(|name| json(&**name)).collect();
     let sync = status.map_or(Value::Null, |status| json(&status));
-    let snapshot = admin.handle.snapshots.borrow().clone();
+    let snapshot = admin.in_force.borrow().snapshot.clone();
     let now = Instant::now();
     let mut outbound: BTreeMap<&str, ListenerDump> = BTreeMap::new();
     for (name, found) in &snapshot.outbound {

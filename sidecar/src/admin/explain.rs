@@ -17,6 +17,7 @@ use tulle_mesh::route::RequestView;
 
 use super::types::Explanation;
 use super::{Admin, bad_request, dump};
+use crate::app::InForce;
 use crate::snapshot::{ChainProtocol, Snapshot};
 use crate::xds::Demand;
 
@@ -29,13 +30,13 @@ pub(super) async fn explain(State(admin): State<Arc<Admin>>, RawQuery(query): Ra
     let name: Arc<str> = asked.destination.to_string().into();
     // If the sidecar is about to end, there is nobody to answer: what is known has to do.
     let _ = admin.handle.demands.send(Demand { name: name.clone() });
-    let mut snapshots = admin.handle.snapshots.clone();
-    let answered =
-        |snapshot: &Arc<Snapshot>| snapshot.outbound.contains_key(&name) || snapshot.absent.contains(&name);
-    let snapshot = match timeout(PATIENCE, snapshots.wait_for(answered)).await {
-        Ok(Ok(snapshot)) => snapshot.clone(),
-        Ok(Err(_)) | Err(_) => admin.handle.snapshots.borrow().clone(),
+    let mut in_force = admin.in_force.clone();
+    let answered = |InForce { snapshot, .. }: &InForce| {
+        snapshot.outbound.contains_key(&name) || snapshot.absent.contains(&name)
     };
+    // An answer that does not come in time is missing in what is shown, and that says so.
+    let _ = timeout(PATIENCE, in_force.wait_for(answered)).await;
+    let snapshot = in_force.borrow().snapshot.clone();
     let material = admin.handle.material.borrow().clone();
     let own = material.and_then(|material| material.leaf.uris.first()?.parse().ok());
     Json(asked.explain(&snapshot, own.as_ref())).into_response()

@@ -23,7 +23,7 @@ pub(super) fn router(state: Arc<Admin>) -> Router {
 /// Ready with a certificate, the configuration of all inbound ports and (with capture) the proof of redirection, until the
 /// sidecar drains.
 async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    let readiness = *admin.handle.readiness.borrow();
+    let readiness = admin.in_force.borrow().readiness;
     let mut missing = String::new();
     if admin.stop.phase() > Phase::Running {
         missing.push_str("draining\n");

@@ -29,7 +29,7 @@ use tokio::time::timeout;
 
 use self::port::Port;
 use self::types::LogState;
-use crate::app::{LogControl, Stop};
+use crate::app::{InForce, LogControl, Stop};
 use crate::telemetry::Telemetry;
 use crate::xds::Handle;
 
@@ -37,6 +37,8 @@ use crate::xds::Handle;
 pub(crate) struct Admin {
     /// Configuration and certificates.
     pub(crate) handle: Handle,
+    /// What all workers serve from.
+    pub(crate) in_force: watch::Receiver<InForce>,
     /// Metrics.
     pub(crate) telemetry: Arc<Telemetry>,
     /// The log.

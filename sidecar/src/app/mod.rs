@@ -5,6 +5,7 @@
 //! can fail because of the settings fails here, before the first connection; a control plane that is away is no reason
 //! to fail.
 
+mod in_force;
 mod log;
 mod redirection;
 mod stop;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
+pub(crate) use self::in_force::InForce;
 pub(crate) use self::log::LogControl;
 use self::stop::Signals;
 pub(crate) use self::stop::Stop;
@@ -66,6 +68,7 @@ async fn serve(
     let hears = worker::Signals { snapshots: handle.snapshots.clone(), drain };
     let workers = worker::spawn(config.workers, bound.listeners, shared, &hears).map_err(Cause::System)?;
     drop(hears);
+    let in_force = in_force::follow(&handle, workers.installed.clone());
 
     let resolver =
         bound.dns.map(|sockets| nameserver::start(sockets, &config, handle.names.clone(), &telemetry));
@@ -77,7 +80,7 @@ async fn serve(
         Some(_) => redirection::prove(&telemetry.metrics),
         None => (None, watch::channel(None).1),
     };
-    let admin = Arc::new(Admin { handle, telemetry, log, stop: stop.clone(), unproven });
+    let admin = Arc::new(Admin { handle, in_force, telemetry, log, stop: stop.clone(), unproven });
     let answer = admin::serve(admin, bound.admin, bound.health).map_err(Cause::System)?;
     announce(&bound.addresses).map_err(Cause::System)?;
 

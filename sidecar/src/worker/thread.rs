@@ -42,6 +42,8 @@ pub(crate) struct Spawned {
     threads: Vec<JoinHandle<io::Result<()>>>,
     /// The load of each.
     pub(crate) loads: Vec<Load>,
+    /// The generation of the snapshot that each serves from.
+    pub(crate) installed: Vec<watch::Receiver<u64>>,
 }
 
 impl Spawned {
@@ -85,14 +87,16 @@ pub(crate) fn spawn(
     let (seats, receivers): (Vec<Seat>, Vec<Handed>) = (0..number).map(|_| Seat::new()).unzip();
     let loads = seats.iter().map(|seat| seat.load.clone()).collect();
     let mut listeners = Some(listeners);
-    let mut threads = Vec::new();
+    let (mut threads, mut installed) = (Vec::new(), Vec::new());
     for (id, connections) in receivers.into_iter().enumerate() {
         let (shared, signals) = (shared.clone(), signals.clone());
         let role = Role { accept: listeners.take().map(|listeners| (listeners, seats.clone())), connections };
+        let (installs, generation) = watch::channel(0);
+        installed.push(generation);
         let thread = std::thread::Builder::new().name(format!("worker-{id}"));
-        threads.push(thread.spawn(move || run(id, role, shared, signals))?);
+        threads.push(thread.spawn(move || run(id, role, shared, signals, installs))?);
     }
-    Ok(Spawned { threads, loads })
+    Ok(Spawned { threads, loads, installed })
 }
 
 /// Connections that others have accepted for a worker.
@@ -109,15 +113,29 @@ struct Role {
     connections: Handed,
 }
 
-fn run(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Result<()> {
+fn run(
+    id: usize,
+    role: Role,
+    shared: Shared,
+    signals: Signals,
+    installed: watch::Sender<u64>,
+) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    runtime.block_on(work(id, role, shared, signals))
+    runtime.block_on(work(id, role, shared, signals, installed))
 }
 
-async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Result<()> {
+async fn work(
+    id: usize,
+    role: Role,
+    shared: Shared,
+    signals: Signals,
+    installed: watch::Sender<u64>,
+) -> io::Result<()> {
     let Signals { mut snapshots, mut drain } = signals;
     let snapshot = snapshots.borrow_and_update().clone();
+    let generation = snapshot.generation;
     let worker = Worker::new(id, shared, snapshot);
+    installed.send_replace(generation);
     if let Some((listeners, seats)) = role.accept {
         for (listener, place) in listeners {
             let is_inbound = place.is_inbound();
@@ -143,7 +161,9 @@ async fn work(id: usize, role: Role, shared: Shared, signals: Signals) -> io::Re
         async move {
             while snapshots.changed().await.is_ok() {
                 let newest = snapshots.borrow_and_update().clone();
+                let generation = newest.generation;
                 worker.install(newest);
+                installed.send_replace(generation);
             }
         }
     });

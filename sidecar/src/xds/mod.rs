@@ -33,6 +33,7 @@ mod tests;
 
 pub(crate) use cache::{Cache, ListenerValue};
 pub(crate) use control::{Control, Handle, StartError};
+pub(crate) use engine::Readiness;
 pub(crate) use interest::{is_local, is_settled};
 #[cfg(test)]
 pub(crate) use names::NameQuestion;
