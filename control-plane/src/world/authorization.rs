@@ -82,7 +82,10 @@ impl Authorizations {
                 let list = if at_request { &mut request } else { &mut connection };
                 let rules =
                     policy.rules.iter().filter(|(ports, _)| ports.is_empty() || ports.contains(&port));
-                list.get_or_insert_default().extend(rules.map(|(_, rule)| rule.clone()));
+                let rules = rules.filter_map(|(_, rule)| {
+                    if at_request { Some(rule.clone()) } else { of_connection(rule, action) }
+                });
+                list.get_or_insert_default().extend(rules);
             }
             let set = |policies| Authorization { name: name.into(), action, policies, audit_only: false };
             // Without rules, ALLOW lets no one in; the others do nothing.
@@ -92,6 +95,16 @@ impl Authorizations {
         }
         sets
     }
+}
+
+/// What a rule says of a connection, which has neither methods nor paths. In doubt less is let in: conditions on requests
+/// never hold where they would allow, and always where they would deny.
+fn of_connection(rule: &Policy, action: Action) -> Option<Policy> {
+    if rule.permissions == [Permission::Any] {
+        return Some(rule.clone());
+    }
+    let denied = || Policy { permissions: vec![Permission::Any], ..rule.clone() };
+    (action == Action::Deny).then(denied)
 }
 
 impl Authorizations {
