@@ -165,6 +165,11 @@ impl Host {
         self.namespace.etc("resolv.conf", text);
     }
 
+    /// What `/etc/hosts` says to the programs that are started on it from now on: names beside its loopback's.
+    pub fn names(&self, text: &str) {
+        self.namespace.etc("hosts", &format!("127.0.0.1 localhost\n::1 localhost\n{text}"));
+    }
+
     /// Loads a rule set of nftables.
     pub async fn nft(&self, rules: &str) {
         let mut command = self.command(0, "nft");

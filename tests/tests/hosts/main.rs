@@ -1,5 +1,6 @@
 //! Hosts in network namespaces: what only several machines can show. Needs root.
 
+mod bookshop;
 mod capture;
 mod captured;
 mod faults;
