@@ -3,13 +3,15 @@
 //! Where the configuration leaves no doubt, nothing is waited for. Else the client's first bytes decide. A client that
 //! says nothing for [`SILENCE`] may wait for its server to speak first, so the way of bytes is opened meanwhile, and who
 //! speaks first decides: the server, and the bytes flow; the client, and its chain is chosen as if it had spoken at
-//! once. An upstream connection that turns out to be of no use has carried nothing. Nobody holds anything for longer
+//! once. Where the client may have TLS to speak, it is heard first for a while all the same. An upstream connection that
+//! turns out to be of no use has carried nothing. Nobody holds anything for longer
 //! than the chain lets connections be idle.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tulle_mesh::model::{TrafficDirection, Transport};
 
 use super::chain::{self, Facts};
@@ -28,6 +30,12 @@ use crate::upstream::HttpVersion;
 /// within a fraction of a millisecond, or two on a busy machine: hardly any connection is opened in vain. And a server
 /// that speaks first is heard as much later than without a sidecar, which is far from what anybody notices.
 const SILENCE: Duration = Duration::from_millis(5);
+
+/// How long a server's first words are kept back where the client may be about to speak TLS: who gets them in place of a
+/// handshake is lost. Longer than a ClientHello is late on a machine that has more to do than it can, or after the loss
+/// of a packet (which is sent again after 200 ms at the earliest). Clients without TLS of servers that speak first wait
+/// as long, unless the listener takes nothing else.
+const HELLO: Duration = Duration::from_millis(250);
 
 impl Connection {
     /// Finds the chain of `listener` for the connection, and follows it to the end. A client is given up when it says
@@ -114,6 +122,8 @@ impl Connection {
         let session = self.session(None);
         let mut connect = std::pin::pin!(route.connect(&self.worker, current.tls.as_ref()));
         let mut upstream: Option<Upstream> = None;
+        let may_be_tls = listener.model.chains.iter().any(|chain| chain.tls.is_some());
+        let hello_by = may_be_tls.then(|| Instant::now() + HELLO);
         let race = async {
             loop {
                 let Some(upstream) = &mut upstream else {
@@ -128,8 +138,14 @@ impl Connection {
                 };
                 tokio::select! {
                     spoken = detector.detect(&mut socket) => return First::Client(spoken),
-                    () = upstream.speaks() => return First::Server,
+                    () = upstream.speaks() => {}
                 }
+                let Some(hello_by) = hello_by else { return First::Server };
+                return match timeout_at(hello_by, detector.detect(&mut socket)).await {
+                    Ok(spoken) => First::Client(spoken),
+                    Err(_) if detector.is_silent() => First::Server,
+                    Err(_) => First::Client(detector.detect(&mut socket).await),
+                };
             }
         };
         let limit = route.idle_timeout().unwrap_or(Duration::MAX);

@@ -207,6 +207,42 @@ fn strict_mutual_tls_lets_members_in_and_nobody_else() {
 }
 
 #[test]
+fn a_server_that_speaks_first_is_not_heard_in_place_of_a_late_handshake() {
+    on_a_worker(async {
+        let (app, server) = server().await;
+        let authority = Authority::new("mesh");
+        let (worker, _) = worker(Snapshot::default());
+        let (socket, place) = place(Role::Inbound);
+        let address = place.address;
+        let permissive = |metrics: &Registry| listener(metrics, vec![mesh_chain(app), TcpChain::to(&[app])]);
+        let mut snapshot = inbound(address, permissive(&worker.telemetry.metrics));
+        snapshot.tls = Some(authority.material("spiffe://td/ns/shop/sa/db"));
+        worker.install(Arc::new(snapshot));
+        accept(&worker, (socket, place));
+
+        let member = connect(address).await;
+        let (mut unused, _) = server.accept().await.expect("the sidecar connects while the client is silent");
+        unused.write_all(b"220 ready").await.expect("open");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let mut member = handshake(member, address, &authority.material(CART)).await.expect("a member");
+        let (mut accepted, _) = server.accept().await.expect("it has a connection of its own");
+        accepted.write_all(b"220 ready").await.expect("open");
+        let mut greeting = [0; 9];
+        member.read_exact(&mut greeting).await.expect("a greeting");
+        assert_eq!(&greeting, b"220 ready");
+
+        // Who stays silent is no member, and hears the server a little later.
+        let mut plain = connect(address).await;
+        let (mut accepted, _) =
+            server.accept().await.expect("the sidecar connects while the client is silent");
+        accepted.write_all(b"220 ready").await.expect("open");
+        assert_eq!(&read(&mut plain, 9).await, b"220 ready");
+    });
+}
+
+#[test]
 fn a_policy_decides_before_the_first_byte_reaches_the_application() {
     on_a_worker(async {
         let (app, server) = server().await;
@@ -263,14 +299,18 @@ async fn strict(
     let (worker, _) = worker(Snapshot::default());
     let (socket, place) = place(Role::Inbound);
     let address = place.address;
-    let mut chain = TcpChain::to(&[app]).when(|m| m.transport = Some(Transport::Tls));
-    chain.tls = Some(DownstreamTls { require_client_certificate: true, alpn: Vec::new() });
-    chain.authorization = authorization;
+    let chain = TcpChain { authorization, ..mesh_chain(app) };
     let mut snapshot = inbound(address, listener(&worker.telemetry.metrics, vec![chain]));
     snapshot.tls = Some(authority.material("spiffe://td/ns/shop/sa/db"));
     worker.install(Arc::new(snapshot));
     accept(&worker, (socket, place));
     (worker, address)
+}
+
+/// A chain for mesh TLS, before an application of bytes.
+fn mesh_chain(app: SocketAddr) -> TcpChain {
+    let tls = DownstreamTls { require_client_certificate: true, alpn: Vec::new() };
+    TcpChain { tls: Some(tls), ..TcpChain::to(&[app]).when(|m| m.transport = Some(Transport::Tls)) }
 }
 
 /// A listener on which HTTP and bytes are possible; both would go to the same place.
@@ -290,12 +330,19 @@ async fn mesh_client(
     address: SocketAddr,
     material: &crate::tls::Material,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, crate::tls::HandshakeError> {
+    handshake(connect(address).await, address, material).await
+}
+
+async fn handshake(
+    socket: TcpStream,
+    address: SocketAddr,
+    material: &crate::tls::Material,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, crate::tls::HandshakeError> {
     let endpoint = crate::balance::EndpointTls {
         server_name: "outbound_.5432_._.db.shop".into(),
         identity: None,
         subject_alt_names: Arc::default(),
     };
-    let socket = connect(address).await;
     crate::tls::connect(socket, material, &endpoint, None, address).await.map(|connected| connected.stream)
 }
 
