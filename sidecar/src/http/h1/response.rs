@@ -39,9 +39,19 @@ pub(crate) fn take_response(
 ) -> Result<Option<ResponseHead>, &'static str> {
     match end.find(bytes)? {
         Some(len) if len <= MAX_HEAD => parse(&bytes.split_to(len).freeze(), method).map(Some),
+        None if !may_be_http(bytes) => Err("an answer that is not HTTP"),
         None if bytes.len() <= MAX_HEAD => Ok(None),
         _ => Err("a response head that is too large"),
     }
+}
+
+/// Whether a head may begin with `bytes`. A server of another protocol that greets its clients would be waited for in
+/// vain. One of HTTP/2 begins with a zero, and is told by the whole header of its first frame.
+fn may_be_http(bytes: &[u8]) -> bool {
+    const START: &[u8] = b"HTTP/";
+    const FRAME_HEADER: usize = 9;
+    let known = bytes.len().min(START.len());
+    bytes[..known] == START[..known] || (bytes[0] == 0 && bytes.len() < FRAME_HEADER)
 }
 
 fn parse(head: &Bytes, method: &Method) -> Result<ResponseHead, &'static str> {
@@ -71,4 +81,24 @@ fn check(mut response: Response<()>, method: &Method) -> Result<ResponseHead, &'
     let keep_alive = framing != Framing::UntilClose && keeps_alive(version, response.headers());
     response.headers_mut().remove(TRANSFER_ENCODING);
     Ok(ResponseHead { response, framing, keep_alive })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_another_protocol_is_not_waited_for() {
+        let take = |text: &[u8]| {
+            let taken = take_response(&mut BytesMut::from(text), &mut HeadEnd::default(), &Method::GET);
+            taken.map(|head| head.is_some())
+        };
+        for begun in [&b""[..], b"H", b"HTTP/", b"HTTP/1.1 200 OK\r\n", b"\0\0\x06\x04"] {
+            assert_eq!(take(begun), Ok(false), "{begun:?}");
+        }
+        assert_eq!(take(b"HTTP/1.1 204 No Content\r\n\r\n"), Ok(true));
+        for other in [&b"2"[..], b"220 ready\r\n", b"HTTQ", b"\0\0\x06\x04\0\0\0\0\0", b"\x16\x03\x01"] {
+            assert!(take(other).is_err(), "{other:?}");
+        }
+    }
 }
