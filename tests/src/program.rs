@@ -42,7 +42,9 @@ impl Program {
         let config = config.replace("@@PORT@@", &port.to_string()).replace("@@DIR@@", dir);
         std::fs::write(&path, config).expect("the folder can be written");
         let mut command = Command::new("nginx");
-        command.arg("-p").arg(folder).arg("-c").arg(&path).args(["-e", "stderr", "-g", "daemon off;"]);
+        // Without a master process there are no workers that outlive it when it is killed.
+        let settings = "daemon off; master_process off;";
+        command.arg("-p").arg(folder).arg("-c").arg(&path).args(["-e", "stderr", "-g", settings]);
         command.stdin(Stdio::null()).kill_on_drop(true);
         let child = command.spawn().unwrap_or_else(|error| panic!("nginx: {error}; run tests/setup"));
         let address = SocketAddr::from(([127, 0, 0, 1], port));

@@ -44,7 +44,8 @@ impl Proxy {
                 cluster.ok_or_else(|| RequestError::NoEndpoint(name.as_ref().into()))?
             }
             Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => {
-                plaintext_cluster(&self.worker, &resolve(&name).await?, None)
+                let addresses = resolve(&self.worker.lookups, &name).await?;
+                plaintext_cluster(&self.worker, &addresses, None)
             }
             Err(why) => return Err(RequestError::NoListener(name.as_ref().into(), why)),
         };

@@ -20,6 +20,7 @@ use tulle_mesh::route::RouteTable;
 use super::proxy::{Proxy, Target};
 use crate::balance::Cluster;
 use crate::config::OutboundPolicy;
+use crate::dns::Lookups;
 use crate::error::RequestError;
 use crate::limit::RequestLimits;
 use crate::snapshot::{BackendRuntime, ChainProtocol, Current, HttpRoutes, Listener, RouteRuntime};
@@ -105,7 +106,7 @@ impl Proxy {
         {
             return Ok(routes.clone());
         }
-        let addresses = resolve(name).await?;
+        let addresses = resolve(&self.worker.lookups, name).await?;
         let mut remembered = self.remembered.borrow_mut();
         let before = remembered.outside.take();
         let before = before.as_ref().and_then(|(_, routes)| cluster_of(routes));
@@ -125,15 +126,17 @@ fn http_routes(listener: &Listener) -> Option<&Arc<HttpRoutes>> {
     })
 }
 
-/// The addresses of a host and port outside the mesh.
-pub(super) async fn resolve(name: &str) -> Result<Vec<SocketAddr>, RequestError> {
+/// The addresses of a listener's name, which is outside the mesh.
+pub(super) async fn resolve(lookups: &Lookups, name: &str) -> Result<Vec<SocketAddr>, RequestError> {
     let error = |why: String| RequestError::Dns(name.into(), why);
-    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name)).await;
-    let found: Vec<_> = match found {
-        Ok(found) => found.map_err(|why| error(why.to_string()))?.collect(),
-        Err(_) => return Err(error(format!("no answer within {RESOLVE_TIMEOUT:?}"))),
-    };
-    if found.is_empty() { Err(error("no address".into())) } else { Ok(found) }
+    let (host, port) = name.rsplit_once(':').ok_or_else(|| error("it has no port".into()))?;
+    let port: u16 = port.parse().map_err(|_| error(format!("{port:?} is not a port")))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match tokio::time::timeout(RESOLVE_TIMEOUT, lookups.resolve(host)).await {
+        Ok(Ok(found)) => Ok(found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
+        Ok(Err(why)) => Err(error(why.reason)),
+        Err(_) => Err(error(format!("no answer within {RESOLVE_TIMEOUT:?}"))),
+    }
 }
 
 /// `<host>:<port>` in lower case, without a trailing dot; the port of HTTP where there is none.
