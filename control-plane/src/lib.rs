@@ -3,6 +3,8 @@
 //! In: Kubernetes objects, from a folder or an API server ([`source`]). Out: xDS resources, made from the model
 //! ([`world`]).
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod args;
 pub mod ca;

@@ -6,6 +6,8 @@
 //! This crate is pure. It never reads a clock, draws a random number, opens a socket or spawns a task: whoever calls it
 //! passes in `now` and randomness. That is what lets the CLI give offline the very answer that a sidecar gives live.
 
+#![forbid(unsafe_code)]
+
 pub mod address;
 pub mod authorize;
 pub mod explain;

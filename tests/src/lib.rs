@@ -3,6 +3,8 @@
 //! Everything listens on loopback, on ports of the kernel's choice; every wait is bounded; every process ends with the
 //! test, also when it fails.
 
+#![forbid(unsafe_code)]
+
 mod app;
 mod h2app;
 mod hostile;

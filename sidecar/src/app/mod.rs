@@ -5,6 +5,7 @@
 //! can fail because of the settings fails here, before the first connection; a control plane that is away is no reason
 //! to fail.
 
+mod footprint;
 mod in_force;
 mod log;
 mod redirection;
@@ -76,6 +77,7 @@ async fn serve(
 
     let stop = Arc::new(Stop::new(phase));
     let exporter = exporter.map(|exporter| tokio::spawn(exporter.run()));
+    let shrinking = tokio::spawn(footprint::shrink(handle.readiness.clone()));
     let (proving, unproven) = match &config.capture {
         Some(_) => redirection::prove(&telemetry.metrics),
         None => (None, watch::channel(None).1),
@@ -90,8 +92,8 @@ async fn serve(
     drop(resolver);
     // All that could still make spans ends, and then what is left of them is sent.
     answer.end().await;
-    if let Some(proving) = proving {
-        proving.abort();
+    for helper in proving.into_iter().chain([shrinking]) {
+        helper.abort();
     }
     workers.join().map_err(Cause::System)?;
     if let Some(exporter) = exporter {
