@@ -41,9 +41,18 @@ fn it_says_where_it_listens_and_what_it_still_lacks() {
 fn the_admin_interface_answers_operators_and_no_web_page() {
     let sidecar = Sidecar::start("");
     let admin = sidecar.admin();
-    let (status, body) = ask(admin, "GET /config", "127.0.0.1");
-    let dump: tulle_sidecar::admin::types::Dump = serde_json::from_str(&body).expect("a dump");
-    assert_eq!(status, 200);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let dump = loop {
+        let (status, body) = ask(admin, "GET /config", "127.0.0.1");
+        assert_eq!(status, 200);
+        let dump: tulle_sidecar::admin::types::Dump = serde_json::from_str(&body).expect("a dump");
+        // Nothing is shown before the workers have it.
+        if !dump.clusters.is_empty() {
+            break dump;
+        }
+        assert!(std::time::Instant::now() < deadline, "{body}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
     assert_eq!(dump.sync["stream"]["open"], false);
     let app = &dump.clusters[0].endpoints[0];
     assert_eq!((app.address.as_str(), app.tls), ("127.0.0.1:9", false));

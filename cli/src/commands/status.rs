@@ -163,12 +163,13 @@ mod tests {
                 "synced 3",
                 "-",
                 "-",
+                "-",
                 "30s old, expires in 1d1h",
                 "tulle 0.1.0"
             ]
         );
-        assert_eq!(lines[2][8], "join token, expires in 1m1s");
-        assert_eq!(lines[3][8], "30s old, expired");
+        assert_eq!(lines[2][9], "join token, expires in 1m1s");
+        assert_eq!(lines[3][9], "30s old, expired");
         assert!(
             text.contains("cart-1: rejects LDS cart:80: no cluster (1970-01-12T13:46:40.000Z)"),
             "{text}"

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{Shared, Worker};
 use crate::config::OutboundPolicy;
-use crate::dns::Lookups;
+use crate::dns::{self, Lookups, Resolver};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Telemetry, Workload};
 use crate::xds::Demand;
@@ -33,10 +33,15 @@ pub(crate) fn shared() -> (Shared, UnboundedReceiver<Demand>) {
     let workload = Workload { namespace: "shop".into(), name: "cart".into(), instance: "cart-1".into() };
     let (telemetry, _) = Telemetry::new(workload, None).expect("no collector, no error");
     let (demands, receiver) = unbounded_channel();
+    let (lookups, questions) = Lookups::channel();
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let resolver = Resolver::new(None).expect("a resolver of the system");
+        runtime.spawn(dns::serve(resolver, questions));
+    }
     let shared = Shared {
         telemetry,
         demands,
-        lookups: Lookups::channel().0,
+        lookups,
         outbound_policy: OutboundPolicy::AllowAny,
         own: Arc::default(),
         demand_timeout: Duration::from_millis(500),

@@ -107,11 +107,11 @@ async fn an_expired_certificate_gives_way_to_the_token() {
         let first = material(&handle, |_| true).await;
         *server.policy.lock().expect("no panic") =
             Err(tonic::Status::unavailable("the authority is on holiday"));
+        // The token is renewed while the certificate is still the proof, as a projected one is.
+        std::fs::write(mesh.path("token"), "a-new-one").expect("writes");
         while first.is_valid(std::time::SystemTime::now()) {
             tokio::time::sleep(MOMENT).await;
         }
-        // The token has been renewed in the meantime, as a projected one is.
-        std::fs::write(mesh.path("token"), "a-new-one").expect("writes");
         *server.policy.lock().expect("no panic") = Ok(3600);
         material(&handle, |material| material.generation == 2).await;
         assert_eq!(server.proofs().last().map(String::as_str), Some("token Bearer a-new-one"));
