@@ -175,6 +175,18 @@ impl TestMesh {
         self.mesh.sidecar(&spec).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Waits until the control plane serves a Service, whatever a manifest of it has just said.
+    pub async fn knows_service(&self, name: &str) {
+        let listed = || async {
+            let objects = self.api("/api/v1/objects").await;
+            let known = objects["objects"].as_array().into_iter().flatten().any(|object| {
+                object["kind"] == "Service" && object["namespace"] == NAMESPACE && object["name"] == name
+            });
+            if known { Ok(()) } else { Err(format!("Service {name} is not known: {objects}")) }
+        };
+        wait_for(LIMIT, listed).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// A page of the control plane's HTTP API, as JSON.
     pub async fn api(&self, path: &str) -> Value {
         let (status, text) =

@@ -101,7 +101,7 @@ pub struct Settings {
     pub addresses: Vec<OwnAddress>,
 
     /// Resolve names for the application on this address, over UDP and TCP; 127.0.0.1:15053 is the usual one, and
-    /// takes [::1] with it [default: no resolver].
+    /// takes `[::1]` with it [default: no resolver].
     #[arg(long, env = "TULLE_DNS", value_name = "ADDRESS")]
     pub dns: Option<LoopbackAddr>,
     /// A name server for names outside of the mesh, as 10.0.0.2 or 10.0.0.2:53; may be given several times [default:

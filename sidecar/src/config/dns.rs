@@ -9,7 +9,7 @@ use super::{ConfigError, file};
 /// The resolver for the application.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dns {
-    /// Where it listens, over UDP and TCP; with 127.0.0.1 on [::1] too, where there is one.
+    /// Where it listens, over UDP and TCP; with 127.0.0.1 on `[::1]` too, where there is one.
     pub listen: SocketAddr,
     /// Who is asked for names outside of the mesh, in this order; `None`: the name servers of `/etc/resolv.conf`.
     pub upstream: Option<Vec<SocketAddr>>,

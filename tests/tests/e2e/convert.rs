@@ -39,6 +39,7 @@ async fn all_meet(told: Option<&'static str>) {
             client = client.port(&service);
             services.push((service, name));
         }
+        mesh.knows_service(&format!("plain-{name}")).await;
     }
     let client = mesh.workload(client).await;
     let mut failed = Vec::new();
