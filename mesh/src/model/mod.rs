@@ -9,6 +9,7 @@ mod dns;
 mod endpoint;
 mod listener;
 mod matching;
+mod retry;
 mod route;
 mod secret;
 
@@ -27,9 +28,10 @@ pub use listener::{
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,
 };
+pub use retry::{RetryOn, RetryPolicy, Timeouts};
 pub use route::{
     Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HeaderMutation,
-    HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, RetryOn, RetryPolicy,
-    Route, RouteAction, RouteConfiguration, RouteMatch, Timeouts, VirtualHost,
+    HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, Route, RouteAction,
+    RouteConfiguration, RouteMatch, VirtualHost,
 };
 pub use secret::{PrivateKey, Secret, SecretValue};

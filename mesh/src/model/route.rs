@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, Substitution};
+use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, RetryPolicy, Substitution, Timeouts};
 
 /// The routes of one listener.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -233,88 +233,6 @@ impl Backend {
             response_headers: HeaderMutations::default(),
         }
     }
-}
-
-/// How long things may take; `None` takes the sidecar's default, zero means no limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Timeouts {
-    /// From the end of the request to the start of the response, with all attempts.
-    pub request: Option<Duration>,
-    /// Without a byte in either direction.
-    pub idle: Option<Duration>,
-    /// The whole life of the stream.
-    pub max_stream: Option<Duration>,
-}
-
-/// When a request is tried again.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RetryPolicy {
-    /// On what.
-    pub on: Vec<RetryOn>,
-    /// On which statuses, with [`RetryOn::Status`].
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub statuses: Vec<u16>,
-    /// The most retries after the first attempt.
-    pub attempts: u32,
-    /// The limit on each attempt.
-    pub per_try_timeout: Option<Duration>,
-    /// The mean pause before the first retry; it doubles with each, with full jitter.
-    pub backoff: Duration,
-    /// The longest pause.
-    pub max_backoff: Duration,
-}
-
-/// What may be tried again, by Envoy's names (`retry_on`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RetryOn {
-    /// Any 5xx, or no response at all.
-    #[serde(rename = "5xx")]
-    ServerError,
-    /// 502, 503 and 504.
-    GatewayError,
-    /// No response at all.
-    Reset,
-    /// The connection could not be made.
-    ConnectFailure,
-    /// The peer refused the stream unprocessed.
-    RefusedStream,
-    /// 409.
-    #[serde(rename = "retriable-4xx")]
-    Retriable4xx,
-    /// A status of the policy's list.
-    #[serde(rename = "retriable-status-codes")]
-    Status,
-    /// gRPC status 1.
-    Cancelled,
-    /// gRPC status 4.
-    DeadlineExceeded,
-    /// gRPC status 13.
-    Internal,
-    /// gRPC status 8.
-    ResourceExhausted,
-    /// gRPC status 14.
-    Unavailable,
-}
-
-impl RetryOn {
-    /// Every condition with its Envoy name.
-    pub const ALL: [(Self, &'static str); 12] = [
-        (Self::ServerError, "5xx"),
-        (Self::GatewayError, "gateway-error"),
-        (Self::Reset, "reset"),
-        (Self::ConnectFailure, "connect-failure"),
-        (Self::RefusedStream, "refused-stream"),
-        (Self::Retriable4xx, "retriable-4xx"),
-        (Self::Status, "retriable-status-codes"),
-        (Self::Cancelled, "cancelled"),
-        (Self::DeadlineExceeded, "deadline-exceeded"),
-        (Self::Internal, "internal"),
-        (Self::ResourceExhausted, "resource-exhausted"),
-        (Self::Unavailable, "unavailable"),
-    ];
 }
 
 /// A new path for a forwarded or redirected request; the query stays.
