@@ -30,16 +30,17 @@ impl Program {
         Self { address: SocketAddr::from(([127, 0, 0, 1], port)), _child: child }
     }
 
-    /// Starts nginx in the foreground with a configuration in which `@@PORT@@` stands for a free port and `@@DIR@@` for
-    /// a folder, and waits until it listens.
-    pub async fn nginx(folder: &Path, config: &str) -> Self {
+    /// Starts nginx in the foreground with the HTTP servers of `servers`, in which `@@PORT@@` stands for a free port and
+    /// `@@DIR@@` for a folder, and waits until it listens.
+    pub async fn nginx(folder: &Path, servers: &str) -> Self {
         let port = {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
             listener.local_addr().expect("it is bound").port()
         };
         let path = folder.join("nginx.conf");
         let dir = folder.to_str().expect("a UTF-8 path");
-        let config = config.replace("@@PORT@@", &port.to_string()).replace("@@DIR@@", dir);
+        let config =
+            format!("{NGINX}{servers}}}\n").replace("@@PORT@@", &port.to_string()).replace("@@DIR@@", dir);
         std::fs::write(&path, config).expect("the folder can be written");
         let mut command = Command::new("nginx");
         // Without a master process there are no workers that outlive it when it is killed.
@@ -93,6 +94,20 @@ impl Program {
         Some(Self { address, _child: child })
     }
 }
+
+/// How nginx runs in a folder of its own; its servers and the closing brace follow.
+const NGINX: &str = "\
+worker_processes 1;
+pid @@DIR@@/nginx.pid;
+events {}
+http {
+  access_log off;
+  client_body_temp_path @@DIR@@;
+  proxy_temp_path @@DIR@@;
+  fastcgi_temp_path @@DIR@@;
+  uwsgi_temp_path @@DIR@@;
+  scgi_temp_path @@DIR@@;
+";
 
 /// A Python script of `tests/python`, in the environment that `tests/setup` makes.
 pub fn python(script: &str) -> Command {

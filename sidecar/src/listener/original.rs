@@ -7,11 +7,11 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::place::{Place, Role};
 use super::refusal::Refusal;
+use crate::redirect::original;
 use crate::redirect::probe::{Direction, is_probe};
 
 /// What a connection that has just arrived is for.
@@ -33,7 +33,7 @@ pub(super) fn arrival(socket: &TcpStream, place: &Place, own: &[IpAddr]) -> Resu
         Role::CapturedOutbound => Direction::Outbound,
         Role::CapturedInbound => Direction::Inbound,
     };
-    judge(ask(socket, place.address), place.address, direction, own)
+    judge(original::destination(socket, place.address), place.address, direction, own)
 }
 
 /// Without an entry in the kernel's table the question fails; with one, but without redirection, the answer is the
@@ -54,15 +54,6 @@ fn judge(
         None if direction == Direction::Inbound && !own.contains(&destination.ip()) => Err(Refusal::Spoofed),
         None => Ok(Arrival::To(destination)),
     }
-}
-
-fn ask(socket: &TcpStream, listener: SocketAddr) -> io::Result<Option<SocketAddr>> {
-    let socket = SockRef::from(socket);
-    let address = match listener {
-        SocketAddr::V4(_) => socket.original_dst_v4()?,
-        SocketAddr::V6(_) => socket.original_dst_v6()?,
-    };
-    Ok(address.as_socket().map(|address| SocketAddr::new(address.ip().to_canonical(), address.port())))
 }
 
 #[cfg(test)]

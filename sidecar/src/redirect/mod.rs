@@ -11,6 +11,7 @@ mod iptables;
 mod netlink;
 mod nft_text;
 mod options;
+pub(crate) mod original;
 mod rules;
 mod validate;
 

@@ -12,12 +12,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 use clap::Args;
-use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
 use super::options::{DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT};
+use super::original;
 use super::probe::{Direction, Proof, is_probe, probe};
 use crate::config::Span;
 
@@ -84,22 +84,14 @@ async fn listen(address: SocketAddr) -> Result<Option<TcpListener>, ValidateErro
 async fn answer(listener: Option<&TcpListener>, direction: Direction) -> Infallible {
     let Some(listener) = listener else { return pending().await };
     while let Ok((mut stream, _)) = listener.accept().await {
-        if original_destination(&stream).and_then(is_probe) == Some(direction) {
+        let arrived = stream.local_addr();
+        let destination = arrived.and_then(|arrived| original::destination(&stream, arrived));
+        if destination.ok().flatten().and_then(is_probe) == Some(direction) {
             // A prober that is gone by now needs no answer.
             let _ = stream.write_all(direction.answer()).await;
         }
     }
     pending().await
-}
-
-/// Where the connection was going before it was redirected.
-fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    let socket = SockRef::from(stream);
-    let original = match stream.local_addr().ok()? {
-        SocketAddr::V4(_) => socket.original_dst_v4(),
-        SocketAddr::V6(_) => socket.original_dst_v6(),
-    };
-    original.ok()?.as_socket()
 }
 
 /// Why the probes could not be made.

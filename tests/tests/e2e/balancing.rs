@@ -206,22 +206,36 @@ async fn what_is_above_the_limit_of_requests_is_refused_at_once() {
     let (address, listener) = silent().await;
     let fleet = Fleet::start(&[address]).await;
     fleet.policy("  circuitBreaker: {maxConcurrentRequests: 1}", "\"maxRequests\":1").await;
+    let (held, app, _) = held_and_refused(&fleet, &listener).await;
+    freed(&fleet, held, app).await;
+}
+
+/// Holds a request at the application, which `listener` is, and makes three more, each of which is refused. Yields the
+/// client's and the application's end of the first, and what the others' answers said.
+async fn held_and_refused(fleet: &Fleet, listener: &TcpListener) -> (TcpStream, TcpStream, Vec<String>) {
     let mut held = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
     held.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
     let (mut app, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a request");
     read_head(&mut app).await;
+    let mut refusals = Vec::new();
     for _ in 0..3 {
         let refused = fleet.get("").await;
         assert_eq!(refused.status(), 503, "{}", refused.text);
         let status = refused.header("proxy-status");
         assert!(status.starts_with("tulle; error=connection_limit_reached"), "{status}");
+        refusals.push(status.to_owned());
     }
-    app.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.expect("it reads");
+    (held, app, refusals)
+}
+
+/// Answers the held request: the slot is free again, and the next request comes on the same connection.
+async fn freed(fleet: &Fleet, mut held: TcpStream, mut app: TcpStream) {
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    app.write_all(answer).await.expect("it reads");
     assert!(read_head(&mut held).await.starts_with("HTTP/1.1 200"));
-    // The slot is free again, and the connection to the application is the same.
     let next = tokio::spawn(async move {
         read_head(&mut app).await;
-        app.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.expect("it reads");
+        app.write_all(answer).await.expect("it reads");
         app
     });
     assert_eq!(fleet.get("").await.status(), 200);
@@ -293,29 +307,10 @@ async fn what_would_need_one_connection_too_many_is_refused_by_name() {
     let (address, listener) = silent().await;
     let fleet = Fleet::start(&[address]).await;
     fleet.policy("  circuitBreaker: {maxConnections: 1}", "\"maxConnections\":1").await;
-    let mut held = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
-    held.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
-    let (mut app, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a request");
-    read_head(&mut app).await;
-    for _ in 0..3 {
-        let refused = fleet.get("").await;
-        assert_eq!(refused.status(), 503, "{}", refused.text);
-        let status = refused.header("proxy-status");
-        assert!(status.starts_with("tulle; error=connection_limit_reached"), "{status}");
-        assert!(status.contains("maxConnections=1"), "{status}");
-    }
+    let (held, app, refusals) = held_and_refused(&fleet, &listener).await;
+    assert!(refusals.iter().all(|status| status.contains("maxConnections=1")), "{refusals:?}");
     assert_eq!(overflows(&fleet.client).await, 3.0);
-    // Once it is free, the one connection serves the next request.
-    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    app.write_all(answer).await.expect("it reads");
-    assert!(read_head(&mut held).await.starts_with("HTTP/1.1 200"));
-    let next = tokio::spawn(async move {
-        read_head(&mut app).await;
-        app.write_all(answer).await.expect("it reads");
-        app
-    });
-    assert_eq!(fleet.get("").await.status(), 200);
-    timeout(LIMIT, next).await.expect("in time").expect("it was asked");
+    freed(&fleet, held, app).await;
     assert_eq!(overflows(&fleet.client).await, 3.0);
 }
 

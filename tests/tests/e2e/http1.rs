@@ -149,18 +149,7 @@ async fn large_files_of_nginx_arrive_whole() {
 }
 
 const NGINX: &str = "
-worker_processes 1;
-pid @@DIR@@/nginx.pid;
-events {}
-http {
-  access_log off;
-  client_body_temp_path @@DIR@@;
-  proxy_temp_path @@DIR@@;
-  fastcgi_temp_path @@DIR@@;
-  uwsgi_temp_path @@DIR@@;
-  scgi_temp_path @@DIR@@;
   server { listen 127.0.0.1:@@PORT@@; root @@DIR@@; }
-}
 ";
 
 #[tokio::test]

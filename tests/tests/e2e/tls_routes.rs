@@ -10,23 +10,12 @@ use tulle_cli::local::Sidecar;
 use tulle_tests::{LIMIT, NAMESPACE, Program, TestMesh, Workload, curl, identity, output_of, wait_for};
 
 const NGINX: &str = "
-worker_processes 1;
-pid @@DIR@@/nginx.pid;
-events {}
-http {
-  access_log off;
-  client_body_temp_path @@DIR@@;
-  proxy_temp_path @@DIR@@;
-  fastcgi_temp_path @@DIR@@;
-  uwsgi_temp_path @@DIR@@;
-  scgi_temp_path @@DIR@@;
   server {
     listen 127.0.0.1:@@PORT@@ ssl;
     ssl_certificate @@DIR@@/cert.pem;
     ssl_certificate_key @@DIR@@/key.pem;
     root @@DIR@@;
   }
-}
 ";
 
 /// nginx with a certificate of its own for `names`, whose page says `page`.
