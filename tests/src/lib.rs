@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apiserver;
 mod app;
 mod h2app;
 mod hostile;

@@ -6,6 +6,7 @@
 
 pub mod manifests;
 mod problem;
+mod read;
 pub(crate) mod route;
 
 use std::collections::BTreeMap;

@@ -216,7 +216,7 @@ impl Parsed {
             .filter_map(|known| known.rsplit_once(' '))
             .map(|(_, kind)| kind.to_owned())
             .collect();
-        problem.fix = match (versions.first(), decode::closest(kind, &names)) {
+        problem.fix = match (versions.first(), crate::source::read::closest(kind, &names)) {
             (Some(known), _) => format!("write apiVersion: {}", known.trim_end_matches(kind).trim_end()),
             (None, Some(meant)) => format!("did you mean {meant:?}?"),
             (None, None) => format!("use one of: {}", names.join(", ")),

@@ -10,6 +10,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::{Number, Value};
 use serde_saphyr::Spanned;
 
+use crate::source::read::Step;
+
 /// A value and where it starts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
@@ -38,26 +40,6 @@ pub(super) struct MapKey {
 const MAX_DEPTH: usize = 100;
 /// The stack, in bytes, with which [`Node::parse`] must run: serde's recursion takes up to 32 KiB a level unoptimized.
 pub(super) const PARSE_STACK: usize = 16 << 20;
-
-/// One step from a value to a value in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Field(String),
-    Index(usize),
-}
-
-/// Prints a path as `spec.rules[0].matches`.
-pub(super) fn path_text(path: &[Step]) -> String {
-    let mut text = String::new();
-    for step in path {
-        match step {
-            Step::Field(name) if text.is_empty() => text.push_str(name),
-            Step::Field(name) => text.extend([".", name]),
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
-        }
-    }
-    text
-}
 
 /// A text that is not YAML.
 #[derive(Debug)]

@@ -1,0 +1,3 @@
+//! Tests against a real Kubernetes API server.
+
+mod server;
