@@ -1,5 +1,6 @@
 //! A control plane between a sidecar and the true one, which passes everything on and says what else the test wants.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,8 @@ struct Shared {
     token: String,
     downstream: Mutex<Option<mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>>>,
     answers: Mutex<Vec<DeltaDiscoveryRequest>>,
+    /// By which other names the true control plane knows a resource.
+    aliases: Mutex<HashMap<String, Vec<String>>>,
 }
 
 impl HostileControlPlane {
@@ -49,6 +52,7 @@ impl HostileControlPlane {
             token: format!("Bearer {}", token.trim()),
             downstream: Mutex::default(),
             answers: Mutex::default(),
+            aliases: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
@@ -63,10 +67,15 @@ impl HostileControlPlane {
         Self { address, shared, task }
     }
 
-    /// Says `response` to the sidecar, and waits for its answer: the words of its NACK, or nothing for an ACK.
+    /// Says `response` to the sidecar, whose resources have the aliases of the true ones, and waits for its answer: the
+    /// words of its NACK, or nothing for an ACK.
     pub async fn say(&self, mut response: DeltaDiscoveryResponse) -> Option<String> {
         response.nonce = format!("{FORGED}{}", fastrand::u64(..));
         let nonce = response.nonce.clone();
+        for resource in &mut response.resources {
+            let aliases = self.shared.aliases.lock().expect("no test thread panics with it");
+            resource.aliases = aliases.get(&resource.name).cloned().unwrap_or_default();
+        }
         let stream = self.shared.downstream.lock().expect("no test thread panics with it").clone();
         stream.expect("the sidecar is connected").send(Ok(response)).await.expect("it still is");
         let answered = || async {
@@ -115,6 +124,7 @@ impl AggregatedDiscoveryService for Between {
         asked.metadata_mut().insert("authorization", token);
         let mut requests = request.into_inner();
         let truth = shared.truth.clone();
+        let heard = shared.clone();
         tokio::spawn(async move {
             while let Some(Ok(request)) = requests.next().await {
                 if request.response_nonce.starts_with(FORGED) {
@@ -131,6 +141,12 @@ impl AggregatedDiscoveryService for Between {
                 Err(status) => return drop(to_sidecar.send(Err(status)).await),
             };
             while let Some(response) = responses.next().await {
+                for resource in response.iter().flat_map(|response| &response.resources) {
+                    if !resource.aliases.is_empty() {
+                        let mut aliases = heard.aliases.lock().expect("no test thread panics with it");
+                        aliases.insert(resource.name.clone(), resource.aliases.clone());
+                    }
+                }
                 if to_sidecar.send(response).await.is_err() {
                     return;
                 }

@@ -16,12 +16,13 @@ mod raw;
 mod raw_h2;
 mod servers;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use tokio::process::Command;
 use tulle_cli::local::{Binaries, LocalMesh, Sidecar, SidecarSpec};
 
 pub use app::{App, Seen, script};
@@ -122,7 +123,7 @@ impl TestMesh {
 
     /// A mesh without workloads, with more flags for its control plane.
     pub async fn start_with(flags: &[&str]) -> Self {
-        if std::env::var_os(hosts::ON_HOSTS).is_some() {
+        if hosts::on_hosts() {
             return Self::on_hosts_with(TRUST_DOMAIN, flags).await;
         }
         let folder = test_folder();
@@ -146,12 +147,8 @@ impl TestMesh {
         let sidecar = self.start_sidecar(&workload).await;
         if let (Some(app), Some(&mesh_port)) = (workload.app, sidecar.inbound.first()) {
             let objects = match self.hosts {
-                None => objects(&workload, mesh_port.ip(), &port(app, Some(mesh_port)), None),
-                Some(_) => {
-                    let ip = self.host_of(&workload.name).await.v4.into();
-                    let service = workload.service.as_ref().unwrap_or(&workload.name);
-                    objects(&workload, ip, &port(app, None), Some(hosts::virtual_address(service)))
-                }
+                None => objects(&workload, mesh_port.ip(), &port(app, Some(mesh_port))),
+                Some(_) => objects(&workload, self.endpoint(&sidecar).ip(), &port(app, None)),
             };
             self.manifest(&format!("{}.yaml", workload.name), &objects);
         }
@@ -174,6 +171,93 @@ impl TestMesh {
             config: workload.config.clone(),
         };
         self.mesh.sidecar(&spec).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts the control plane again after it has ended, at the address where its sidecars look for it.
+    pub async fn restart_control_plane(&mut self) {
+        if self.hosts.is_some() {
+            return self.restart_on_host().await;
+        }
+        let listen = self.mesh.xds().to_string();
+        let flags = ["--listen", listen.as_str()];
+        let again = LocalMesh::start_with(binaries(), self.folder.path(), TRUST_DOMAIN, &flags).await;
+        self.mesh = again.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Where the mesh knows that a workload's application is served; on hosts that is not where a test reaches it.
+    pub fn endpoint(&self, sidecar: &Sidecar) -> SocketAddr {
+        match &self.hosts {
+            None => sidecar.inbound[0],
+            Some(hosts) => hosts.endpoint(sidecar.inbound[0]),
+        }
+    }
+
+    /// A program as a workload's application would run it: beside its sidecar.
+    pub async fn beside(&self, workload: &str, command: Command) -> Command {
+        match &self.hosts {
+            None => command,
+            Some(_) => self.host_of(workload).await.place(0, &command),
+        }
+    }
+
+    /// Puts a Service in place for an application that has no sidecar, on its own port, and waits until it is known.
+    pub async fn outside(&self, name: &str, app: SocketAddr, protocol: Option<&str>) {
+        let mut port = json!({ "name": "main", "port": app.port() });
+        if let Some(protocol) = protocol {
+            port["appProtocol"] = json!(protocol);
+        }
+        let meta = json!({ "name": name, "namespace": NAMESPACE });
+        let objects = match &self.hosts {
+            // By its address alone it would be the workload that has the same.
+            None => vec![json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": meta,
+                "spec": { "type": "ExternalName", "externalName": "localhost", "ports": [port] },
+            })],
+            Some(_) => {
+                let ip = self.outside_on_host(app).await.to_string();
+                vec![
+                    json!({ "apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": { "ports": [port] } }),
+                    json!({
+                        "apiVersion": "discovery.k8s.io/v1",
+                        "kind": "EndpointSlice",
+                        "metadata": {
+                            "name": name,
+                            "namespace": NAMESPACE,
+                            "labels": { "kubernetes.io/service-name": name },
+                        },
+                        "addressType": "IPv4",
+                        "endpoints": [{ "addresses": [ip] }],
+                        "ports": [{ "name": "main", "port": app.port() }],
+                    }),
+                ]
+            }
+        };
+        self.manifest(&format!("{name}.yaml"), &documents(&objects));
+        self.knows_service(name).await;
+    }
+
+    /// Where a workload's application runs.
+    pub async fn ground(&self, workload: &str) -> Ground {
+        match &self.hosts {
+            None => Ground::default(),
+            Some(_) => {
+                let name = self.host_of(workload).await.namespace().to_owned();
+                Ground {
+                    before: ["ip", "netns", "exec", &name].map(String::from).into(),
+                    ..Ground::default()
+                }
+            }
+        }
+    }
+
+    /// Where a test reaches, as a workload's application would, any service: on loopback that is the forward proxy.
+    pub async fn way(&self, workload: &str, sidecar: &Sidecar, service: &str) -> SocketAddr {
+        match &self.hosts {
+            None => sidecar.proxy,
+            Some(_) => self.wire_to(workload, service).await,
+        }
     }
 
     /// Waits until the control plane serves a Service, whatever a manifest of it has just said.
@@ -235,15 +319,11 @@ fn port(app: SocketAddr, mesh_port: Option<SocketAddr>) -> Value {
     port
 }
 
-fn objects(workload: &Workload, ip: IpAddr, app: &Value, virtual_address: Option<Ipv4Addr>) -> String {
+fn objects(workload: &Workload, ip: IpAddr, app: &Value) -> String {
     let service = workload.service.as_ref().unwrap_or(&workload.name);
     let mut port = json!({ "name": "main", "port": 80, "targetPort": "main" });
     if let Some(protocol) = &workload.protocol {
         port["appProtocol"] = json!(protocol);
-    }
-    let mut spec = json!({ "selector": { "app": service }, "ports": [port] });
-    if let Some(address) = virtual_address {
-        spec["clusterIP"] = json!(address.to_string());
     }
     let objects = [
         json!({
@@ -260,11 +340,16 @@ fn objects(workload: &Workload, ip: IpAddr, app: &Value, virtual_address: Option
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": service, "namespace": NAMESPACE },
-            "spec": spec,
+            "spec": { "selector": { "app": service }, "ports": [port] },
         }),
     ];
     // Of several workloads behind one service the first brings the Service.
     let count =
         if workload.service.as_ref().is_some_and(|service| *service != workload.name) { 1 } else { 2 };
-    objects[..count].iter().map(|object| format!("---\n{object}\n")).collect()
+    documents(&objects[..count])
+}
+
+/// As one manifest.
+fn documents(objects: &[Value]) -> String {
+    objects.iter().map(|object| format!("---\n{object}\n")).collect()
 }

@@ -8,16 +8,21 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::LIMIT;
+use crate::{Ground, LIMIT};
 
 /// A server that runs until it is dropped.
 pub struct Program {
     /// Where it listens.
     pub address: SocketAddr,
-    _child: Child,
+    child: Child,
 }
 
 impl Program {
+    /// Kills it and waits until it is gone.
+    pub async fn kill(&mut self) {
+        let _ = self.child.kill().await;
+    }
+
     /// Starts a Python server of `tests/python`, which prints its port as its first line.
     pub async fn python(script: &str, args: &[&str]) -> Self {
         let mut command = python(script);
@@ -27,7 +32,7 @@ impl Program {
         let line = timeout(LIMIT, BufReader::new(stdout).lines().next_line()).await;
         let line = line.expect("the server starts in time").expect("it can be read");
         let port: u16 = line.as_deref().and_then(|line| line.trim().parse().ok()).expect("its port");
-        Self { address: SocketAddr::from(([127, 0, 0, 1], port)), _child: child }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], port)), child }
     }
 
     /// Starts nginx in the foreground with the HTTP servers of `servers`, in which `@@PORT@@` stands for a free port and
@@ -52,26 +57,24 @@ impl Program {
         let listens =
             || async { tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string()) };
         crate::wait_for(LIMIT, listens).await.unwrap_or_else(|error| panic!("nginx: {error}"));
-        Self { address, _child: child }
+        Self { address, child }
     }
 
     /// Starts dnsmasq, which knows nothing but what these arguments say, and waits until it answers.
-    pub async fn dnsmasq(zone: &[&str]) -> Self {
+    pub async fn dnsmasq(ground: &Ground, zone: &[&str]) -> Self {
         // Between its choice and its use another process may take a port.
         for _ in 0..5 {
-            if let Some(program) = Self::try_dnsmasq(zone).await {
+            if let Some(program) = Self::try_dnsmasq(ground, zone).await {
                 return program;
             }
         }
         panic!("dnsmasq ends at once: try it with {zone:?}");
     }
 
-    async fn try_dnsmasq(zone: &[&str]) -> Option<Self> {
-        let port = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-            listener.local_addr().expect("it is bound").port()
-        };
-        let mut command = Command::new("dnsmasq");
+    async fn try_dnsmasq(ground: &Ground, zone: &[&str]) -> Option<Self> {
+        let address = ground.free_port();
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let mut command = ground.command(None, "dnsmasq");
         command.args([
             "--no-daemon",
             "--conf-file=/dev/null",
@@ -79,19 +82,32 @@ impl Program {
             "--no-hosts",
             "--bind-interfaces",
         ]);
-        command.args(["--listen-address=127.0.0.1", &format!("--port={port}")]).args(zone);
+        command.args([&format!("--listen-address={ip}"), &format!("--port={port}")]).args(zone);
         command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("dnsmasq: {error}; run tests/setup"));
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         let deadline = tokio::time::Instant::now() + LIMIT;
-        while tokio::net::TcpStream::connect(address).await.is_err() {
+        loop {
+            let mut ask = ground.command(None, "dig");
+            ask.args([
+                &format!("@{ip}"),
+                "-p",
+                &port,
+                "+tcp",
+                "+tries=1",
+                "+time=5",
+                "version.bind",
+                "TXT",
+                "CH",
+            ]);
+            if output_of(ask).await.status.success() {
+                return Some(Self { address, child });
+            }
             if child.try_wait().expect("it can be asked for").is_some() {
                 return None;
             }
-            assert!(tokio::time::Instant::now() < deadline, "dnsmasq does not listen on {address}");
+            assert!(tokio::time::Instant::now() < deadline, "dnsmasq does not answer at {address}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        Some(Self { address, _child: child })
     }
 }
 

@@ -213,7 +213,7 @@ impl Ground {
     }
 
     /// A command there, as `user` if one is given.
-    fn command(&self, user: Option<&str>, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(crate) fn command(&self, user: Option<&str>, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut words: Vec<&str> = self.before.iter().map(String::as_str).collect();
         if let Some(user) = user {
             words.extend(["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]);
@@ -229,7 +229,7 @@ impl Ground {
     }
 
     /// An address that was free a moment ago.
-    fn free_port(&self) -> SocketAddr {
+    pub(crate) fn free_port(&self) -> SocketAddr {
         let any = if self.ip.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
         let listener = std::net::TcpListener::bind(any).expect("a port");
         SocketAddr::new(self.ip, listener.local_addr().expect("it is bound").port())

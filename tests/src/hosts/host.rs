@@ -65,8 +65,10 @@ impl Host {
     pub fn command(&self, uid: u32, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.namespace.name()]);
+        // It ends with the thread of the test that starts it, also when that is killed.
+        command.args(["setpriv", "--pdeathsig", "KILL"]);
         if uid != 0 {
-            command.arg("setpriv").arg(format!("--reuid={uid}")).arg(format!("--regid={uid}"));
+            command.arg(format!("--reuid={uid}")).arg(format!("--regid={uid}"));
             command.args(["--clear-groups", "--no-new-privs"]);
         }
         command.arg(program.as_ref());

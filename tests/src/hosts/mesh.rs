@@ -32,7 +32,8 @@ pub struct Hosts {
     pub network: Network,
     /// The control plane's host.
     pub control: Host,
-    _wires: [Wire; 2],
+    /// From here to where the control plane serves sidecars, and to its HTTP API.
+    wires: [Wire; 2],
     /// How often a sidecar was started; each gets a configuration and a log of its own.
     started: AtomicU32,
     pub(super) placed: Placed,
@@ -73,19 +74,22 @@ impl TestMesh {
         let control = network.host("control");
         let folder = crate::test_folder();
         open(folder.path());
-        let listen = format!("0.0.0.0:{XDS}");
-        let flags = [&["--listen", listen.as_str(), "--http", "127.0.0.1:15014"], flags].concat();
-        let place = |command| control.place(0, &command);
-        let mesh = LocalMesh::start_at(binaries(), folder.path(), trust_domain, &flags, place).await;
-        let mut mesh = mesh.unwrap_or_else(|error| panic!("{error}"));
-        // From here both are reached through wires.
+        let mut mesh = control_plane(&control, folder.path(), trust_domain, flags).await;
+        // Sidecars that a test gives files of the control plane's may reach them; each file keeps its own rights.
+        std::fs::set_permissions(&mesh.state, PermissionsExt::from_mode(0o711)).expect("the folder is ours");
         let wires = [Wire::to(&control, mesh.xds()).await, Wire::to(&control, mesh.http()).await];
-        for (field, wire) in ["xds", "http"].into_iter().zip(&wires) {
-            mesh.control_plane.started[field] = json!(wire.address.to_string());
-        }
-        let hosts =
-            Hosts { network, control, _wires: wires, started: AtomicU32::new(0), placed: Placed::default() };
+        reach_through(&mut mesh, &wires);
+        let hosts = Hosts { network, control, wires, started: AtomicU32::new(0), placed: Placed::default() };
         Self { mesh, folder, hosts: Some(hosts) }
+    }
+
+    /// Starts the control plane of hosts again.
+    pub(crate) async fn restart_on_host(&mut self) {
+        let trust_domain = self.mesh.trust_domain().to_owned();
+        let hosts = self.hosts();
+        let mut mesh = control_plane(&hosts.control, self.folder.path(), &trust_domain, &[]).await;
+        reach_through(&mut mesh, &hosts.wires);
+        self.mesh = mesh;
     }
 
     /// Where its parts are.
@@ -116,8 +120,8 @@ impl TestMesh {
 
     /// Starts a sidecar on a host, whatever else is there.
     pub async fn sidecar_on(&self, host: &Host, member: Member) -> Meshed {
-        let name = format!("{}-{}", host.name, self.hosts().started.fetch_add(1, Ordering::Relaxed));
-        let folder = self.folder.path().join(&name);
+        let number = self.hosts().started.fetch_add(1, Ordering::Relaxed);
+        let folder = self.folder.path().join(format!("{}-{number}", host.name));
         std::fs::create_dir(&folder).expect("nobody else has this name");
         let token = self.mesh.token(NAMESPACE, &member.account).unwrap_or_else(|error| panic!("{error}"));
         let copy = |from: &Path, to: &str| {
@@ -145,7 +149,11 @@ impl TestMesh {
 
         let mut command = host.command(SIDECAR_UID, &binaries().sidecar);
         command.args(["run", "--config"]).arg(&path);
-        let process = Process::start(&format!("sidecar-{name}"), command, &self.mesh.logs).await;
+        // The first of a host has the name that it would have without hosts.
+        let name = format!("sidecar-{}", host.name);
+        let again = self.mesh.logs.join(format!("{name}.log")).exists();
+        let name = if again { format!("{name}-{number}") } else { name };
+        let process = Process::start(&name, command, &self.mesh.logs).await;
         let process = process.unwrap_or_else(|error| panic!("{error}"));
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let wires = [Wire::to(host, loopback(HEALTH)).await, Wire::to(host, loopback(ADMIN)).await];
@@ -216,10 +224,31 @@ impl Meshed {
 
 /// Redirects a host's traffic to the sidecar that will be there.
 pub async fn redirect(host: &Host) {
+    redirect_with(host, &[]).await;
+}
+
+/// As [`redirect`], with more options.
+pub(super) async fn redirect_with(host: &Host, options: &[&str]) {
     let mut command = host.command(0, &binaries().sidecar);
-    command.arg("init");
+    command.arg("init").args(options);
     let output = output_of(command).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A control plane on its host.
+async fn control_plane(control: &Host, folder: &Path, trust_domain: &str, flags: &[&str]) -> LocalMesh {
+    let listen = format!("0.0.0.0:{XDS}");
+    let flags = [&["--listen", listen.as_str(), "--http", "127.0.0.1:15014"], flags].concat();
+    let place = |command| control.place(0, &command);
+    let mesh = LocalMesh::start_at(binaries(), folder, trust_domain, &flags, place).await;
+    mesh.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// From here both of its addresses are reached through wires.
+fn reach_through(mesh: &mut LocalMesh, wires: &[Wire; 2]) {
+    for (field, wire) in ["xds", "http"].into_iter().zip(wires) {
+        mesh.control_plane.started[field] = json!(wire.address.to_string());
+    }
 }
 
 /// Lets every user of this machine look into a folder.

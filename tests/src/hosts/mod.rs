@@ -7,6 +7,7 @@
 
 mod capture;
 mod host;
+mod lookup;
 mod mesh;
 mod namespace;
 mod network;
@@ -17,6 +18,5 @@ pub use capture::Packets;
 pub use host::{APP_UID, Host, Server};
 pub use mesh::{Hosts, Member, Meshed, SIDECAR_UID, redirect};
 pub use network::Network;
-pub use placed::ON_HOSTS;
-pub(crate) use placed::virtual_address;
+pub use placed::on_hosts;
 pub use wire::Wire;

@@ -34,7 +34,7 @@ async fn a_sidecar_explains_where_a_request_goes() {
     let text = wait_for(LIMIT, explained).await.unwrap_or_else(|error| panic!("{error}"));
     // The rule that was passed over, by its first failing condition; and where the request goes.
     assert!(text.contains("x-beta"), "{text}");
-    assert!(text.contains(&pair.server.inbound[0].to_string()), "{text}");
+    assert!(text.contains(&pair.mesh.endpoint(&pair.server).to_string()), "{text}");
     assert_eq!(app.seen().len(), 0, "nothing is sent to explain it");
     let (status, text) =
         fetch(&format!("http://{}/explain?path=x", pair.client.admin)).await.expect("an answer");

@@ -31,7 +31,8 @@ impl Fleet {
         }
         let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
         let fleet = Self { mesh, client, _instances: instances };
-        let mesh_ports: Vec<_> = fleet._instances.iter().map(|each| each.inbound[0].to_string()).collect();
+        let mesh_ports: Vec<_> =
+            fleet._instances.iter().map(|each| fleet.mesh.endpoint(each).to_string()).collect();
         fleet.config(|config| mesh_ports.iter().all(|port| config.contains(port))).await;
         fleet
     }
@@ -163,7 +164,7 @@ async fn equal_hashes_go_to_the_same_endpoint_and_stay_when_another_leaves() {
         assert!(homes.iter().any(|home| home == app), "nobody is at {app}: {homes:?}");
     }
     fleet.mesh.remove_manifest("echo-2.yaml");
-    let gone = fleet._instances[2].inbound[0].to_string();
+    let gone = fleet.mesh.endpoint(&fleet._instances[2]).to_string();
     fleet.config(|config| !config.contains(&gone)).await;
     let mut moved = 0;
     let mut at_others = 0;
@@ -269,7 +270,7 @@ async fn an_endpoint_that_fails_is_left_out_but_never_the_last() {
              selector: {{app: echo}}\n  ports: [{{name: main, port: 80, targetPort: main, appProtocol: http}}]\n"
         ),
     );
-    let gone = fleet._instances[0].inbound[0].to_string();
+    let gone = fleet.mesh.endpoint(&fleet._instances[0]).to_string();
     fleet.config(|config| !config.contains(&gone)).await;
     for _ in 0..10 {
         let answer = fleet.get("").await;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::process::Command;
-use tulle_cli::local::LocalMesh;
 use tulle_tests::{
-    App, LIMIT, NAMESPACE, TRUST_DOMAIN, TestMesh, Workload, binaries, exchange, fetch, output_of, wait_for,
+    App, LIMIT, NAMESPACE, TestMesh, Workload, binaries, exchange, fetch, only_on_loopback, output_of,
+    wait_for,
 };
 
 use crate::Pair;
@@ -26,12 +26,10 @@ async fn a_sidecar_holds_only_what_its_workload_uses() {
         })
         .collect();
     pair.mesh.manifest("others.yaml", &services);
+    let other = pair.mesh.way("client", &pair.client, "other-49.shop:80").await;
     let known = || async {
-        let answer = exchange(
-            pair.client.proxy,
-            b"GET / HTTP/1.1\r\nhost: other-49.shop\r\nconnection: close\r\n\r\n",
-        )
-        .await;
+        let answer =
+            exchange(other, b"GET / HTTP/1.1\r\nhost: other-49.shop\r\nconnection: close\r\n\r\n").await;
         // 503: the service is known, and has no endpoints.
         if answer.status() == 503 { Ok(()) } else { Err(format!("other-49 is not known: {}", answer.text)) }
     };
@@ -47,7 +45,6 @@ async fn traffic_goes_on_while_the_control_plane_is_away_and_changes_follow_when
     let app = App::fixed(200, "").await;
     let mut pair = Pair::start(app.address, "http").await;
     assert_eq!(exchange(pair.port(), GET).await.status(), 200);
-    let listen = pair.mesh.mesh.xds().to_string();
     pair.mesh.mesh.control_plane.kill().await;
     for _ in 0..20 {
         assert_eq!(exchange(pair.port(), GET).await.status(), 200);
@@ -61,10 +58,7 @@ async fn traffic_goes_on_while_the_control_plane_is_away_and_changes_follow_when
         ),
     );
     // The same root and the same token key, from the state folder: nobody needs a new proof.
-    let again =
-        LocalMesh::start_with(binaries(), pair.mesh.folder.path(), TRUST_DOMAIN, &["--listen", &listen])
-            .await;
-    let _again = again.unwrap_or_else(|error| panic!("{error}"));
+    pair.mesh.restart_control_plane().await;
     let followed = || async {
         match exchange(pair.port(), GET).await.status() {
             302 => Ok(()),
@@ -178,6 +172,7 @@ async fn the_control_plane_knows_what_each_sidecar_has_taken() {
 
 #[tokio::test]
 async fn a_port_in_use_is_named_and_whoever_has_it_is_not_disturbed() {
+    only_on_loopback!("its ports are configured one by one");
     let app = App::fixed(200, "").await;
     let mut pair = Pair::start(app.address, "http").await;
     assert_eq!(exchange(pair.port(), GET).await.status(), 200);

@@ -27,19 +27,11 @@ async fn all_meet(told: Option<&'static str>) {
         }
         sidecars.push(mesh.workload(server).await);
         let port = address.port();
-        let told = told.map(|told| format!(", appProtocol: {told}")).unwrap_or_default();
-        mesh.manifest(
-            &format!("plain-{name}.yaml"),
-            &format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: plain-{name}, namespace: {NAMESPACE}}}\nspec:\n  \
-                 type: ExternalName\n  externalName: localhost\n  ports: [{{name: main, port: {port}{told}}}]\n"
-            ),
-        );
+        mesh.outside(&format!("plain-{name}"), address, told).await;
         for service in [format!("{name}.{NAMESPACE}:80"), format!("plain-{name}.{NAMESPACE}:{port}")] {
             client = client.port(&service);
             services.push((service, name));
         }
-        mesh.knows_service(&format!("plain-{name}")).await;
     }
     let client = mesh.workload(client).await;
     let mut failed = Vec::new();

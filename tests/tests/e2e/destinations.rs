@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tulle_tests::{App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, read_head, read_to_end, wait_for};
+use tulle_tests::{
+    App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, only_on_loopback, read_head, read_to_end, wait_for,
+};
 
 use crate::Pair;
 
@@ -17,6 +19,7 @@ fn get(authority: impl std::fmt::Display) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_is_outside_the_mesh_is_reached_unless_that_is_forbidden() {
+    only_on_loopback!("it asks the forward proxy");
     let (app, outside) = (App::fixed(200, "inside").await, App::fixed(200, "outside").await);
     let mesh = TestMesh::start().await;
     let _server = mesh.workload(Workload::new("echo").app(app.address).protocol("http")).await;
@@ -52,6 +55,9 @@ async fn what_is_outside_the_mesh_is_reached_unless_that_is_forbidden() {
 
 #[tokio::test]
 async fn an_external_name_is_resolved_and_reached() {
+    only_on_loopback!(
+        "it asks the forward proxy: redirection sees an address, never a name that stands for another"
+    );
     let outside = App::fixed(200, "outside").await;
     let mesh = TestMesh::start().await;
     let client = mesh.workload(Workload::new("client").port("legacy.shop:80")).await;

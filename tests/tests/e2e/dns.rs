@@ -4,10 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use tokio::process::Command;
-use tulle_cli::local::{LocalMesh, Sidecar};
-use tulle_tests::{
-    LIMIT, NAMESPACE, Program, TRUST_DOMAIN, TestMesh, Workload, binaries, fetch, output_of, wait_for,
-};
+use tulle_cli::local::Sidecar;
+use tulle_tests::hosts::on_hosts;
+use tulle_tests::{LIMIT, NAMESPACE, Program, TestMesh, Workload, fetch, output_of, wait_for};
 
 /// What the name server knows; everything else in `example.com` does not exist.
 const ZONE: &[&str] = &[
@@ -46,26 +45,26 @@ async fn other_names_are_answered_as_their_name_server_answers_them() {
         &["elsewhere.test.invalid", "A"],
         &["version.bind", "TXT", "-c", "CH"],
     ] {
-        let direct = young(&dig(bench.server.address, question).await);
+        let direct = young(&bench.dig(bench.server.address, question).await);
         assert!(direct.contains("status: "), "{direct}");
         // The second time it may come from the cache.
         for _ in 0..2 {
-            assert_eq!(young(&dig(bench.resolver, question).await), direct, "{question:?}");
+            assert_eq!(young(&bench.dig(bench.resolver, question).await), direct, "{question:?}");
         }
     }
     let ipv6 = SocketAddr::from((Ipv6Addr::LOCALHOST, bench.resolver.port()));
     if tokio::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
-        assert_eq!(short(ipv6, &["www.example.com", "A"]).await, ["192.0.2.1"]);
+        assert_eq!(bench.short(ipv6, &["www.example.com", "A"]).await, ["192.0.2.1"]);
     }
 }
 
 #[tokio::test]
 async fn a_kept_answer_counts_its_time_down() {
-    let bench = Bench::start("127.0.0.1:0", &[]).await;
-    assert_eq!(ttl(bench.resolver, "www.example.com").await, 60);
-    drop(bench.server);
+    let mut bench = Bench::start("127.0.0.1:0", &[]).await;
+    assert_eq!(bench.ttl(bench.resolver, "www.example.com").await, 60);
+    bench.server.kill().await;
     let older = || async {
-        match ttl(bench.resolver, "www.example.com").await {
+        match bench.ttl(bench.resolver, "www.example.com").await {
             60 => Err("it is still as it was".to_owned()),
             left => Ok(left),
         }
@@ -73,7 +72,7 @@ async fn a_kept_answer_counts_its_time_down() {
     let left = wait_for(LIMIT, older).await.unwrap_or_else(|error| panic!("{error}"));
     assert!((30..60).contains(&left), "{left}");
     // The name server has gone, so what is not kept fails, in a time that clients still wait for.
-    let failed = dig(bench.resolver, &["v4.example.com", "A"]).await;
+    let failed = bench.dig(bench.resolver, &["v4.example.com", "A"]).await;
     assert!(failed.contains("status: SERVFAIL"), "{failed}");
 }
 
@@ -83,10 +82,10 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp() {
     let many: Vec<String> = (0..20).map(|i| format!("--txt-record=many.example.com,{i}{text}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let bench = Bench::start("127.0.0.1:0", &many).await;
-    let cut = dig(bench.resolver, &["many.example.com", "TXT", "+ignore", "+noedns"]).await;
+    let cut = bench.dig(bench.resolver, &["many.example.com", "TXT", "+ignore", "+noedns"]).await;
     assert!(cut.contains("flags: qr") && cut.contains(" tc "), "{cut}");
     for way in ["+notcp", "+tcp"] {
-        let whole = short(bench.resolver, &["many.example.com", "TXT", way]).await;
+        let whole = bench.short(bench.resolver, &["many.example.com", "TXT", way]).await;
         assert_eq!(whole.len(), 20, "{way}");
     }
 }
@@ -95,25 +94,25 @@ async fn what_does_not_fit_into_a_datagram_comes_over_tcp() {
 async fn names_of_the_mesh_follow_its_manifests() {
     let bench = Bench::start("127.0.0.1:0", &[]).await;
     let at = bench.resolver;
-    let absent = dig(at, &["cart.shop.svc.cluster.local", "A"]).await;
+    let absent = bench.dig(at, &["cart.shop.svc.cluster.local", "A"]).await;
     assert!(absent.contains("status: NXDOMAIN") && absent.contains("SOA"), "{absent}");
 
     bench.mesh.manifest("cart.yaml", &service("cart", "ports: [{name: http, port: 80}]"));
     let v4 = bench.becomes(&["cart.shop.svc.cluster.local", "A"], |found| found.len() == 1).await;
     let virtual_v4: Ipv4Addr = v4[0].parse().expect("an address");
     assert_eq!(virtual_v4.octets()[..2], [240, 240]);
-    let v6 = short(at, &["cart.shop.svc.cluster.local", "AAAA"]).await;
+    let v6 = bench.short(at, &["cart.shop.svc.cluster.local", "AAAA"]).await;
     assert!(v6[0].parse::<Ipv6Addr>().expect("an address").segments()[..2] == [0x2001, 2], "{v6:?}");
     for name in ["cart", "cart.shop", "cart.shop.svc", "CART.shop.SVC.cluster.local."] {
-        assert_eq!(short(at, &[name, "A"]).await, v4, "{name}");
+        assert_eq!(bench.short(at, &[name, "A"]).await, v4, "{name}");
     }
-    let places = short(at, &["_http._tcp.cart.shop.svc.cluster.local", "SRV"]).await;
+    let places = bench.short(at, &["_http._tcp.cart.shop.svc.cluster.local", "SRV"]).await;
     assert_eq!(places, ["0 1 80 cart.shop.svc.cluster.local."]);
 
     // An address of IPv4 alone: the other family is empty, and that is not "no such name".
     bench.mesh.manifest("cart.yaml", &service("cart", "clusterIP: 10.9.8.7, ports: [{port: 80}]"));
     bench.becomes(&["cart", "A"], |found| found == ["10.9.8.7"]).await;
-    let empty = dig(at, &["cart", "AAAA"]).await;
+    let empty = bench.dig(at, &["cart", "AAAA"]).await;
     assert!(empty.contains("status: NOERROR") && empty.contains("ANSWER: 0"), "{empty}");
     assert!(empty.contains(" aa ") && empty.contains(" ra"), "{empty}");
 
@@ -128,8 +127,8 @@ async fn names_of_the_mesh_follow_its_manifests() {
     let headless = service("db", "clusterIP: None, ports: [{name: pg, port: 5432}]");
     bench.mesh.manifest("db.yaml", &format!("{headless}{}{}", workload(0), workload(1)));
     bench.becomes(&["db.shop", "A"], |found| found == ["10.1.0.0", "10.1.0.1"]).await;
-    assert_eq!(short(at, &["db-1.db.shop.svc.cluster.local", "A"]).await, ["10.1.0.1"]);
-    let places = short(at, &["_pg._tcp.db.shop.svc.cluster.local", "SRV"]).await;
+    assert_eq!(bench.short(at, &["db-1.db.shop.svc.cluster.local", "A"]).await, ["10.1.0.1"]);
+    let places = bench.short(at, &["_pg._tcp.db.shop.svc.cluster.local", "SRV"]).await;
     let expected = [0, 1].map(|number| format!("0 1 5432 db-{number}.db.shop.svc.cluster.local."));
     assert_eq!(places, expected);
     bench.mesh.manifest("db.yaml", &format!("{headless}{}", workload(1)));
@@ -145,7 +144,7 @@ async fn names_of_the_mesh_follow_its_manifests() {
     );
     let chain = ["alias.example.com.", "www.example.com.", "192.0.2.1"];
     bench.becomes(&["www.shop", "A"], |found| found == chain).await;
-    assert_eq!(short(at, &["www.shop", "AAAA"]).await[2], "2001:db8::1");
+    assert_eq!(bench.short(at, &["www.shop", "AAAA"]).await[2], "2001:db8::1");
 
     bench.mesh.remove_manifest("cart.yaml");
     bench.becomes(&["cart.shop.svc.cluster.local", "A"], |found| found.is_empty()).await;
@@ -160,32 +159,30 @@ async fn names_resolve_while_the_control_plane_is_away_and_addresses_outlive_it(
     let mut bench = Bench::start("127.0.0.1:0", &[]).await;
     bench.mesh.manifest("cart.yaml", &service("cart", "ports: [{name: http, port: 80}]"));
     let before = bench.becomes(&["cart", "A"], |found| found.len() == 1).await;
-    let listen = bench.mesh.mesh.xds().to_string();
     bench.mesh.mesh.control_plane.kill().await;
     for _ in 0..3 {
-        assert_eq!(short(bench.resolver, &["cart", "A"]).await, before);
+        assert_eq!(bench.short(bench.resolver, &["cart", "A"]).await, before);
     }
-    let unknown = dig(bench.resolver, &["stock.shop.svc.cluster.local", "A"]).await;
+    let unknown = bench.dig(bench.resolver, &["stock.shop.svc.cluster.local", "A"]).await;
     assert!(unknown.contains("status: SERVFAIL"), "{unknown}");
-    assert_eq!(short(bench.resolver, &["www.example.com", "A"]).await, ["192.0.2.1"]);
+    assert_eq!(bench.short(bench.resolver, &["www.example.com", "A"]).await, ["192.0.2.1"]);
 
     // Others come first in the order of names, and still nothing moves.
     let all: String =
         ["aa", "ab", "cart"].map(|name| service(name, "ports: [{name: http, port: 80}]")).concat();
     bench.mesh.manifest("cart.yaml", &all);
-    let again =
-        LocalMesh::start_with(binaries(), bench.mesh.folder.path(), TRUST_DOMAIN, &["--listen", &listen])
-            .await;
-    let _again = again.unwrap_or_else(|error| panic!("{error}"));
+    bench.mesh.restart_control_plane().await;
     bench.becomes(&["aa.shop", "A"], |found| found.len() == 1).await;
-    assert_eq!(short(bench.resolver, &["cart", "A"]).await, before);
+    assert_eq!(bench.short(bench.resolver, &["cart", "A"]).await, before);
 }
 
 #[tokio::test]
 async fn programs_find_names_through_their_search_domains() {
     // Port 53, on an address that no other resolver has: a resolv.conf knows no ports.
     let address = format!("127.{}.{}.53", fastrand::u8(64..127), fastrand::u8(1..=254));
-    let bench = Bench::start(&format!("{address}:53"), &[]).await;
+    // Where queries are redirected, they are wherever they were going to.
+    let listen = if on_hosts() { "127.0.0.1:15053".into() } else { format!("{address}:53") };
+    let bench = Bench::start(&listen, &[]).await;
     bench.mesh.manifest("cart.yaml", &service("cart", "clusterIP: 10.9.8.7, ports: [{port: 80}]"));
     bench.becomes(&["cart.shop", "A"], |found| found == ["10.9.8.7"]).await;
     let conf = bench.mesh.folder.path().join("resolv.conf");
@@ -204,10 +201,10 @@ async fn programs_find_names_through_their_search_domains() {
             format!("getent ahostsv4 {name} | cut -d' ' -f1 | sort -u"),
             format!("python3 -c 'import socket; print(socket.getaddrinfo(\"{name}\", 80)[0][4][0])'"),
         ] {
-            assert_eq!(with_resolv_conf(&conf, &program).await, expected, "{program}");
+            assert_eq!(bench.with_resolv_conf(&conf, &program).await, expected, "{program}");
         }
     }
-    let missing = with_resolv_conf(&conf, "getent hosts nothing.example.com || echo none").await;
+    let missing = bench.with_resolv_conf(&conf, "getent hosts nothing.example.com || echo none").await;
     assert_eq!(missing, "none");
 }
 
@@ -221,8 +218,8 @@ struct Bench {
 
 impl Bench {
     async fn start(listen: &str, more: &[&str]) -> Self {
-        let server = Program::dnsmasq(&[ZONE, more].concat()).await;
         let mesh = TestMesh::start().await;
+        let server = Program::dnsmasq(&mesh.ground("client").await, &[ZONE, more].concat()).await;
         let dns = serde_json::json!({ "listen": listen, "upstream": [server.address.to_string()] });
         let sidecar = mesh.workload(Workload::new("client").config("dns", dns)).await;
         let resolver =
@@ -234,10 +231,64 @@ impl Bench {
     /// Waits until the resolver's answer is as it should be.
     async fn becomes(&self, question: &[&str], good: impl Fn(&[String]) -> bool) -> Vec<String> {
         let asked = || async {
-            let found = short(self.resolver, question).await;
+            let found = self.short(self.resolver, question).await;
             if good(&found) { Ok(found) } else { Err(format!("{question:?}: {found:?}")) }
         };
         wait_for(LIMIT, asked).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What dig prints, without what is different each time.
+    async fn dig(&self, server: SocketAddr, question: &[&str]) -> String {
+        let mut command = Command::new("dig");
+        command.arg(format!("@{}", server.ip())).args(["-p", &server.port().to_string()]);
+        command.args([
+            "+nocookie",
+            "+noall",
+            "+comments",
+            "+question",
+            "+answer",
+            "+authority",
+            "+additional",
+        ]);
+        command.args(["+tries=1", "+time=10"]).args(question);
+        let output = output_of(self.mesh.beside("client", command).await).await;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = text.lines().map(|line| line.split(", id: ").next().unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The data of the answer's records, sorted but for chains.
+    async fn short(&self, server: SocketAddr, question: &[&str]) -> Vec<String> {
+        let text = self
+            .dig(
+                server,
+                &[question, &["+nocomments", "+noquestion", "+noauthority", "+noadditional"]].concat(),
+            )
+            .await;
+        let records = text.lines().filter(|line| !line.starts_with(';') && !line.is_empty());
+        let mut data: Vec<String> =
+            records.map(|line| line.split_whitespace().skip(4).collect::<Vec<_>>().join(" ")).collect();
+        if !text.contains("\tCNAME\t") {
+            data.sort();
+        }
+        data
+    }
+
+    async fn ttl(&self, server: SocketAddr, name: &str) -> u32 {
+        let text = self.dig(server, &[name, "A", "+nocomments", "+noquestion"]).await;
+        let ttl = text.lines().find(|line| !line.starts_with(';') && !line.is_empty());
+        ttl.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    /// What a program says where this file is `/etc/resolv.conf`.
+    async fn with_resolv_conf(&self, conf: &Path, program: &str) -> String {
+        let mut command = Command::new("unshare");
+        let script = format!("mount --bind '{}' /etc/resolv.conf && {program}", conf.display());
+        command.args(["--mount", "sh", "-c", &script]);
+        let output = output_of(self.mesh.beside("client", command).await).await;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(!complaint.contains("unshare") && !complaint.contains("mount"), "needs root: {complaint}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 }
 
@@ -248,50 +299,7 @@ fn service(name: &str, spec: &str) -> String {
     )
 }
 
-/// What dig prints, without what is different each time.
-async fn dig(server: SocketAddr, question: &[&str]) -> String {
-    let mut command = Command::new("dig");
-    command.arg(format!("@{}", server.ip())).args(["-p", &server.port().to_string()]);
-    command.args(["+nocookie", "+noall", "+comments", "+question", "+answer", "+authority", "+additional"]);
-    command.args(["+tries=1", "+time=10"]).args(question);
-    let output = output_of(command).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let lines = text.lines().map(|line| line.split(", id: ").next().unwrap_or(line));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
 /// As if no answer had been kept for a while: how TTLs count down is looked at elsewhere.
 fn young(text: &str) -> String {
     (30..60).fold(text.to_owned(), |text, ttl| text.replace(&format!("\t{ttl}\tIN"), "\t60\tIN"))
-}
-
-/// The data of the answer's records, sorted but for chains.
-async fn short(server: SocketAddr, question: &[&str]) -> Vec<String> {
-    let text =
-        dig(server, &[question, &["+nocomments", "+noquestion", "+noauthority", "+noadditional"]].concat())
-            .await;
-    let records = text.lines().filter(|line| !line.starts_with(';') && !line.is_empty());
-    let mut data: Vec<String> =
-        records.map(|line| line.split_whitespace().skip(4).collect::<Vec<_>>().join(" ")).collect();
-    if !text.contains("\tCNAME\t") {
-        data.sort();
-    }
-    data
-}
-
-async fn ttl(server: SocketAddr, name: &str) -> u32 {
-    let text = dig(server, &[name, "A", "+nocomments", "+noquestion"]).await;
-    let ttl = text.lines().find(|line| !line.starts_with(';') && !line.is_empty());
-    ttl.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_else(|| panic!("{text}"))
-}
-
-/// What a program says where this file is `/etc/resolv.conf`.
-async fn with_resolv_conf(conf: &Path, program: &str) -> String {
-    let mut command = Command::new("unshare");
-    let script = format!("mount --bind '{}' /etc/resolv.conf && {program}", conf.display());
-    command.args(["--mount", "sh", "-c", &script]);
-    let output = output_of(command).await;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(!complaint.contains("unshare") && !complaint.contains("mount"), "needs root: {complaint}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

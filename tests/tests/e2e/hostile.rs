@@ -52,7 +52,6 @@ async fn garbage_is_rejected_by_name_and_takes_nothing_down() {
             let resource = Resource {
                 name: name.into(),
                 version: "forged".into(),
-                aliases: if kind == Kind::Listener { vec!["echo.shop:80".into()] } else { Vec::new() },
                 resource: Some(Any { type_url: url.into(), value }),
                 ..Default::default()
             };

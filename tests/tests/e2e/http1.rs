@@ -2,7 +2,9 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tulle_tests::{App, Program, curl, exchange, identity, output_of, python, read_head, script};
+use tulle_tests::{
+    App, Program, curl, exchange, identity, only_on_loopback, output_of, python, read_head, script,
+};
 
 use crate::Pair;
 
@@ -13,7 +15,7 @@ async fn curl_reaches_a_service_by_all_its_names() {
     for host in ["echo.shop", "echo", "echo.shop.svc", "echo.shop.svc.cluster.local", "echo.shop:80"] {
         let mut command = curl();
         command.args(["--proxy", &pair.proxy(), "--fail", &format!("http://{host}/a?b=c")]);
-        let output = output_of(command).await;
+        let output = output_of(pair.beside(command).await).await;
         assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n", "{host}: {output:?}");
     }
     let seen = app.seen();
@@ -27,6 +29,7 @@ async fn curl_reaches_a_service_by_all_its_names() {
 
 #[tokio::test]
 async fn a_local_port_and_a_tunnel_reach_it_too() {
+    only_on_loopback!("local ports and tunnels take the place of redirection");
     let app = App::fixed(200, "hello\n").await;
     let pair = Pair::start(app.address, "http").await;
     let mut direct = curl();
@@ -119,7 +122,7 @@ async fn bodies_stream_through_independent_programs() {
     let pair = Pair::start(app.address, "http").await;
     let mut command = python("http_client.py");
     command.args([&pair.proxy(), "http://echo.shop/", "100"]);
-    let output = output_of(command).await;
+    let output = output_of(pair.beside(command).await).await;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{output:?}");
 }
 
@@ -135,16 +138,16 @@ async fn large_files_of_nginx_arrive_whole() {
     let target = folder.path().join("copy");
     let mut command = curl();
     command.args(["--proxy", &pair.proxy(), "--fail", "http://echo.shop/big", "--output"]).arg(&target);
-    let output = output_of(command).await;
+    let output = output_of(pair.beside(command).await).await;
     assert!(output.status.success(), "{output:?}");
     assert!(std::fs::read(&target).expect("it was written") == bytes, "the file changed on its way");
 
     let mut range = curl();
     range.args(["--proxy", &pair.proxy(), "--range", "100-107", "http://echo.shop/big"]);
-    assert_eq!(output_of(range).await.stdout, bytes[100..108]);
+    assert_eq!(output_of(pair.beside(range).await).await.stdout, bytes[100..108]);
     let mut head = curl();
     head.args(["--proxy", &pair.proxy(), "--head", "http://echo.shop/big"]);
-    let head = String::from_utf8_lossy(&output_of(head).await.stdout).to_ascii_lowercase();
+    let head = String::from_utf8_lossy(&output_of(pair.beside(head).await).await.stdout).to_ascii_lowercase();
     assert!(head.contains(&format!("content-length: {size}\r\n")), "{head}");
 }
 
@@ -156,7 +159,7 @@ const NGINX: &str = "
 async fn websockets_pass() {
     let app = Program::python("ws_server.py", &[]).await;
     let pair = Pair::start(app.address, "http").await;
-    for address in [pair.port(), pair.client.proxy] {
+    for address in pair.ways() {
         let mut command = python("ws_client.py");
         command.args([&address.to_string(), "echo.shop"]);
         let output = output_of(command).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tulle_tests::{App, exchange, read_to_end};
+use tulle_tests::{App, exchange, only_on_loopback, read_to_end};
 
 use crate::Pair;
 
@@ -141,6 +141,7 @@ async fn a_head_that_does_not_end_times_out() {
 
 #[tokio::test]
 async fn bytes_that_are_not_http_are_refused() {
+    only_on_loopback!("it speaks to the forward proxy");
     let app = App::fixed(200, "").await;
     let pair = Pair::start(app.address, "http").await;
     for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"hello\r\n\r\n", b"GET\r\n\r\n"] {

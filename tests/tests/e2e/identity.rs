@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tulle_cli::local::Sidecar;
-use tulle_tests::{App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, fetch, identity, wait_for};
+use tulle_tests::{
+    App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, fetch, identity, only_on_loopback, wait_for,
+};
 
 use crate::Pair;
 
@@ -56,6 +58,7 @@ async fn plaintext(address: std::net::SocketAddr) -> String {
 
 #[tokio::test]
 async fn a_recycled_address_never_gets_anothers_requests() {
+    only_on_loopback!("it configures a mesh port");
     let app = App::fixed(200, "echo").await;
     let newcomer = App::fixed(200, "newcomer").await;
     let mesh = TestMesh::start().await;

@@ -1,4 +1,7 @@
-//! End-to-end tests: real control plane, real sidecars, real clients and servers, on loopback.
+//! End-to-end tests: real control plane, real sidecars, real clients and servers.
+//!
+//! On loopback, each workload at ports of its own; and with `TULLE_TEST_HOSTS=1`, as root, on hosts in network namespaces,
+//! where no application has a setting that speaks of the mesh. A test that can't run there by its nature says so.
 
 mod admin;
 mod bad_input;
@@ -28,7 +31,9 @@ mod tls_routes;
 
 use std::net::SocketAddr;
 
+use tokio::process::Command;
 use tulle_cli::local::Sidecar;
+use tulle_tests::hosts::on_hosts;
 use tulle_tests::{TestMesh, Workload};
 
 /// A client's sidecar and a server's: the application behind `echo.shop:80`.
@@ -61,8 +66,19 @@ impl Pair {
         self.client.ports["echo.shop:80"]
     }
 
-    /// The client's forward proxy, as `http_proxy` has it.
+    /// The client's forward proxy, as `http_proxy` has it; empty where redirection takes its place.
     pub(crate) fn proxy(&self) -> String {
-        format!("http://{}", self.client.proxy)
+        if on_hosts() { String::new() } else { format!("http://{}", self.client.proxy) }
+    }
+
+    /// A program as the client's application would run it.
+    pub(crate) async fn beside(&self, program: Command) -> Command {
+        self.mesh.beside("client", program).await
+    }
+
+    /// All ways to `echo.shop:80`: its own port, and the forward proxy, which serves all destinations.
+    pub(crate) fn ways(&self) -> Vec<SocketAddr> {
+        let proxy = (!on_hosts()).then_some(self.client.proxy);
+        [self.port()].into_iter().chain(proxy).collect()
     }
 }

@@ -156,7 +156,7 @@ async fn an_upgraded_connection_lives_as_long_as_its_route_says() {
     let (mut before, mut app_before) = upgrade(pair.port()).await;
     policy(&pair, "connection: {streamIdleTimeout: 300ms}", "\"idle\":{").await;
     // By its own port and through the forward proxy, which serves all destinations.
-    for to in [pair.port(), pair.client.proxy] {
+    for to in pair.ways() {
         let (mut client, mut app) = upgrade(to).await;
         client.write_all(b"ping").await.expect("it is open");
         let mut ping = [0; 4];
