@@ -74,7 +74,8 @@ impl ClusterName {
     pub fn sni(&self) -> String {
         match self {
             Self::Outbound { service, subset } => {
-                format!("outbound_.{}_.{subset}_.{}", service.port, service.fqdn)
+                let host = service.fqdn.parse().map_or_else(|_| service.fqdn.to_string(), sni_host);
+                format!("outbound_.{}_.{subset}_.{host}", service.port)
             }
             Self::Inbound { port } => format!("inbound_.{port}_._."),
         }
@@ -126,6 +127,16 @@ impl Serialize for ClusterName {
 /// Starts the SNI of every connection between two sidecars; no application's own server name has this form, because
 /// an underscore may not stand in a host name.
 pub const MESH_SNI_PREFIX: &str = "outbound_.";
+
+/// How an address stands in an SNI, `10-0-0-1.ip`: a server name may hold no address (RFC 6066, section 3), so TLS
+/// libraries take none that has a colon or ends in a number, and would send none at all.
+pub fn sni_host(ip: IpAddr) -> String {
+    let parts: Vec<String> = match ip {
+        IpAddr::V4(ip) => ip.octets().iter().map(ToString::to_string).collect(),
+        IpAddr::V6(ip) => ip.segments().iter().map(|segment| format!("{segment:x}")).collect(),
+    };
+    format!("{}.ip", parts.join("-"))
+}
 
 /// The name of the listener that serves `address` of a workload: `tulle/inbound/<ip>:<port>`.
 pub fn inbound_listener(address: SocketAddr) -> String {
@@ -190,6 +201,18 @@ mod tests {
         let service: ServicePort = "cart.shop:80".parse().expect("valid");
         assert_eq!(service, ServicePort::new("cart.shop", 80));
         assert!(":80".parse::<ServicePort>().is_err());
+    }
+
+    #[test]
+    fn a_server_name_never_looks_like_an_address() {
+        for (cluster, sni) in [
+            ("outbound|80||cart.shop", "outbound_.80_._.cart.shop"),
+            ("outbound|80|v1|cart.shop", "outbound_.80_.v1_.cart.shop"),
+            ("outbound|5432||10.77.0.3", "outbound_.5432_._.10-77-0-3.ip"),
+            ("outbound|5432||fd77::3", "outbound_.5432_._.fd77-0-0-0-0-0-0-3.ip"),
+        ] {
+            assert_eq!(cluster.parse::<ClusterName>().expect("valid").sni(), sni);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use tulle_mesh::address::captured_listener;
+use tulle_mesh::address::{captured_listener, sni_host};
 use tulle_mesh::model::{FilterChain, Listener, TrafficDirection};
 
 use super::inbound::{Inbound, server_names};
@@ -31,7 +31,7 @@ impl Inbound<'_> {
             chains.extend(own.into_iter().map(|chain| of_port(chain, number)));
         }
         // How peers ask for a port of this address, whatever its number.
-        let names = [format!("*._.{ip}")];
+        let names = [format!("*._.{}", sni_host(ip))];
         chains.extend(self.chains(workload, services, &any_port(0), &names, report));
         Listener { name: captured_listener(ip), direction: TrafficDirection::Inbound, address: None, chains }
     }

@@ -28,7 +28,7 @@ fn each_known_port_has_the_chains_of_its_own_listener_and_the_others_are_detecte
     let Protocol::Tcp(proxy) = &bytes.protocol else { panic!("bytes") };
     assert_eq!(proxy.backends, [("inbound|0||".to_owned(), 1)]);
     let mesh = captured.chains.iter().find(|chain| chain.name == "mtls-tcp").expect("it is there");
-    assert_eq!(mesh.matches.server_names, ["*._.10.0.0.1"]);
+    assert_eq!(mesh.matches.server_names, ["*._.10-0-0-1.ip"]);
 }
 
 #[test]

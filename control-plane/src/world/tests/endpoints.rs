@@ -132,7 +132,7 @@ fn a_workload_can_be_dialled_directly_with_its_identity_pinned() {
     );
     let cluster = world.cluster("outbound|25001||192.0.2.1").expect("made");
     assert_eq!(cluster.protocol, UpstreamProtocol::Http2);
-    assert_eq!(cluster.tls.as_ref().map(|tls| tls.sni.as_str()), Some("outbound_.25001_._.192.0.2.1"));
+    assert_eq!(cluster.tls.as_ref().map(|tls| tls.sni.as_str()), Some("outbound_.25001_._.192-0-2-1.ip"));
     let key = world.resolve("192.0.2.1:25001", "").expect("known");
     assert_eq!(world.listener(&key).expect("made").name, "192.0.2.1:25001");
 }

@@ -79,7 +79,7 @@ fn the_mesh_s_tls_is_told_from_the_application_s_own_by_server_name() {
     let world = with("tcp", &[]);
     assert_eq!(
         chains(&world)[0].matches.server_names,
-        ["outbound_.80_._.cart.shop.svc.cluster.local", "outbound_.25001_._.127.0.0.1"]
+        ["outbound_.80_._.cart.shop.svc.cluster.local", "outbound_.25001_._.127-0-0-1.ip"]
     );
 }
 
