@@ -2,8 +2,8 @@
 //!
 //! In: a Service and what stands behind it. Out: its names, as Kubernetes' specification of DNS has them
 //! (github.com/kubernetes/dns, docs/specification.md, 1.1.0): the Service's addresses; of a headless one those of its
-//! endpoints, and a name for each endpoint; the places of each named port; and what an ExternalName stands for. A name
-//! without an answer is none.
+//! endpoints, and a name for each endpoint; the places of each named port; and what an ExternalName stands for, unless it
+//! has an address of its own. A name without an answer is none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ pub(super) fn names(service: &Service, hosts: &[Host], assignments: &[LoadAssign
     let fqdn = service.fqdn.to_ascii_lowercase();
     let named = |name: String, ttl, records| DnsName { name, ttl, records };
     let mut names = Vec::new();
-    if let Some(host) = &service.external_name {
+    if let Some(host) = service.external_name.as_ref().filter(|_| service.cluster_ips.is_empty()) {
         let records = match host.parse() {
             Ok(ip) => DnsRecords::Addresses(vec![ip]),
             Err(_) => DnsRecords::Alias(host.to_ascii_lowercase()),

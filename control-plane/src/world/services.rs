@@ -3,7 +3,7 @@
 //! In: Service objects. Out: for each its whole name and ports with the protocol that its author told, and an index from
 //! every name and address under which an application may dial it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -43,6 +43,8 @@ pub(super) enum Addressed {
     Headless,
     /// Its object does not say: virtual ones are chosen for it, if at all.
     Open,
+    /// It needs none: its name only stands for another one.
+    Alias,
 }
 
 /// A port of a Service.
@@ -138,7 +140,20 @@ impl Services {
             });
             services.by_key.insert(key.clone(), service);
         }
+        services.find_aliases();
         services
+    }
+
+    /// What stands for another Service leads to that one's address, and so to all that holds for it.
+    fn find_aliases(&mut self) {
+        let names: BTreeSet<String> =
+            self.by_key.values().map(|service| service.fqdn.to_ascii_lowercase()).collect();
+        for service in self.by_key.values_mut() {
+            let target = service.external_name.as_deref().map(str::to_ascii_lowercase);
+            if target.is_some_and(|target| names.contains(&target)) {
+                service.addressed = Addressed::Alias;
+            }
+        }
     }
 
     /// Gives addresses to the Services whose objects don't say theirs, and to them alone.
@@ -211,11 +226,6 @@ fn read(
     let fqdn: Arc<str> = format!("{}.{}.svc.{cluster_domain}", key.name, key.namespace).into();
     let addresses = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
     let external = spec.type_.as_deref() == Some("ExternalName");
-    let addressed = match addresses.iter().map(String::as_str).find(|address| !address.is_empty()) {
-        Some("None") => Addressed::Headless,
-        None if !external => Addressed::Open,
-        _ => Addressed::Given,
-    };
     let mut cluster_ips = Vec::new();
     for address in addresses.iter().filter(|address| !address.is_empty() && *address != "None") {
         match address.parse() {
@@ -258,6 +268,13 @@ fn read(
         let service = ServicePort::new(fqdn.clone(), number);
         ports.push(Port { name: port.name, number, target, protocol, service });
     }
+    let addressed = match addresses.iter().map(String::as_str).find(|address| !address.is_empty()) {
+        Some("None") => Addressed::Headless,
+        Some(_) => Addressed::Given,
+        // At an address of its own its ports are known to the mesh, wherever they lead.
+        None if !external || !ports.is_empty() => Addressed::Open,
+        None => Addressed::Alias,
+    };
     let external_name =
         spec.external_name.filter(|_| external).map(|name| name.trim_end_matches('.').to_owned());
     Service {

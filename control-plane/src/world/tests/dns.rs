@@ -128,6 +128,41 @@ fn a_service_without_an_address_gets_virtual_ones_that_stay() {
     assert_eq!(none.virtual_addresses(), &VirtualAddresses::default());
 }
 
+#[test]
+fn what_stands_for_a_name_outside_has_an_address_of_its_own_where_its_ports_are_told() {
+    let settings = MeshSettings {
+        virtual_ranges: ["240.240.0.0/16", "2001:2::/48"].map(|range| range.parse().expect("valid")).into(),
+        ..settings()
+    };
+    let external = |name: &str, rest: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{type: ExternalName, {rest}}}\n"
+        )
+    };
+    let manifests = [
+        external("bank", "externalName: bank.example, ports: [{port: 443, name: https}]"),
+        external("any", "externalName: any.example"),
+        external("alias", "externalName: Cart.shop.svc.cluster.local., ports: [{port: 80}]"),
+        service("shop", "cart", "ports: [{port: 80, name: http}]"),
+    ];
+    let all = load(&manifests.concat());
+    let world = World::build(&all.objects, &settings);
+    assert_eq!(problems(&world), Vec::<String>::new());
+    let bank = answer(&world, "bank", "shop").expect("it has addresses");
+    let [v4, v6] = *bank.split(' ').collect::<Vec<_>>() else { panic!("{bank}") };
+    for dialled in [format!("{v4}:443"), format!("[{v6}]:443")] {
+        let key = world.resolve(&dialled, "").expect("an alias");
+        assert_eq!(&*key, "bank.shop.svc.cluster.local:443");
+    }
+    // All ports may be meant, and another Service has an address already.
+    assert_eq!(answer(&world, "any", "shop").as_deref(), Some("-> any.example"));
+    assert_eq!(answer(&world, "alias", "shop").as_deref(), Some("-> cart.shop.svc.cluster.local"));
+    // Where addresses are a cluster's matter, it is a name as its DNS has it.
+    let plain = World::build(&all.objects, &super::support::settings());
+    assert_eq!(answer(&plain, "bank", "shop").as_deref(), Some("-> bank.example"));
+}
+
 fn answer(world: &World, name: &str, namespace: &str) -> Option<String> {
     let key = world.resolve_dns(name, namespace)?;
     let DnsName { records, .. } = &**world.dns().get(&key).expect("resolved");
