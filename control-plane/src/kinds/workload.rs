@@ -17,6 +17,10 @@ use serde::{Deserialize, Serialize};
 pub struct WorkloadSpec {
     /// The IP address at which peers reach it.
     pub address: IpAddr,
+    /// All its addresses, where it has several, as with one of each family; `address` is one of them, whether or not it
+    /// stands here. Services lead to `address` alone; a headless one has them all in DNS, and each can be dialled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// The service account that it runs as: the last part of its identity,
     /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. `default` where it is not given.
     #[serde(default = "default_account")]

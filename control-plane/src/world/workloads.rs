@@ -174,14 +174,9 @@ fn pod(key: &Key, pod: &Pod, trust_domain: &TrustDomain) -> Option<Workload> {
     if over || spec.host_network == Some(true) {
         return None;
     }
-    let mut addresses: Vec<IpAddr> =
-        status.pod_ip.iter().filter_map(|address| address.parse().ok()).collect();
+    let first = status.pod_ip.iter().filter_map(|address| address.parse().ok());
     let more = status.pod_ips.iter().flatten().filter_map(|address| address.ip.parse().ok());
-    for address in more {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
+    let addresses = each_once(first.chain(more));
     if addresses.is_empty() {
         return None;
     }
@@ -203,6 +198,16 @@ fn pod(key: &Key, pod: &Pod, trust_domain: &TrustDomain) -> Option<Workload> {
         ports: container_ports(spec),
         outside: false,
     })
+}
+
+fn each_once(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for address in all {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
 }
 
 /// The name of the injected container, and of the annotation that the injector leaves.
@@ -246,6 +251,7 @@ fn outside(
             return None;
         }
     };
+    let addresses = each_once([spec.address].into_iter().chain(spec.addresses.iter().copied()));
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().enumerate() {
         let mesh = port.mesh_port.unwrap_or(port.port);
@@ -254,9 +260,12 @@ fn outside(
             report.error(subject, field, "0 is not a port", "write a number from 1 to 65535");
             continue;
         }
-        let address = SocketAddr::new(spec.address, mesh);
-        let owner = taken.entry(address).or_insert_with(|| key.clone());
-        if owner != key {
+        let mut served = addresses.iter().map(|ip| SocketAddr::new(*ip, mesh));
+        let other = served.find_map(|address| {
+            let owner = taken.entry(address).or_insert_with(|| key.clone());
+            (owner != key).then(|| (owner.clone(), address))
+        });
+        if let Some((owner, address)) = other {
             report.error(
                 subject,
                 field,
@@ -274,7 +283,7 @@ fn outside(
     Some(Workload {
         key: key.clone(),
         labels: labels.unwrap_or_default(),
-        addresses: vec![spec.address],
+        addresses,
         identity: Some(identity),
         meshed: spec.meshed,
         ready: spec.ready,

@@ -1,8 +1,10 @@
-use tulle_mesh::address::parse_captured_listener;
-use tulle_mesh::model::{Action, Authorization, ChainMatch, FilterChain, Protocol};
+use std::net::SocketAddr;
+
+use tulle_mesh::address::{captured_listener, parse_captured_listener};
+use tulle_mesh::model::{Action, Authorization, ChainMatch, DnsRecords, FilterChain, Protocol};
 
 use super::policies::policy;
-use super::support::{service, workload, world};
+use super::support::{problems, service, workload, world};
 use crate::world::World;
 
 const CAPTURED: &str = "tulle/inbound/10.0.0.1";
@@ -88,4 +90,27 @@ fn shop(policies: &[String]) -> World {
 fn names(world: &World) -> String {
     let chains = &world.listener(CAPTURED).expect("made").chains;
     chains.iter().map(|chain| chain.name.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_workload_is_reached_at_each_of_its_addresses() {
+    let workload = workload("shop", "db-0", "db", "10.1.0.1", 5432, 5432)
+        .replace("address: 10.1.0.1", "address: 10.1.0.1, addresses: ['fd00::1', 10.1.0.1]");
+    let world = world(&format!(
+        "{workload}{}{}",
+        service("shop", "db", "clusterIP: 10.96.0.1, ports: [{port: 80, targetPort: http}]"),
+        service("shop", "all", "clusterIP: None, ports: [{port: 80}]").replace("app: all", "app: db"),
+    ));
+    assert_eq!(problems(&world), Vec::<String>::new());
+    let assignment = world.assignment("outbound|80||db.shop.svc.cluster.local").expect("made");
+    assert_eq!(assignment.endpoints().count(), 1, "a workload gets one share, however many addresses it has");
+    let all = world.dns().get("all.shop.svc.cluster.local").expect("made");
+    let both = ["10.1.0.1", "fd00::1"].map(|ip| ip.parse().expect("an address"));
+    assert_eq!(all.records, DnsRecords::Addresses(both.to_vec()));
+    for ip in both {
+        assert!(world.listener(&captured_listener(ip)).is_some(), "{ip}");
+        let direct = SocketAddr::new(ip, 5432).to_string();
+        let key = world.resolve(&direct, "").expect("an address means itself");
+        assert!(world.listener(&key).is_some(), "{direct}");
+    }
 }
