@@ -48,9 +48,7 @@ impl Program {
             format!("{NGINX}{servers}}}\n").replace("@@PORT@@", &port.to_string()).replace("@@DIR@@", dir);
         std::fs::write(&path, config).expect("the folder can be written");
         let mut command = Command::new("nginx");
-        // Without a master process there are no workers that outlive it when it is killed.
-        let settings = "daemon off; master_process off;";
-        command.arg("-p").arg(folder).arg("-c").arg(&path).args(["-e", "stderr", "-g", settings]);
+        command.arg("-p").arg(folder).arg("-c").arg(&path).args(["-e", "stderr", "-g", NGINX_ALONE]);
         command.stdin(Stdio::null()).kill_on_drop(true);
         let child = command.spawn().unwrap_or_else(|error| panic!("nginx: {error}; run tests/setup"));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -111,8 +109,11 @@ impl Program {
     }
 }
 
+/// Without a master process there are no workers that outlive it when it is killed.
+pub(crate) const NGINX_ALONE: &str = "daemon off; master_process off;";
+
 /// How nginx runs in a folder of its own; its servers and the closing brace follow.
-const NGINX: &str = "\
+pub(crate) const NGINX: &str = "\
 worker_processes 1;
 pid @@DIR@@/nginx.pid;
 events {}

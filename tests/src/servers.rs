@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Blocking, Stdio};
 use std::time::{Duration, Instant};
 
+use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::program::{NGINX, NGINX_ALONE};
 use crate::{LIMIT, output_of, wait_for};
 
 /// Where programs run: an address to listen on, and how to get there.
@@ -60,6 +62,8 @@ impl Ground {
             "--locale=C",
         ]);
         succeed(init).await;
+        // What is made above is for loopback alone.
+        std::fs::write(data.join("pg_hba.conf"), "host all all all trust\n").expect("root may");
         let address = self.free_port();
         let mut command = self.command(user, programs.join("postgres"));
         command.arg("-D").arg(&data).args(["-p", &address.port().to_string()]);
@@ -73,9 +77,16 @@ impl Ground {
 
     /// One statement by psql, whose output is the bare values.
     pub fn psql(&self, server: SocketAddr, statement: &str) -> Command {
+        let mut command = self.psql_session(server);
+        command.args(["-c", statement]);
+        command
+    }
+
+    /// psql, which takes statements from its standard input.
+    pub fn psql_session(&self, server: SocketAddr) -> Command {
         let mut command = self.command(None, "psql");
         command.args(["-h", &server.ip().to_string(), "-p", &server.port().to_string()]);
-        command.args(["-U", "postgres", "-d", "postgres", "-X", "-At", "-c", statement]);
+        command.args(["-U", "postgres", "-d", "postgres", "-X", "-At"]);
         command
     }
 
@@ -86,7 +97,19 @@ impl Ground {
         std::fs::create_dir(&data).expect("the folder is new");
         let mut command = self.command(None, "redis-server");
         command.args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()]);
-        command.args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"]).arg(&data);
+        command
+            .args([
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--daemonize",
+                "no",
+                "--protected-mode",
+                "no",
+                "--dir",
+            ])
+            .arg(&data);
         self.serve("redis", command, folder, address, || self.redis_cli(address, &["PING"])).await
     }
 
@@ -123,8 +146,15 @@ impl Ground {
 
     /// One statement by the mysql client, whose output is the bare values.
     pub fn mysql(&self, server: SocketAddr, statement: &str) -> Command {
+        let mut command = self.mysql_session(server);
+        command.args(["-e", statement]);
+        command
+    }
+
+    /// The mysql client, which takes statements from its standard input.
+    pub fn mysql_session(&self, server: SocketAddr) -> Command {
         let mut command = self.command(None, "mariadb");
-        command.args(["--no-defaults", "--protocol=tcp", "-u", "test", "-N", "-B", "-e", statement]);
+        command.args(["--no-defaults", "--protocol=tcp", "--unbuffered", "-u", "test", "-N", "-B", "--raw"]);
         command.args(["-h", &server.ip().to_string(), "-P", &server.port().to_string()]);
         command
     }
@@ -156,9 +186,22 @@ impl Ground {
 
     /// Publishes a message that stays.
     pub fn mosquitto_pub(&self, server: SocketAddr, topic: &str, message: &str) -> Command {
+        let mut command = self.publish(server, topic);
+        command.args(["-m", message]);
+        command
+    }
+
+    /// Publishes a file as a message that stays.
+    pub fn mosquitto_pub_file(&self, server: SocketAddr, topic: &str, file: &Path) -> Command {
+        let mut command = self.publish(server, topic);
+        command.arg("-f").arg(file);
+        command
+    }
+
+    fn publish(&self, server: SocketAddr, topic: &str) -> Command {
         let mut command = self.command(None, "mosquitto_pub");
         command.args(["-h", &server.ip().to_string(), "-p", &server.port().to_string()]);
-        command.args(["-q", "1", "-r", "-t", topic, "-m", message]);
+        command.args(["-q", "1", "-r", "-t", topic]);
         command
     }
 
@@ -170,21 +213,26 @@ impl Ground {
         command
     }
 
-    /// vsftpd, which shows the folder `files` to anonymous users. Needs root, as vsftpd does.
+    /// vsftpd, which shows the folder `files` to anonymous users, and takes theirs in `files/incoming`. Passive data
+    /// connections go to the port after its own. Needs root, as vsftpd does.
     pub async fn vsftpd(&self) -> Server {
         let address = self.free_port();
         let (folder, config) = folder("vsftpd.conf");
         let (files, empty) = (folder.path().join("files"), folder.path().join("empty"));
-        for path in [&files, &empty] {
+        let incoming = files.join("incoming");
+        for path in [&files, &empty, &incoming] {
             std::fs::create_dir(path).expect("the folder is new");
         }
-        open_to_all(&folder);
+        open_to_all(folder.path());
+        give(&incoming, "ftp");
         let (listen, listen_address) =
             if address.is_ipv4() { ("listen", "listen_address") } else { ("listen_ipv6", "listen_address6") };
         let other = if address.is_ipv4() { "listen_ipv6" } else { "listen" };
+        let data = address.port() + 1;
         let text = format!(
             "{listen}=YES\n{other}=NO\n{listen_address}={}\nlisten_port={}\nbackground=NO\nanonymous_enable=YES\n\
-             anon_root={}\nsecure_chroot_dir={}\nno_anon_password=YES\nseccomp_sandbox=NO\n",
+             write_enable=YES\nanon_upload_enable=YES\nanon_umask=022\n\
+             pasv_min_port={data}\npasv_max_port={data}\nanon_root={}\nsecure_chroot_dir={}\nno_anon_password=YES\nseccomp_sandbox=NO\n",
             address.ip(),
             address.port(),
             files.display(),
@@ -197,6 +245,31 @@ impl Ground {
             self.curl(&format!("ftp://{address}/"), &["--head"])
         })
         .await
+    }
+
+    /// nginx with TLS of its own for `name`, whose certificate is `cert.pem`. It serves the files in `files`, and keeps what
+    /// is posted to `/` in `kept`.
+    pub async fn nginx(&self, name: &str) -> Server {
+        let address = self.free_port();
+        let (folder, config) = folder("nginx.conf");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = CertificateParams::new([name.to_owned()]).expect("a host name");
+        let certificate = certificate.self_signed(&key).expect("a key").pem();
+        for (file, text) in [("cert.pem", &certificate), ("key.pem", &key.serialize_pem())] {
+            std::fs::write(folder.path().join(file), text).expect("the folder can be written");
+        }
+        for path in ["files", "kept"] {
+            std::fs::create_dir(folder.path().join(path)).expect("the folder is new");
+        }
+        let dir = folder.path().to_str().expect("a UTF-8 path");
+        let text = format!("{NGINX}{TLS_SITE}").replace("@@ADDRESS@@", &address.to_string());
+        std::fs::write(&config, text.replace("@@DIR@@", dir)).expect("the folder can be written");
+        let mut command = self.command(None, "nginx");
+        command.arg("-p").arg(folder.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
+        command.args(["-g", NGINX_ALONE]);
+        // The certificate is for a name that nobody resolves here.
+        self.serve("nginx", command, folder, address, || self.curl(&format!("https://{address}/"), &["-k"]))
+            .await
     }
 
     /// curl, which speaks SMTP and FTP too.
@@ -289,6 +362,29 @@ impl Drop for Server {
     }
 }
 
+/// nginx keeps a body by passing it on to itself.
+const TLS_SITE: &str = "
+  client_max_body_size 64m;
+  server {
+    listen @@ADDRESS@@ ssl;
+    ssl_certificate @@DIR@@/cert.pem;
+    ssl_certificate_key @@DIR@@/key.pem;
+    location = / {
+      client_body_temp_path @@DIR@@/kept;
+      client_body_in_file_only on;
+      proxy_pass http://unix:@@DIR@@/socket:/;
+    }
+    location / {
+      root @@DIR@@/files;
+    }
+  }
+  server {
+    listen unix:@@DIR@@/socket;
+    return 200 kept;
+  }
+}
+";
+
 /// How long a server may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -303,16 +399,20 @@ fn folder(name: &str) -> (TempDir, PathBuf) {
 fn own<'a>(folder: &TempDir, user: &'a str) -> Option<&'a str> {
     let root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     root.then(|| {
-        let status = Blocking::new("chown").arg(user).arg(folder.path()).status();
-        assert!(status.is_ok_and(|status| status.success()), "no user {user}; run tests/setup");
+        give(folder.path(), user);
         user
     })
 }
 
-fn open_to_all(folder: &TempDir) {
+fn give(path: &Path, user: &str) {
+    let status = Blocking::new("chown").arg(user).arg(path).status();
+    assert!(status.is_ok_and(|status| status.success()), "no user {user}; run tests/setup");
+}
+
+fn open_to_all(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let all = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), all).expect("the folder is ours");
+    std::fs::set_permissions(folder, all).expect("the folder is ours");
 }
 
 /// Debian keeps those of each version apart, outside the search path.

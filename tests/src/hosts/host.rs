@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::capture::Capture;
 use super::namespace::Namespace;
-use crate::{LIMIT, output_of, wait_for};
+use crate::{Ground, LIMIT, output_of, wait_for};
 
 /// The user that applications run as: one without any right.
 pub const APP_UID: u32 = 1000;
@@ -86,6 +86,12 @@ impl Host {
         let mut placed = self.command(uid, command.get_program());
         placed.args(command.get_args());
         placed
+    }
+
+    /// It as a place for servers of others and their clients.
+    pub fn ground(&self) -> Ground {
+        let before = ["ip", "netns", "exec", self.namespace()].map(str::to_owned);
+        Ground { ip: self.v4.into(), before: before.into() }
     }
 
     /// curl on it, quiet, with a bound on its time, run as an application.

@@ -163,12 +163,17 @@ impl TestMesh {
 
     /// A Workload for a host: what selects it (`app`), and its ports by name.
     pub fn workload_on(&self, host: &Host, app: &str, ip: impl Into<IpAddr>, ports: &[(&str, u16)]) {
+        self.workload_at(host, app, &[ip.into()], ports);
+    }
+
+    /// As [`TestMesh::workload_on`], with several addresses.
+    pub fn workload_at(&self, host: &Host, app: &str, ips: &[IpAddr], ports: &[(&str, u16)]) {
         let ports: Vec<_> = ports.iter().map(|(name, port)| json!({ "name": name, "port": port })).collect();
         let workload = json!({
             "apiVersion": "tulle.dev/v1alpha1",
             "kind": "Workload",
             "metadata": { "name": host.name, "namespace": NAMESPACE, "labels": { "app": app } },
-            "spec": { "address": ip.into().to_string(), "serviceAccount": host.name, "ports": ports },
+            "spec": { "address": ips[0], "addresses": ips, "serviceAccount": host.name, "ports": ports },
         });
         self.manifest(&format!("workload-{}.yaml", host.name), &workload.to_string());
     }
@@ -228,7 +233,7 @@ pub async fn redirect(host: &Host) {
 }
 
 /// As [`redirect`], with more options.
-pub(super) async fn redirect_with(host: &Host, options: &[&str]) {
+pub async fn redirect_with(host: &Host, options: &[&str]) {
     let mut command = host.command(0, &binaries().sidecar);
     command.arg("init").args(options);
     let output = output_of(command).await;

@@ -14,9 +14,9 @@ mod network;
 mod placed;
 mod wire;
 
-pub use capture::Packets;
+pub use capture::{Capture, Packets};
 pub use host::{APP_UID, Host, Server};
-pub use mesh::{Hosts, Member, Meshed, SIDECAR_UID, redirect};
+pub use mesh::{Hosts, Member, Meshed, SIDECAR_UID, redirect, redirect_with};
 pub use network::Network;
 pub use placed::on_hosts;
 pub use wire::Wire;

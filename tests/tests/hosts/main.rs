@@ -4,10 +4,12 @@ mod bookshop;
 mod capture;
 mod captured;
 mod faults;
+mod names;
 mod network;
 mod readme;
 mod redirect;
 mod refused;
+mod servers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
