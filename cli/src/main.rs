@@ -32,6 +32,12 @@ enum Command {
     /// Show what a running sidecar believes: listeners, routes, clusters, endpoints, certificates.
     #[command(after_help = commands::config::EXAMPLES)]
     Config(commands::config::ConfigArgs),
+    /// Put sidecars into the pods of manifests.
+    #[command(after_help = commands::inject::INJECT_EXAMPLES)]
+    Inject(Box<commands::inject::InjectCommand>),
+    /// Take sidecars out of the pods of manifests.
+    #[command(after_help = commands::inject::UNINJECT_EXAMPLES)]
+    Uninject(commands::inject::UninjectCommand),
     /// Make a join token, by which a workload proves who it is to the control plane.
     #[command(after_help = commands::token::EXAMPLES)]
     Token(commands::token::TokenArgs),
@@ -65,6 +71,8 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => return commands::explain::run(&args).await,
         Command::Status(args) => commands::status::run(&args).await?,
         Command::Config(args) => commands::config::run(&args).await?,
+        Command::Inject(args) => commands::inject::inject(&args)?,
+        Command::Uninject(args) => commands::inject::uninject(&args)?,
         Command::Token(args) => commands::token::run(&args)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -10,6 +10,7 @@ pub mod args;
 pub mod ca;
 pub mod caller;
 pub mod grpc;
+pub mod inject;
 pub mod kinds;
 pub mod metrics;
 mod run;

@@ -20,7 +20,7 @@ pub(super) struct MeshArgs {
     pub(super) trust_domain: TrustDomain,
     /// The end of all Services' names.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
-    cluster_domain: String,
+    pub(super) cluster_domain: String,
 }
 
 /// What manifests make.

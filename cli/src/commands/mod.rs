@@ -3,6 +3,7 @@
 pub mod check;
 pub mod config;
 pub mod explain;
+pub mod inject;
 mod manifests;
 mod remote;
 pub mod status;

@@ -2,6 +2,7 @@
 
 mod check;
 mod explain;
+mod inject;
 mod program;
 mod remote;
 mod tulle;

@@ -11,6 +11,7 @@ use tulle_mesh::model::Locality;
 
 use super::report::{Report, Subject};
 use super::services::{Protocol, Service, Services, Target, port_number};
+use crate::inject::{SIDECAR, TLS_LABEL, TLS_MESH};
 use crate::kinds;
 use crate::source::{Key, Objects};
 
@@ -210,21 +211,18 @@ fn each_once(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     addresses
 }
 
-/// The name of the injected container, and of the annotation that the injector leaves.
-const SIDECAR_CONTAINER: &str = "tulle-proxy";
-const STATUS_ANNOTATION: &str = "tulle.dev/status";
-
 fn is_injected(pod: &Pod, spec: &PodSpec) -> bool {
-    let annotated = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(STATUS_ANNOTATION));
+    let labels = pod.metadata.labels.as_ref();
+    let labelled = labels.and_then(|labels| labels.get(TLS_LABEL)).is_some_and(|value| value == TLS_MESH);
     let init = spec.init_containers.iter().flatten();
-    annotated || spec.containers.iter().chain(init).any(|container| container.name == SIDECAR_CONTAINER)
+    labelled || spec.containers.iter().chain(init).any(|container| container.name == SIDECAR)
 }
 
 fn container_ports(spec: &PodSpec) -> Vec<WorkloadPort> {
     let mut seen = BTreeSet::new();
     spec.containers
         .iter()
-        .filter(|container| container.name != SIDECAR_CONTAINER)
+        .filter(|container| container.name != SIDECAR)
         .flat_map(|container| container.ports.iter().flatten())
         .filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
         .filter_map(|port| Some((port.name.clone(), port_number(port.container_port)?)))

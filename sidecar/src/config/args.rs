@@ -1,4 +1,6 @@
-//! The command line, and the environment in its place: each flag `--some-name` is also `TULLE_SOME_NAME`.
+//! The command line, and the environment in its place: each flag `--some-name` is also `TULLE_SOME_NAME`, and one whose
+//! name ends in `port` is `TULLE_SOME_PORTS`: for a Service `tulle-some`, Kubernetes sets `TULLE_SOME_PORT=tcp://...` in
+//! every container of its namespace.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -73,7 +75,7 @@ pub struct Settings {
     #[arg(long, env = "TULLE_PROXY", value_name = "ADDRESS")]
     pub proxy: Option<LoopbackAddr>,
     /// A local port that stands for a service, as 127.0.0.1:9001=cart.shop:80; may be given several times.
-    #[arg(long = "port", env = "TULLE_PORT", value_name = "ADDRESS=SERVICE", value_delimiter = ',')]
+    #[arg(long = "port", env = "TULLE_PORTS", value_name = "ADDRESS=SERVICE", value_delimiter = ',')]
     pub ports: Vec<LocalPort>,
     /// What happens to destinations that the mesh does not know [default: AllowAny].
     #[arg(long, env = "TULLE_OUTBOUND_POLICY", value_name = "POLICY")]
@@ -143,7 +145,8 @@ pub struct Settings {
 
 /// The flag's variable in the environment.
 pub(super) fn variable(flag: &str) -> String {
-    format!("TULLE_{}", flag.trim_start_matches('-').replace('-', "_").to_ascii_uppercase())
+    let name = format!("TULLE_{}", flag.trim_start_matches('-').replace('-', "_").to_ascii_uppercase());
+    if name.ends_with("_PORT") { name + "S" } else { name }
 }
 
 #[cfg(test)]
@@ -161,7 +164,18 @@ mod tests {
             let flag = argument.get_long().expect("a flag");
             let set = argument.get_env().and_then(|name| name.to_str());
             assert!(flag == "help" || set == Some(variable(flag).as_str()), "{flag}: {set:?}");
+            assert!(!set.is_some_and(is_of_a_service), "{flag}: Kubernetes sets {set:?}");
         }
         command.debug_assert();
+    }
+
+    /// Whether Kubernetes sets a variable for a Service of some name: `X_PORT`, `X_SERVICE_HOST`, `X_SERVICE_PORT_NAME`,
+    /// `X_PORT_80_TCP_ADDR`.
+    fn is_of_a_service(variable: &str) -> bool {
+        let words: Vec<&str> = variable.split('_').collect();
+        words.windows(2).any(|pair| matches!(pair, ["SERVICE", "HOST" | "PORT"]))
+            || words.iter().skip(1).enumerate().any(|(at, word)| {
+                *word == "PORT" && words.get(at + 2).is_none_or(|next| next.parse::<u16>().is_ok())
+            })
     }
 }

@@ -27,13 +27,13 @@ pub struct InitSettings {
     #[arg(long, env = "TULLE_GID", value_name = "NUMBER")]
     pub gid: Option<AccountId>,
     /// The port that the application's connections are redirected to.
-    #[arg(long, env = "TULLE_OUTBOUND_PORT", value_name = "PORT", default_value_t = DEFAULT_OUTBOUND_PORT)]
+    #[arg(long, env = "TULLE_OUTBOUND_PORTS", value_name = "PORT", default_value_t = DEFAULT_OUTBOUND_PORT)]
     pub outbound_port: NonZeroU16,
     /// The port that connections of other hosts are redirected to.
-    #[arg(long, env = "TULLE_INBOUND_PORT", value_name = "PORT", default_value_t = DEFAULT_INBOUND_PORT)]
+    #[arg(long, env = "TULLE_INBOUND_PORTS", value_name = "PORT", default_value_t = DEFAULT_INBOUND_PORT)]
     pub inbound_port: NonZeroU16,
     /// The port that DNS queries (UDP and TCP, to any server) are redirected to [default: they are not].
-    #[arg(long, env = "TULLE_DNS_PORT", value_name = "PORT")]
+    #[arg(long, env = "TULLE_DNS_PORTS", value_name = "PORT")]
     pub dns_port: Option<NonZeroU16>,
     /// Ports of the application that other hosts reach directly, as 22,8000-8010.
     #[arg(long, env = "TULLE_SKIP_INBOUND_PORTS", value_name = "PORTS", default_value = "")]

@@ -29,10 +29,10 @@ pub const EXIT_NOT_REDIRECTED: u8 = 95;
 #[derive(Clone, Debug, Args)]
 pub struct ValidateSettings {
     /// The port that the application's connections are redirected to.
-    #[arg(long, env = "TULLE_OUTBOUND_PORT", value_name = "PORT", default_value_t = DEFAULT_OUTBOUND_PORT)]
+    #[arg(long, env = "TULLE_OUTBOUND_PORTS", value_name = "PORT", default_value_t = DEFAULT_OUTBOUND_PORT)]
     pub outbound_port: NonZeroU16,
     /// The port that connections of other hosts are redirected to.
-    #[arg(long, env = "TULLE_INBOUND_PORT", value_name = "PORT", default_value_t = DEFAULT_INBOUND_PORT)]
+    #[arg(long, env = "TULLE_INBOUND_PORTS", value_name = "PORT", default_value_t = DEFAULT_INBOUND_PORT)]
     pub inbound_port: NonZeroU16,
     /// The longest that one probe may take.
     #[arg(long, env = "TULLE_TIMEOUT", value_name = "TIME", default_value = "10s")]

@@ -23,7 +23,7 @@ fn pod(name: &str, ip: &str, ready: &str, containers: &str) -> String {
 }
 
 const APP: &str = "{name: app, image: x, ports: [{name: web, containerPort: 8080}]}";
-const SIDECAR: &str = "{name: tulle-proxy, image: x, ports: [{containerPort: 15006}]}";
+const SIDECAR: &str = "{name: tulle-sidecar, image: x, ports: [{containerPort: 15006}]}";
 
 #[test]
 fn without_slices_ready_pods_and_workloads_of_the_selector_are_taken() {

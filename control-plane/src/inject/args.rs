@@ -1,0 +1,83 @@
+//! The flags for [`Settings`]: those of the control plane, whose webhook injects, and of `tulle inject`.
+
+use clap::{Args, ValueEnum};
+use tulle_mesh::identity::TrustDomain;
+
+use super::{Redirection, Settings};
+
+/// How sidecars are injected.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Injection")]
+pub struct InjectArgs {
+    /// The image of the sidecar, which also redirects traffic.
+    #[arg(long, value_name = "IMAGE", env = "TULLE_SIDECAR_IMAGE", default_value_t = Settings::default().image)]
+    pub sidecar_image: String,
+    /// When it is pulled [default: as Kubernetes does].
+    #[arg(long, value_name = "POLICY", env = "TULLE_SIDECAR_PULL_POLICY")]
+    pub sidecar_pull_policy: Option<PullPolicy>,
+    /// The host and port under which pods reach the control plane.
+    #[arg(
+        long, value_name = "HOST:PORT", env = "TULLE_CONTROL_PLANE_ADDRESS",
+        default_value_t = Settings::default().control_plane
+    )]
+    pub control_plane_address: String,
+    /// The namespace of the control plane, in which nothing is injected.
+    #[arg(long, value_name = "NAME", env = "TULLE_SYSTEM_NAMESPACE", default_value_t = Settings::default().namespace)]
+    pub system_namespace: String,
+    /// Who redirects the traffic of pods: an init container with the capability NET_ADMIN, or the CNI plugin.
+    #[arg(long, value_name = "WHO", env = "TULLE_REDIRECTION", default_value = "init")]
+    pub redirection: RedirectionArg,
+    /// Inject the sidecar as a container beside the application's, for Kubernetes before 1.29, which has no native
+    /// sidecars.
+    #[arg(long, env = "TULLE_CLASSIC_SIDECAR")]
+    pub classic_sidecar: bool,
+    /// What sidecars log.
+    #[arg(long, value_name = "FILTER", env = "TULLE_SIDECAR_LOG_LEVEL", default_value = "info")]
+    pub sidecar_log_level: String,
+    /// The OTLP gRPC endpoint that gets the spans of sidecars [default: none].
+    #[arg(long, value_name = "URL", env = "TULLE_SIDECAR_OTLP")]
+    pub sidecar_otlp: Option<String>,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// At every start.
+    Always,
+    /// Where the node has none.
+    IfNotPresent,
+    /// Not at all.
+    Never,
+}
+
+/// Who redirects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RedirectionArg {
+    /// An init container.
+    Init,
+    /// The CNI plugin.
+    Cni,
+}
+
+impl InjectArgs {
+    /// The settings that follow, in a mesh of this trust domain and cluster domain.
+    pub fn settings(&self, trust_domain: &TrustDomain, cluster_domain: &str) -> Settings {
+        Settings {
+            namespace: self.system_namespace.clone(),
+            image: self.sidecar_image.clone(),
+            pull_policy: self.sidecar_pull_policy.map(|policy| format!("{policy:?}")),
+            control_plane: self.control_plane_address.clone(),
+            trust_domain: trust_domain.to_string(),
+            cluster_domain: cluster_domain.into(),
+            redirection: match self.redirection {
+                RedirectionArg::Init => Redirection::Init,
+                RedirectionArg::Cni => Redirection::Cni,
+            },
+            native: !self.classic_sidecar,
+            log_level: self.sidecar_log_level.clone(),
+            otlp: self.sidecar_otlp.clone(),
+            ..Settings::default()
+        }
+    }
+}
