@@ -26,6 +26,7 @@ pub struct Metrics {
     removals: Family<Label, Counter>,
     nacks: Family<Label, Counter>,
     certificates: Family<Label, Counter>,
+    admissions: Family<Label, Counter>,
     push_latency: Histogram,
     objects: Gauge,
     problems: Gauge,
@@ -42,6 +43,7 @@ impl Metrics {
             removals: Family::default(),
             nacks: Family::default(),
             certificates: Family::default(),
+            admissions: Family::default(),
             push_latency: Histogram::new([0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
             objects: Gauge::default(),
             problems: Gauge::default(),
@@ -61,6 +63,11 @@ impl Metrics {
             "certificates",
             "Certificate requests, by gRPC status of the answer",
             metrics.certificates.clone(),
+        );
+        registry.register(
+            "admission_reviews",
+            "What the webhooks answered, by result: Injected or the reason why not, Valid, Invalid, error",
+            metrics.admissions.clone(),
         );
         registry.register("objects", "Configuration objects", metrics.objects.clone());
         registry.register("problems", "Problems in configuration objects", metrics.problems.clone());
@@ -88,6 +95,11 @@ impl Metrics {
             Some(_) => "internal",
         };
         self.certificates.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// A webhook answered.
+    pub(crate) fn admission(&self, result: &'static str) {
+        self.admissions.get_or_create(&[("result", result)]).inc();
     }
 
     /// Counts a stream until the guard is dropped.

@@ -38,13 +38,13 @@ spec:
 ---
 apiVersion: batch/v1
 kind: CronJob
-metadata: {name: report, namespace: off}
+metadata: {name: report, namespace: quiet}
 spec:
   jobTemplate: {spec: {template: {spec: {containers: [{name: job, image: job:1}]}}}}
 ---
 apiVersion: v1
 kind: Namespace
-metadata: {name: off, labels: {tulle.dev/inject: disabled}}
+metadata: {name: quiet, labels: {tulle.dev/inject: disabled}}
 ";
 
 #[test]
@@ -54,7 +54,7 @@ fn pods_get_sidecars_and_everything_else_stays() {
     assert_eq!(run.code, 0, "{}", run.err);
     assert_eq!(
         run.err,
-        "injected: Deployment web\nskipped: CronJob off/report: the namespace has the label tulle.dev/inject: disabled\n"
+        "injected: Deployment web\nskipped: CronJob quiet/report: the namespace has the label tulle.dev/inject: disabled\n"
     );
     let (service, rest) = run.out.split_once("---\n").expect("documents");
     assert_eq!(service, SHOP.split_once("---\n").expect("documents").0);

@@ -11,6 +11,7 @@ mod decide;
 mod options;
 pub mod patch;
 mod template;
+pub mod webhook;
 pub mod workloads;
 
 #[cfg(test)]
