@@ -38,8 +38,9 @@ pub use telemetry::{
 };
 pub use traffic::{
     Algorithm, BackendTrafficPolicy, BackendTrafficPolicySpec, Budget, CircuitBreaker, ConnectionSettings,
-    ConsistentHash, HashType, LoadBalancerSettings, NamedSource, OutlierSettings, PersistenceType,
-    RetryConstraint, RetrySettings, SessionPersistence, SuccessRateSettings, TimeoutSettings,
+    ConsistentHash, CookieConfig, CookieLifetime, HashType, LoadBalancerSettings, NamedSource,
+    OutlierSettings, PersistenceType, RetryConstraint, RetrySettings, SessionPersistence,
+    SuccessRateSettings, TimeoutSettings,
 };
 pub use workload::{Workload, WorkloadPort, WorkloadSpec};
 

@@ -185,7 +185,7 @@ pub struct Budget {
     pub interval: Option<Duration>,
 }
 
-/// Requests of one client go to one endpoint (GEP-1619), by the hash of a cookie or header.
+/// Requests of a session stay at the endpoint that answered its first (GEP-1619). They leave it only when it is gone or ejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct SessionPersistence {
@@ -195,19 +195,41 @@ pub struct SessionPersistence {
     /// Whether a cookie or a header carries the session; Cookie where it is not given.
     #[serde(default, rename = "type")]
     pub kind: PersistenceType,
-    /// How long the cookie lives; for the browser's session where it is not given.
+    /// How long after its beginning a session ends; never where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub absolute_timeout: Option<Duration>,
+    /// What is particular to cookies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie_config: Option<CookieConfig>,
 }
 
-/// What carries a session.
+/// What carries a session. The mesh puts it into an answer, and the client sends it back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PersistenceType {
-    /// A cookie; the mesh sets it where it is missing.
+    /// A cookie.
     #[default]
     Cookie,
-    /// A header that the client sends.
+    /// A header of the same name in answer and request.
     Header,
+}
+
+/// The cookie of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct CookieConfig {
+    /// How long the client keeps it; Session where it is not given.
+    #[serde(default)]
+    pub lifetime_type: CookieLifetime,
+}
+
+/// How long a client keeps the cookie of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CookieLifetime {
+    /// As long as the client's own session.
+    #[default]
+    Session,
+    /// For the time of absoluteTimeout.
+    Permanent,
 }
 
 /// Connections to endpoints.

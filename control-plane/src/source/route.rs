@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::FieldFault;
-use crate::kinds::{Fraction, RetrySettings, SessionPersistence, TimeoutSettings};
+use crate::kinds::{CookieConfig, Fraction, RetrySettings, SessionPersistence, TimeoutSettings};
 
 /// A route's spec.
 #[derive(Debug, Default, Deserialize)]
@@ -97,21 +97,11 @@ pub(crate) struct RawSession {
 }
 
 impl RawSession {
-    /// The same in Tulle's own kind. A cookie outlives the browser's session only where its lifetime is permanent.
-    pub(crate) fn settings(&self) -> SessionPersistence {
-        let lifetime = self.cookie_config.as_ref().and_then(|config| config.lifetime_type.as_deref());
-        SessionPersistence {
-            session_name: self.session_name.clone(),
-            kind: self.kind,
-            absolute_timeout: self.absolute_timeout.filter(|_| lifetime == Some("Permanent")),
-        }
+    /// The same in Tulle's own kind.
+    pub(crate) fn settings(self) -> SessionPersistence {
+        let Self { session_name, kind, absolute_timeout, idle_timeout: _, cookie_config } = self;
+        SessionPersistence { session_name, kind, absolute_timeout, cookie_config }
     }
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct CookieConfig {
-    lifetime_type: Option<String>,
 }
 
 /// A match of an HTTPRoute (`path`, `queryParams`, `method` as text) or of a GRPCRoute (`method` as an object).
@@ -157,6 +147,19 @@ pub(crate) struct Filter {
     pub(crate) request_redirect: Option<Redirect>,
     pub(crate) url_rewrite: Option<UrlRewrite>,
     pub(crate) extension_ref: Option<ExtensionRef>,
+    pub(crate) cors: Option<Cors>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Cors {
+    pub(crate) allow_origins: Vec<String>,
+    pub(crate) allow_credentials: bool,
+    pub(crate) allow_methods: Vec<String>,
+    pub(crate) allow_headers: Vec<String>,
+    pub(crate) expose_headers: Vec<String>,
+    /// In seconds.
+    pub(crate) max_age: Option<i32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

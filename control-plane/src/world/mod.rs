@@ -174,7 +174,7 @@ impl World {
             .iter()
             .map(|service| (&service.key, telemetries.of_service(&service.key, report)))
             .collect();
-        let mut builder = Builder { routes, policies: traffic, report, hashed: Default::default() };
+        let mut builder = Builder { routes, policies: traffic, report };
         for service in services.iter() {
             for port in &service.ports {
                 let attached = attachments.of(&service.key, port.number);
@@ -210,7 +210,7 @@ impl World {
             let mut assignments = Vec::new();
             let hosts = endpoints.hosts(service);
             for port in &service.ports {
-                let cluster = outbound::cluster(service, port, traffic, &builder.hashed);
+                let cluster = outbound::cluster(service, port, traffic);
                 let name: Arc<str> = cluster.name.as_str().into();
                 self.clusters.insert(name.clone(), Arc::new(cluster));
                 if service.external_name.is_some() {

@@ -4,7 +4,6 @@
 //! namespace of clients that has consumer routes), and a cluster per port. Endpoints are fetched by the cluster's name and
 //! never change a listener or a cluster.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -98,7 +97,6 @@ pub(super) fn cluster(
     service: &Service,
     port: &Port,
     policies: &Attached<'_, BackendTrafficPolicy>,
-    hashed: &BTreeSet<String>,
 ) -> Cluster {
     let name = port.cluster().to_string();
     let policy = policies.of_port(&service.key, port.name.as_deref()).map(|(_, policy)| &policy.spec);
@@ -109,7 +107,7 @@ pub(super) fn cluster(
     };
     Cluster {
         discovery,
-        load_balancer: traffic::load_balancer(policy, hashed.contains(&name)),
+        load_balancer: traffic::load_balancer(policy),
         connect_timeout: connection.and_then(|settings| settings.connect_timeout).map(|time| time.get()),
         idle_timeout: traffic::idle(policy),
         limits: traffic::limits(policy),

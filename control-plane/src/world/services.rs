@@ -30,6 +30,8 @@ pub(super) struct Service {
     pub(super) selector: BTreeMap<String, String>,
     /// The name that it stands for, with type ExternalName.
     pub(super) external_name: Option<String>,
+    /// Its own connections are to stay at one endpoint by the client's address (`sessionAffinity: ClientIP`).
+    pub(super) client_affinity: bool,
     /// TCP ports; other protocols are not the mesh's.
     pub(super) ports: Vec<Port>,
 }
@@ -285,6 +287,7 @@ fn read(
         addressed,
         selector: spec.selector.unwrap_or_default(),
         external_name,
+        client_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
         ports,
     }
 }

@@ -4,6 +4,7 @@ mod bookshop;
 mod captured;
 mod dns;
 mod endpoints;
+mod gamma;
 mod incremental;
 mod policies;
 mod problems;

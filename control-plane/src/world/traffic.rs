@@ -1,32 +1,30 @@
 //! BackendTrafficPolicy, put into the model's terms.
 //!
 //! In: the policy of a Service's port. Out: what of it belongs to the cluster (load balancing, limits, outlier detection,
-//! connections) and what to routes (retries, timeouts, hashing). What the policy leaves open stays open, so that the
-//! sidecar's defaults hold, except where the model wants a whole: there the defaults are those of the design.
+//! connections) and what to routes (retries, timeouts, hashing, sessions). What the policy leaves open stays open, so that
+//! the sidecar's defaults hold, except where the model wants a whole: there the defaults are those of the design.
 
 use std::time::Duration;
 
 use http::HeaderName;
 use tulle_mesh::model::{
-    HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn, RetryPolicy, SuccessRate,
-    Timeouts,
+    HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn, RetryPolicy, Session,
+    SessionCarrier, SuccessRate, Timeouts,
 };
 
 use super::report::{Report, Subject};
 use crate::kinds::{
-    Algorithm, BackendTrafficPolicySpec, HashType, PersistenceType, RetrySettings, SessionPersistence,
-    TimeoutSettings,
+    Algorithm, BackendTrafficPolicySpec, CookieLifetime, HashType, PersistenceType, RetrySettings,
+    SessionPersistence, TimeoutSettings,
 };
 
 /// The size of a hash ring, in points (Envoy's defaults).
 const RING: LoadBalancer = LoadBalancer::RingHash { min_size: 1024, max_size: 8 << 20 };
 
 /// How an endpoint is chosen.
-pub(super) fn load_balancer(policy: Option<&BackendTrafficPolicySpec>, hashed: bool) -> LoadBalancer {
-    let persistent = policy.is_some_and(|policy| policy.session_persistence.is_some());
+pub(super) fn load_balancer(policy: Option<&BackendTrafficPolicySpec>) -> LoadBalancer {
     match policy.and_then(|policy| policy.load_balancer.as_ref()).map(|settings| settings.algorithm) {
         Some(Algorithm::ConsistentHash) => RING,
-        _ if hashed || persistent => RING,
         None | Some(Algorithm::PeakEwma) => LoadBalancer::PeakEwma,
         Some(Algorithm::LeastRequest) => LoadBalancer::LeastRequest { choices: 2 },
         Some(Algorithm::RoundRobin) => LoadBalancer::RoundRobin,
@@ -147,9 +145,6 @@ pub(super) fn hash(
     subject: &Subject,
     report: &mut Report,
 ) -> Vec<HashPolicy> {
-    if let Some(session) = &policy.session_persistence {
-        return session_hash(session, subject, "spec.sessionPersistence", report).into_iter().collect();
-    }
     let Some(balancer) = policy.load_balancer.as_ref() else { return Vec::new() };
     if balancer.algorithm != Algorithm::ConsistentHash {
         return Vec::new();
@@ -182,23 +177,46 @@ pub(super) fn hash(
     }
 }
 
-/// The hash that keeps a session at its endpoint.
-pub(super) fn session_hash(
-    session: &SessionPersistence,
+/// What keeps sessions at their endpoints.
+pub(super) fn session(
+    settings: &SessionPersistence,
     subject: &Subject,
     field: &str,
     report: &mut Report,
-) -> Option<HashPolicy> {
-    let name = session.session_name.clone().unwrap_or_else(|| "tulle-session".into());
-    match session.kind {
-        PersistenceType::Header => header_hash(&name, subject, field, report),
-        PersistenceType::Cookie => Some(HashPolicy::Cookie {
-            name,
-            ttl: Some(session.absolute_timeout.map_or(Duration::ZERO, |timeout| timeout.get())),
-            path: Some("/".into()),
-            terminal: true,
-        }),
-    }
+) -> Option<Session> {
+    let name = settings.session_name.clone().unwrap_or_else(|| "tulle-session".into());
+    // The end of a session stands in its token in whole seconds.
+    let lifetime = settings.absolute_timeout.map(|timeout| {
+        Duration::from_secs(timeout.get().as_secs() + u64::from(timeout.get().subsec_nanos() > 0))
+    });
+    let lifetime = lifetime.filter(|lifetime| !lifetime.is_zero());
+    let kept = settings.cookie_config.as_ref().map(|config| config.lifetime_type).unwrap_or_default();
+    let carrier = match settings.kind {
+        PersistenceType::Header => match HeaderName::from_bytes(name.as_bytes()) {
+            Ok(name) => SessionCarrier::Header(name),
+            Err(_) => {
+                let field = format!("{field}.sessionName");
+                report.error(subject, field, format!("{name:?} is not a header's name"), "correct the name");
+                return None;
+            }
+        },
+        // A cookie's name is a token, as a header's is.
+        PersistenceType::Cookie if HeaderName::from_bytes(name.as_bytes()).is_err() => {
+            let field = format!("{field}.sessionName");
+            report.error(subject, field, format!("{name:?} is not a cookie's name"), "correct the name");
+            return None;
+        }
+        PersistenceType::Cookie => {
+            let permanent = kept == CookieLifetime::Permanent;
+            if permanent && lifetime.is_none() {
+                let reason = "a permanent cookie needs to know how long it lives";
+                report.error(subject, field, reason, "add absoluteTimeout");
+                return None;
+            }
+            SessionCarrier::Cookie { name, path: "/".into(), permanent }
+        }
+    };
+    Some(Session { carrier, lifetime })
 }
 
 fn header_hash(name: &str, subject: &Subject, field: &str, report: &mut Report) -> Option<HashPolicy> {

@@ -5,6 +5,7 @@
 
 mod authorization;
 mod cluster;
+mod cors;
 mod dns;
 mod endpoint;
 mod listener;
@@ -12,12 +13,14 @@ mod matching;
 mod retry;
 mod route;
 mod secret;
+mod session;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
     Cluster, Discovery, HostPort, Limits, LoadBalancer, OutlierDetection, RetryBudget, SuccessRate,
     UpstreamProtocol, UpstreamTls,
 };
+pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
 pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
 pub use listener::{
@@ -35,3 +38,4 @@ pub use route::{
     RouteConfiguration, RouteMatch, VirtualHost,
 };
 pub use secret::{PrivateKey, Secret, SecretValue};
+pub use session::{Session, SessionCarrier};

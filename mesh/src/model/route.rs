@@ -5,7 +5,9 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{HeaderMatch, PathMatch, PerMillion, QueryMatch, RetryPolicy, Substitution, Timeouts};
+use super::{
+    Cors, HeaderMatch, PathMatch, PerMillion, QueryMatch, RetryPolicy, Session, Substitution, Timeouts,
+};
 
 /// The routes of one listener.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -91,6 +93,8 @@ pub struct Route {
     pub response_headers: HeaderMutations,
     /// Injected delay and failure.
     pub fault: Option<Fault>,
+    /// Which pages of other origins may use it.
+    pub cors: Option<Cors>,
 }
 
 impl Route {
@@ -104,6 +108,7 @@ impl Route {
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
             fault: None,
+            cors: None,
         }
     }
 }
@@ -189,8 +194,10 @@ pub struct Forward {
     pub host_rewrite: Option<HostRewrite>,
     /// Copies, whose responses are thrown away.
     pub mirrors: Vec<Mirror>,
-    /// What a ring hash or session affinity goes by; the first that yields a value and is terminal ends the list.
+    /// What a ring hash goes by; the first that yields a value and is terminal ends the list.
     pub hash: Vec<HashPolicy>,
+    /// What keeps the requests of a session together; it goes before weights and hashes.
+    pub session: Option<Session>,
 }
 
 impl Forward {
@@ -205,6 +212,7 @@ impl Forward {
             host_rewrite: None,
             mirrors: Vec::new(),
             hash: Vec::new(),
+            session: None,
         }
     }
 }
@@ -422,10 +430,13 @@ mod status {
     }
 }
 
-mod header_name {
+pub(super) mod header_name {
     use super::{HeaderName, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(name: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::model) fn serialize<S: Serializer>(
+        name: &HeaderName,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(name.as_str())
     }
 }

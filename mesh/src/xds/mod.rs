@@ -142,7 +142,7 @@ impl Resource {
     pub fn encode_bytes(&self) -> Vec<u8> {
         match self {
             Self::Listener(listener) => listener::encode(listener).encode_to_vec(),
-            Self::Route(routes) => route::encode(routes).encode_to_vec(),
+            Self::Route(routes) => route::encode_bytes(routes),
             Self::Cluster(cluster) => cluster::encode(cluster).encode_to_vec(),
             Self::Endpoint(assignment) => endpoint::encode(assignment).encode_to_vec(),
             Self::Secret(secret) => secret::encode(secret).encode_to_vec(),

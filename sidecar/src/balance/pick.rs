@@ -4,11 +4,12 @@
 //! nothing else is left, the choice goes down by steps: healthy but tried, then ejected ("panic", which is counted),
 //! then those that the control plane calls draining or unhealthy. So a cluster with endpoints always answers with one.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
-use tulle_mesh::model::LoadBalancer;
+use tulle_mesh::model::{Health, LoadBalancer};
 
 use super::breaker::Standing;
 use super::set::{Draws, Group, Order};
@@ -42,6 +43,23 @@ impl Cluster {
             .or_else(|| self.among(Tier::Standing, pick, &mut draws))
             .or_else(|| self.in_panic(pick, &mut draws))
             .ok_or(NoEndpoint)
+    }
+
+    /// Whether a session can stay at `address`: an endpoint that is usable and not ejected.
+    pub(crate) fn holds(&self, address: SocketAddr) -> bool {
+        let now = Instant::now();
+        self.endpoint_at(address).is_some_and(|endpoint| endpoint.stats.standing(now) != Standing::Out)
+    }
+
+    /// The endpoint at `address` for a request of a session that it holds; `None` where another must be found.
+    pub(crate) fn pick_held(&self, address: SocketAddr, pick: &Pick<'_>) -> Option<&Arc<Endpoint>> {
+        let endpoint = self.endpoint_at(address)?;
+        (Tier::Fresh.admits(endpoint, pick) && self.enter(endpoint, pick.now)).then_some(endpoint)
+    }
+
+    fn endpoint_at(&self, address: SocketAddr) -> Option<&Arc<Endpoint>> {
+        let usable = |endpoint: &&Arc<Endpoint>| endpoint.model.health == Health::Healthy;
+        self.endpoints.iter().filter(usable).find(|endpoint| endpoint.address == address)
     }
 
     /// An endpoint of `tier`: of the priority and locality that the shares give, else of the first that has one.

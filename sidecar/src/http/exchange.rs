@@ -13,7 +13,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{RouteAction, TrafficDirection};
+use tulle_mesh::model::{Cors, RouteAction, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
 
 use super::headers;
@@ -53,7 +53,8 @@ pub(super) struct Exchange {
     /// The attempt under way, or whose answer is passed on.
     attempt: Option<Attempt>,
     attempts: u32,
-    endpoint: Option<SocketAddr>,
+    /// Where the last attempt went.
+    pub(super) endpoint: Option<SocketAddr>,
     /// Whom the endpoint proved to be.
     peer: Option<SpiffeId>,
     status: Option<StatusCode>,
@@ -132,6 +133,12 @@ impl Exchange {
         let authority = headers::authority(&self.request);
         RequestView::new(&self.request.method, authority, path, &self.request.headers)
             .with_scheme(headers::scheme(&self.request.headers))
+    }
+
+    /// The cross-origin rules of its route.
+    pub(super) fn cors(&self) -> Option<&Cors> {
+        let (routes, route) = (self.routes.as_ref()?, self.route?);
+        routes.table.route(route).cors.as_ref()
     }
 
     /// Which side of the application it is on.

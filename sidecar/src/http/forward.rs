@@ -6,9 +6,10 @@
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HOST, SET_COOKIE};
 use http::uri::PathAndQuery;
@@ -24,7 +25,7 @@ use super::headers::{self, Origin};
 use super::proxy::{Answered, Proxy, Target};
 use super::refusal::PROXY_STATUS;
 use super::server::Interim;
-use super::{hash, respond};
+use super::{hash, respond, session};
 use crate::balance::{Cluster, Endpoint, Limit, Outcome, Permit, Pick};
 use crate::error::{RequestError, send_token};
 use crate::limit::Slot;
@@ -46,6 +47,8 @@ pub(super) struct Plan<'a> {
     hash: Option<u64>,
     /// Makes the client come back to the same endpoint.
     cookie: Option<HeaderValue>,
+    /// The endpoint that holds its session.
+    held: Option<SocketAddr>,
     deadline: Deadline,
 }
 
@@ -98,7 +101,15 @@ impl Proxy {
         forward: &'a Forward,
     ) -> Result<Plan<'a>, RequestError> {
         let (route, runtime) = (routes.table.route(id), &routes.runtime[id.index()]);
+        let kept = forward.session.as_ref();
+        let kept = kept.and_then(|kept| session::held(kept, &exchange.request.headers, SystemTime::now()));
+        // A session goes before weights, also where its backend has none left (GEP-1619).
+        let holder = kept.and_then(|address| {
+            let holds = |cluster: &Arc<Cluster>| cluster.holds(address);
+            runtime.backends.iter().position(|backend| backend.cluster.as_ref().is_some_and(holds))
+        });
         let drawn = match &forward.backends[..] {
+            _ if holder.is_some() => holder,
             [_] => Some(0),
             backends => split::choose(backends.iter().map(|backend| backend.weight), self.worker.draw()),
         };
@@ -131,7 +142,18 @@ impl Proxy {
             policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
         };
         let deadline = Deadline::new(&exchange.request.headers, &forward.timeouts, exchange.begun);
-        Ok(Plan { route, runtime, forward, backend, cluster, target, hash, cookie, deadline })
+        Ok(Plan {
+            route,
+            runtime,
+            forward,
+            backend,
+            cluster,
+            target,
+            hash,
+            cookie,
+            held: kept.filter(|_| holder.is_some()),
+            deadline,
+        })
     }
 
     /// Sends the request until an answer may be passed on, or no other attempt may be made. `slot`: the request's place
@@ -200,7 +222,8 @@ impl Proxy {
             hash: plan.hash,
             tried: &attempts.tried,
         };
-        let Ok(endpoint) = plan.cluster.pick(&pick) else {
+        let held = plan.held.and_then(|address| plan.cluster.pick_held(address, &pick));
+        let Some(endpoint) = held.or_else(|| plan.cluster.pick(&pick).ok()) else {
             return Tried::last(RequestError::NoEndpoint(plan.cluster.name.as_ref().into()));
         };
         attempts.tried.push(endpoint.id);
@@ -365,6 +388,11 @@ fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bo
     filter::mutate_headers(&plan.route.response_headers, response_headers);
     if let Some(cookie) = plan.cookie {
         response_headers.append(SET_COOKIE, cookie);
+    }
+    if let (Some(kept), Some(endpoint), false) = (&plan.forward.session, exchange.endpoint, mesh_made)
+        && plan.held != Some(endpoint)
+    {
+        session::begin(kept, endpoint, SystemTime::now(), response_headers);
     }
     exchange.grpc_status = if exchange.grpc { respond::grpc_status(response_headers) } else { None };
     Answered { response, tunnel, problem }

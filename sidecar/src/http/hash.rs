@@ -62,7 +62,8 @@ fn header(headers: &HeaderMap, name: &str) -> Option<u64> {
     Some(hash(&[&[first.as_bytes()], rest.as_slice()].concat().concat()))
 }
 
-fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The value of a cookie, without its quotes; `None` where it is empty.
+pub(super) fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let pairs = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = pairs.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"')).filter(|v| !v.is_empty())

@@ -3,6 +3,7 @@
 mod accounted;
 pub(crate) mod body;
 mod connect;
+mod cors;
 mod deadline;
 mod destination;
 mod exchange;
@@ -17,6 +18,7 @@ pub(crate) mod proxy;
 pub(crate) mod refusal;
 mod respond;
 pub(crate) mod server;
+mod session;
 pub(crate) mod upgrade;
 
 #[cfg(test)]

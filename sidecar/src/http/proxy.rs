@@ -22,7 +22,7 @@ use super::destination::Remembered;
 use super::exchange::Exchange;
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
-use super::{fault, headers, respond};
+use super::{cors, fault, headers, respond};
 use crate::error::RequestError;
 use crate::limit::{Refusal, Slot};
 use crate::snapshot::HttpRoutes;
@@ -105,6 +105,13 @@ impl Proxy {
         let slot = self.admit(exchange, &routes)?;
         let id = self.route(exchange, &routes)?;
         let route = routes.table.route(id);
+        if let Some(rules) = &route.cors
+            && cors::is_preflight(&exchange.request.method, &exchange.request.headers)
+        {
+            let mut response = respond::preflight();
+            cors::allow(rules, &exchange.request.headers, response.headers_mut());
+            return Ok(Answered { response, tunnel: None, problem: None });
+        }
         self.inject(route.fault.as_ref().or(routes.fault.as_ref())).await?;
         match &route.action {
             RouteAction::Forward(forward) => {
@@ -207,7 +214,12 @@ impl Handler for Proxy {
             }
         };
         exchange.body.release();
-        let Answered { response, mut tunnel, problem } = answered;
+        let Answered { mut response, mut tunnel, problem } = answered;
+        if let Some(rules) = exchange.cors() {
+            let asked = &exchange.request;
+            let preflight = cors::is_preflight(&asked.method, &asked.headers);
+            cors::mark(rules, &asked.headers, preflight, response.headers_mut());
+        }
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
         let (idle, whole) = exchange.stream_limits();

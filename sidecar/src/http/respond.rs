@@ -67,6 +67,11 @@ pub(crate) fn direct(configured: &DirectResponse, asker: Asker) -> Response<Body
     text(configured.status, &configured.body)
 }
 
+/// The answer to a request that asks what another may do.
+pub(crate) fn preflight() -> Response<Body> {
+    text(StatusCode::OK, "")
+}
+
 /// The answer that sends the client to `location`.
 pub(crate) fn redirect(status: StatusCode, location: HeaderValue) -> Response<Body> {
     let mut response = text(status, "");

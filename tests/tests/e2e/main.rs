@@ -12,6 +12,7 @@ mod destinations;
 mod detection;
 mod dns;
 mod flood;
+mod gateway;
 mod grpc;
 mod hostile;
 mod http1;

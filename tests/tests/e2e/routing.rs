@@ -2,16 +2,17 @@
 
 use tulle_tests::{Answer, App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, script, wait_for};
 
-struct Shop {
+/// A service `echo` with two versions, and a client of it.
+pub(crate) struct Shop {
     mesh: TestMesh,
-    v1: App,
-    v2: App,
-    port: std::net::SocketAddr,
+    pub(crate) v1: App,
+    pub(crate) v2: App,
+    pub(crate) port: std::net::SocketAddr,
     _sidecars: Vec<tulle_cli::local::Sidecar>,
 }
 
 impl Shop {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let v1 = App::start(|seen| script(200, &format!("v1 {}", seen.line))).await;
         let v2 = App::start(|seen| script(200, &format!("v2 {}", seen.line))).await;
         let mesh = TestMesh::start().await;
@@ -33,7 +34,7 @@ impl Shop {
     }
 
     /// Puts the rules of an HTTPRoute on `echo` in force.
-    async fn route(&self, rules: &str) {
+    pub(crate) async fn route(&self, rules: &str) {
         let marker = format!("/marker-{}", fastrand::u32(..));
         let manifest = format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
@@ -52,11 +53,11 @@ impl Shop {
         wait_for(LIMIT, in_force).await.unwrap_or_else(|error| panic!("{error}\n{problems}"));
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.get_with(path, "").await
     }
 
-    async fn get_with(&self, path: &str, headers: &str) -> Answer {
+    pub(crate) async fn get_with(&self, path: &str, headers: &str) -> Answer {
         let request = format!("GET {path} HTTP/1.1\r\nhost: echo.shop\r\n{headers}connection: close\r\n\r\n");
         exchange(self.port, request.as_bytes()).await
     }

@@ -10,7 +10,7 @@ use super::read::{MeshRoute, RouteKind};
 use crate::source::route::ParentRef;
 use crate::source::{Key, ObjectRef};
 use crate::world::report::{Condition, ParentStatus, Report};
-use crate::world::services::{Port, Protocol, Service, Services, port_number};
+use crate::world::services::{Addressed, Port, Protocol, Service, Services, port_number};
 
 /// Routes of one kind, by their place in the list of all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,13 +96,23 @@ impl Attachments {
 
         for (index, parent, slots, refused) in entries {
             let route = &routes[index];
-            let conflict = slots.iter().find_map(|slot| lost.get(&(index, slot.clone())));
-            let accepted = match (refused, conflict) {
+            let conflicts: Vec<_> = slots
+                .iter()
+                .filter_map(|slot| lost.get(&(index, slot.clone())).map(|message| (slot.1, message)))
+                .collect();
+            let accepted = match (refused, conflicts.first()) {
                 (Some(refused), _) => refused,
-                (None, Some(message)) => {
+                (None, Some((port, message))) => {
                     let fix = "attach routes of one kind to a port; GRPCRoute goes before HTTPRoute, TLSRoute, TCPRoute";
-                    report.warning(&route.subject, "spec.parentRefs", message, fix);
-                    Condition::failed("Accepted", "Conflicted", message)
+                    if conflicts.len() == slots.len() {
+                        report.warning(&route.subject, "spec.parentRefs", *message, fix);
+                        Condition::failed("Accepted", "Conflicted", *message)
+                    } else {
+                        // It is in force on the others.
+                        let message = format!("on port {port}, {message}");
+                        report.warning(&route.subject, "spec.parentRefs", &message, fix);
+                        Condition { message, ..route.accepted.clone() }
+                    }
                 }
                 (None, None) => route.accepted.clone(),
             };
@@ -150,14 +160,23 @@ fn slots(route: &MeshRoute, parent: &ParentRef, services: &Services) -> Result<B
             "correct the name, or create the Service".into(),
         )));
     };
+    let refused = |message: String, fix: &str| {
+        Err::<BTreeSet<Slot>, Fault>(Box::new((".name", "NotAllowedByParent", message, fix.into())))
+    };
+    // Neither has an address by which requests to it could be told from others (GEP-1294).
+    let instead = "attach the route to a Service with a cluster IP";
     if service.external_name.is_some() {
-        let message = format!("Service {namespace}/{} is of type ExternalName", parent.name);
-        return Err(Box::new((
-            ".name",
-            "NotAllowedByParent",
-            message,
-            "attach the route to another Service".into(),
-        )));
+        return refused(format!("Service {namespace}/{} is of type ExternalName", parent.name), instead);
+    }
+    if service.addressed == Addressed::Headless {
+        return refused(format!("Service {namespace}/{} is headless", parent.name), instead);
+    }
+    if service.client_affinity && route.rules.iter().any(|rule| rule.session.is_some()) {
+        let message = format!(
+            "Service {namespace}/{} has sessionAffinity: ClientIP, which is at odds with the route's sessionPersistence",
+            parent.name
+        );
+        return refused(message, "set the Service's sessionAffinity to None, or remove sessionPersistence");
     }
     let ports = named_ports(service, parent);
     if ports.is_empty() {

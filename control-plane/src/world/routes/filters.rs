@@ -4,13 +4,16 @@
 //! and the clusters that references lead to. A filter that is not supported makes its rule answer with 500: doing
 //! without it is not what the author asked for.
 
+use std::time::Duration;
+
 use http::{HeaderName, HeaderValue, StatusCode};
 use tulle_mesh::address::{ClusterName, ServicePort};
 use tulle_mesh::model::{
-    Fault, FaultAbort, FaultDelay, HeaderMutation, HeaderMutations, HeaderOp, HostRewrite, Mirror,
-    PathRewrite, PerMillion, Redirect,
+    Cors, Fault, FaultAbort, FaultDelay, HeaderMutation, HeaderMutations, HeaderOp, HostRewrite, Mirror,
+    PathRewrite, PerMillion, Redirect, Regex, StringMatch,
 };
 
+use super::read::escape;
 use crate::kinds::{Fraction, GROUP, HTTPFaultFilter};
 use crate::source::route::{self as raw, BackendRef, Filter, HeaderModifier, PathModifier};
 use crate::source::{Key, Kind, Objects};
@@ -27,6 +30,7 @@ pub(super) struct Applied {
     pub(super) host_rewrite: Option<HostRewrite>,
     pub(super) mirrors: Vec<Mirror>,
     pub(super) fault: Option<Fault>,
+    pub(super) cors: Option<Cors>,
     /// One of them can't be done.
     pub(super) failed: bool,
 }
@@ -86,6 +90,12 @@ impl Reader<'_> {
             self.unresolved(format!("{field}.name"), "BackendNotFound", reason, fix);
             return (nowhere.to_string(), None);
         };
+        if service.external_name.is_some() {
+            let reason = format!("Service {namespace}/{name} is of type ExternalName");
+            let fix = "name a Service with endpoints of its own; until then its share of requests gets 500";
+            self.unresolved(format!("{field}.name"), "InvalidKind", reason, fix);
+            return (nowhere.to_string(), None);
+        }
         let Some(found) = port.and_then(|port| service.port(port)) else {
             let reason = match backend.port {
                 Some(port) => format!("Service {namespace}/{name} has no TCP port {port}"),
@@ -191,6 +201,10 @@ impl Reader<'_> {
                 }
                 applied.host_rewrite = rewrite.hostname.clone().map(HostRewrite::Literal);
             }
+            "CORS" => {
+                let Some(cors) = &filter.cors else { return missing(self, "cors") };
+                applied.cors = Some(self.cors(cors, &format!("{at}.cors"))?);
+            }
             "ExtensionRef" => {
                 let Some(reference) = &filter.extension_ref else { return missing(self, "extensionRef") };
                 applied.fault = Some(self.fault(reference, &format!("{at}.extensionRef"))?);
@@ -269,6 +283,31 @@ impl Reader<'_> {
         Some(path.replace_full_path.clone().map(PathRewrite::Full))
     }
 
+    fn cors(&mut self, cors: &raw::Cors, at: &str) -> Option<Cors> {
+        let mut allow_origins = Vec::new();
+        for (index, text) in cors.allow_origins.iter().enumerate() {
+            match origin(text) {
+                Ok(matcher) => allow_origins.push(matcher),
+                Err(reason) => {
+                    let fix = "write <scheme>://<host>[:<port>], or \"*\" for all";
+                    self.unsupported(format!("{at}.allowOrigins[{index}]"), reason, fix);
+                    return None;
+                }
+            }
+        }
+        Some(Cors {
+            allow_origins,
+            allow_credentials: cors.allow_credentials,
+            allow_methods: cors.allow_methods.clone(),
+            allow_headers: cors.allow_headers.clone(),
+            expose_headers: cors.expose_headers.clone(),
+            // 5 s is the Fetch standard's default, and the Gateway API's.
+            max_age: Duration::from_secs(
+                cors.max_age.map_or(5, |age| u64::try_from(age).unwrap_or_default()),
+            ),
+        })
+    }
+
     fn fault(&mut self, reference: &raw::ExtensionRef, at: &str) -> Option<Fault> {
         if reference.group != GROUP || reference.kind != HTTPFaultFilter::KIND {
             let reason =
@@ -324,6 +363,31 @@ impl Reader<'_> {
         }
         parsed
     }
+}
+
+/// The origins that a text of `allowOrigins` stands for. An asterisk in the host stands for any labels to its left; the
+/// port that is well known for the scheme is left out, as browsers do.
+fn origin(text: &str) -> Result<StringMatch, String> {
+    if text == "*" {
+        return Ok(StringMatch::exact("*"));
+    }
+    let fault = || format!("{text:?} is not an origin");
+    let lower = text.to_ascii_lowercase();
+    let (scheme, rest) = lower.split_once("://").ok_or_else(fault)?;
+    let well_known = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => return Err(format!("{text:?} is an origin of another scheme than http and https")),
+    };
+    if rest.is_empty() || rest.contains(['/', '?', '#', '@', ' ']) {
+        return Err(fault());
+    }
+    let authority = rest.strip_suffix(well_known).unwrap_or(rest);
+    if !authority.contains('*') {
+        return Ok(StringMatch::exact(format!("{scheme}://{authority}")));
+    }
+    let parts: Vec<_> = authority.split('*').map(escape).collect();
+    Regex::new(format!("{scheme}://{}", parts.join("[^/]+"))).map(StringMatch::Regex)
 }
 
 /// A fraction in the model's terms; `None` when it is more than the whole.

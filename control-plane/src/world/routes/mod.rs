@@ -8,13 +8,12 @@ mod attach;
 mod filters;
 mod read;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::StatusCode;
 use tulle_mesh::model::{
     DirectResponse, Domain, Forward, HashPolicy, Origin, PathMatch, Route, RouteAction, RouteConfiguration,
-    RouteMatch, Timeouts, VirtualHost,
+    RouteMatch, Session, Timeouts, VirtualHost,
 };
 use tulle_mesh::route::precedence;
 
@@ -34,8 +33,6 @@ pub(super) struct Builder<'a> {
     pub(super) routes: &'a [MeshRoute],
     pub(super) policies: &'a Attached<'a, BackendTrafficPolicy>,
     pub(super) report: &'a mut Report,
-    /// Clusters whose requests carry a hash, because a route keeps sessions.
-    pub(super) hashed: BTreeSet<String>,
 }
 
 impl<'a> Builder<'a> {
@@ -99,10 +96,11 @@ impl<'a> Builder<'a> {
     fn default_route(&mut self, service: &Service, port: &Port) -> Route {
         let settings = self.settings(service, port);
         let policy = settings.as_ref().map(|(_, policy)| *policy);
-        let hash = match &settings {
-            Some((subject, policy)) => traffic::hash(policy, subject, self.report),
-            None => Vec::new(),
-        };
+        let mut forward = forward_to(port.cluster().to_string(), policy);
+        if let Some((subject, policy)) = &settings {
+            forward.hash = traffic::hash(policy, subject, self.report);
+            forward.session = self.session_of(subject, policy);
+        }
         Route {
             origin: Some(Origin {
                 kind: "Service".into(),
@@ -111,7 +109,7 @@ impl<'a> Builder<'a> {
                 rule: 0,
                 matched: 0,
             }),
-            ..Route::new("default", anything(), forward_to(port.cluster().to_string(), policy, hash))
+            ..Route::new("default", anything(), RouteAction::Forward(forward))
         }
     }
 
@@ -149,6 +147,7 @@ impl<'a> Builder<'a> {
                         request_headers: rule.filters.request_headers.clone(),
                         response_headers: rule.filters.response_headers.clone(),
                         fault: rule.filters.fault.clone(),
+                        cors: rule.filters.cors.clone(),
                     };
                     keyed.push((key, &route.subject, made));
                 }
@@ -189,19 +188,27 @@ impl<'a> Builder<'a> {
         rule: &Rule,
         at: usize,
     ) -> RouteAction {
+        // A gRPC client is told UNAVAILABLE, which is what 503 means there (GRPCRoute, `backendRefs`).
+        let nowhere = match route.kind {
+            RouteKind::Grpc => StatusCode::SERVICE_UNAVAILABLE,
+            RouteKind::Http | RouteKind::Tls | RouteKind::Tcp => StatusCode::INTERNAL_SERVER_ERROR,
+        };
         if rule.filters.failed {
-            return respond(StatusCode::INTERNAL_SERVER_ERROR);
+            return respond(nowhere);
         }
         if let Some(redirect) = &rule.filters.redirect {
             return RouteAction::Redirect(redirect.clone());
         }
-        let backends: Vec<_> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
-        if backends.is_empty() {
-            return respond(StatusCode::INTERNAL_SERVER_ERROR);
+        if rule.backends.iter().all(|backend| backend.weight == 0) {
+            return respond(nowhere);
         }
+        let session = self.session(route, rule, at);
+        // One without a weight gets no new requests, but keeps its sessions (GEP-1619).
+        let keeps = |backend: &&Backend| backend.weight > 0 || session.is_some() && backend.service.is_some();
+        let backends: Vec<_> = rule.backends.iter().filter(keeps).collect();
         let settings = self.settings(service, port);
         let policy = settings.as_ref().map(|(_, policy)| *policy);
-        let hash = self.hash(route, rule, at, &backends);
+        let hash = self.hash(&backends);
         let given = rule.timeouts.as_ref();
         let inherited = policy.and_then(|policy| policy.timeouts.as_ref());
         let each = given
@@ -209,27 +216,39 @@ impl<'a> Builder<'a> {
             .or_else(|| inherited.and_then(|timeouts| timeouts.backend_request));
         let retry = rule.retry.as_ref().or_else(|| policy.and_then(|policy| policy.retry.as_ref()));
         RouteAction::Forward(Forward {
-            backends: backends.into_iter().map(backend).collect(),
-            unknown_cluster_status: StatusCode::INTERNAL_SERVER_ERROR,
+            unknown_cluster_status: nowhere,
             timeouts: traffic::timeouts(given, policy),
             retry: traffic::retry(retry, each.map(|each| each.get())),
             path_rewrite: rule.filters.path_rewrite.clone(),
             host_rewrite: rule.filters.host_rewrite.clone(),
             mirrors: rule.filters.mirrors.clone(),
             hash,
+            session,
+            ..Forward::new(backends.into_iter().map(backend).collect())
         })
     }
 
-    /// What requests of a rule are hashed by: the rule's own sessions, else what its backends' policies want.
-    fn hash(&mut self, route: &MeshRoute, rule: &Rule, at: usize, backends: &[&Backend]) -> Vec<HashPolicy> {
+    /// What keeps the sessions of a rule: its own settings, else those of the first of its backends that has any.
+    fn session(&mut self, route: &MeshRoute, rule: &Rule, at: usize) -> Option<Session> {
         if let Some(session) = &rule.session {
             let field = format!("spec.rules[{at}].sessionPersistence");
-            let hash = traffic::session_hash(session, &route.subject, &field, self.report);
-            if hash.is_some() {
-                self.hashed.extend(backends.iter().map(|backend| backend.cluster.clone()));
-            }
-            return hash.into_iter().collect();
+            return traffic::session(session, &route.subject, &field, self.report);
         }
+        let policies = self.policies;
+        let mut named = rule.backends.iter().filter_map(|backend| backend.service.as_ref());
+        named.find_map(|(service, port)| {
+            let (subject, policy) = policies.of_port(service, port.as_deref())?;
+            self.session_of(subject, &policy.spec)
+        })
+    }
+
+    fn session_of(&mut self, subject: &Subject, policy: &BackendTrafficPolicySpec) -> Option<Session> {
+        let settings = policy.session_persistence.as_ref()?;
+        traffic::session(settings, subject, "spec.sessionPersistence", self.report)
+    }
+
+    /// What requests of a rule are hashed by: as the first of its backends' policies wants that says anything of it.
+    fn hash(&mut self, backends: &[&Backend]) -> Vec<HashPolicy> {
         for backend in backends {
             let Some((service, port)) = &backend.service else { continue };
             let policy = self.policies.of_port(service, port.as_deref());
@@ -261,7 +280,7 @@ const NOWHERE: &str = "nowhere";
 
 /// A route of one backend without conditions, as of a port without routes.
 pub(super) fn direct_route(cluster: String) -> Route {
-    Route::new("default", anything(), forward_to(cluster, None, Vec::new()))
+    Route::new("default", anything(), RouteAction::Forward(forward_to(cluster, None)))
 }
 
 /// The route of an inbound listener: to the application, for as long as it takes, because the client keeps the time.
@@ -273,23 +292,14 @@ pub(super) fn inbound_route(cluster: String) -> Route {
     route
 }
 
-fn forward_to(
-    cluster: String,
-    policy: Option<&BackendTrafficPolicySpec>,
-    hash: Vec<HashPolicy>,
-) -> RouteAction {
+fn forward_to(cluster: String, policy: Option<&BackendTrafficPolicySpec>) -> Forward {
     let settings = policy.and_then(|policy| policy.timeouts.as_ref());
     let each = settings.and_then(|settings| settings.backend_request).map(|each| each.get());
-    RouteAction::Forward(Forward {
-        backends: vec![tulle_mesh::model::Backend::new(cluster, 1)],
-        unknown_cluster_status: StatusCode::SERVICE_UNAVAILABLE,
+    Forward {
         timeouts: traffic::timeouts(None, policy),
         retry: traffic::retry(policy.and_then(|policy| policy.retry.as_ref()), each),
-        path_rewrite: None,
-        host_rewrite: None,
-        mirrors: Vec::new(),
-        hash,
-    })
+        ..Forward::new(vec![tulle_mesh::model::Backend::new(cluster, 1)])
+    }
 }
 
 fn backend(backend: &Backend) -> tulle_mesh::model::Backend {

@@ -185,7 +185,7 @@ fn read_rule(kind: RouteKind, rule: raw::Rule, field: &str, reader: &mut Reader<
         let reason = format!("backendRequest ({each}) is longer than request ({whole})");
         reader.unsupported(format!("{field}.timeouts"), reason, "make it the shorter one");
     }
-    let session = rule.session_persistence.map(|session| {
+    let session = rule.session_persistence.map(|session: raw::RawSession| {
         if session.idle_timeout.is_some() {
             let reason = "an idle timeout of sessions is not supported";
             reader.unsupported(format!("{field}.sessionPersistence.idleTimeout"), reason, "remove it");
@@ -293,8 +293,8 @@ fn grpc_path(
     })
 }
 
-/// A literal as a regular expression. Method names are words; anything else is escaped.
-fn escape(text: &str) -> String {
+/// A literal as a regular expression: all but letters, digits and underscores is escaped.
+pub(super) fn escape(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
             let special = !character.is_ascii_alphanumeric() && character != '_';

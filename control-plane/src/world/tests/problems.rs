@@ -66,13 +66,9 @@ fn routes_say_what_is_wrong_with_them_and_where() {
     check("a parent that is not the mesh's", &route("HTTPRoute", "{name: gateway}", "  - {}\n"), &[]);
     check(
         "a filter that is not supported",
-        &with_cart(&route(
-            "HTTPRoute",
-            PARENT,
-            "  - filters:\n    - type: CORS\n      cors: {allowOrigins: ['*']}\n",
-        )),
+        &with_cart(&route("HTTPRoute", PARENT, "  - filters:\n    - type: ExternalAuth\n")),
         &[
-            "x.yaml:11: error: HTTPRoute shop/r: spec.rules[0].filters[0].type: the filter CORS is not supported; remove the filter; until then the rule answers with 500",
+            "x.yaml:11: error: HTTPRoute shop/r: spec.rules[0].filters[0].type: the filter ExternalAuth is not supported; remove the filter; until then the rule answers with 500",
         ],
     );
     check(

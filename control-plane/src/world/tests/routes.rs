@@ -2,17 +2,17 @@ use std::time::Duration;
 
 use http::StatusCode;
 use tulle_mesh::model::{
-    Fault, HashPolicy, HeaderOp, HostRewrite, LoadBalancer, PathMatch, PathRewrite, PerMillion, Protocol,
-    RetryOn, Route, RouteAction, Transport,
+    Fault, HeaderOp, HostRewrite, PathMatch, PathRewrite, PerMillion, Protocol, RetryOn, Route, RouteAction,
+    Transport,
 };
 
 use super::support::{listener, problems, routes, service, world};
 use crate::world::World;
 
-const CART: &str = "cart.shop.svc.cluster.local:80";
+pub(super) const CART: &str = "cart.shop.svc.cluster.local:80";
 
 /// A route on Service `cart` of namespace `shop`, with these rules in flow style.
-fn route(kind: &str, namespace: &str, name: &str, rules: &str) -> String {
+pub(super) fn route(kind: &str, namespace: &str, name: &str, rules: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
          spec:\n  parentRefs: [{{group: '', kind: Service, name: cart, namespace: shop}}]\n  rules: {rules}\n"
@@ -20,21 +20,21 @@ fn route(kind: &str, namespace: &str, name: &str, rules: &str) -> String {
 }
 
 /// `cart`, `v1` and `v2` with port 80, whose protocol is not told.
-fn services() -> String {
+pub(super) fn services() -> String {
     ["cart", "v1", "v2"].map(|name| service("shop", name, "ports: [{port: 80}]")).concat()
 }
 
-fn with(routes: &[String]) -> World {
+pub(super) fn with(routes: &[String]) -> World {
     world(&format!("{}{}", services(), routes.concat()))
 }
 
-fn clean(routes: &[String]) -> World {
+pub(super) fn clean(routes: &[String]) -> World {
     let world = with(routes);
     assert_eq!(problems(&world), Vec::<String>::new());
     world
 }
 
-fn backends(route: &Route) -> Vec<(String, u32)> {
+pub(super) fn backends(route: &Route) -> Vec<(String, u32)> {
     let RouteAction::Forward(forward) = &route.action else { panic!("{:?}", route.action) };
     forward
         .backends
@@ -250,7 +250,9 @@ fn filters_become_changes_of_requests_and_responses() {
 #[test]
 fn a_rule_with_a_filter_that_can_not_be_done_answers_with_500() {
     for filter in [
-        "{type: CORS, cors: {allowOrigins: ['*']}}",
+        "{type: CORS, cors: {allowOrigins: ['ftp://files.example']}}",
+        "{type: CORS, cors: {allowOrigins: ['https://a.example/path']}}",
+        "{type: ExternalAuth}",
         "{type: ExtensionRef, extensionRef: {group: tulle.dev, kind: HTTPFaultFilter, name: missing}}",
         "{type: ExtensionRef, extensionRef: {group: example.com, kind: Magic, name: x}}",
         "{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'no name', value: a}]}}",
@@ -308,29 +310,6 @@ fn timeouts_and_retries_are_the_route_s_own_or_those_of_the_service_s_policy() {
         (1, vec![503], Some(Duration::from_secs(3)))
     );
     assert_eq!(forward("/endless").timeouts.request, Some(Duration::ZERO), "no limit");
-}
-
-#[test]
-fn sessions_are_kept_by_hashing_and_a_ring() {
-    let world = clean(&[route(
-        "HTTPRoute",
-        "shop",
-        "r",
-        "[{sessionPersistence: {sessionName: who, absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}, backendRefs: [{name: v1, port: 80}]}]",
-    )]);
-    let RouteAction::Forward(forward) = &routes(&world, CART, "shop")[0].action else { panic!("forwards") };
-    let cookie = HashPolicy::Cookie {
-        name: "who".into(),
-        ttl: Some(Duration::from_secs(3600)),
-        path: Some("/".into()),
-        terminal: true,
-    };
-    assert_eq!(forward.hash, [cookie]);
-    let balancer = |service: &str| {
-        world.cluster(&format!("outbound|80||{service}.shop.svc.cluster.local")).expect("made").load_balancer
-    };
-    assert!(matches!(balancer("v1"), LoadBalancer::RingHash { .. }));
-    assert_eq!(balancer("v2"), LoadBalancer::PeakEwma);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! HTTP filters.
 //!
 //! Authorization is never optional: a client that does not know it must refuse the listener. Limits are, since gRPC servers have
-//! none and would refuse the whole listener. An outbound listener always holds the fault filter, because a fault on a
-//! route has no effect in Envoy and gRPC without it.
+//! none and would refuse the whole listener. An outbound listener always holds the filters for faults, cross-origin rules and
+//! sessions, because what a route says of them has no effect in Envoy and gRPC without.
 
 use envoy_types::pb::envoy::config::core::v3::RuntimeFeatureFlag;
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 as concurrency;
@@ -10,9 +10,11 @@ use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3:
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::gradient_controller_config::{
     ConcurrencyLimitCalculationParams, MinimumRttCalculationParams,
 };
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use envoy_types::pb::google::protobuf::Any;
@@ -20,7 +22,8 @@ use std::time::Duration;
 
 use super::{rate_limit, rbac};
 use crate::model::{AdaptiveConcurrency, Fault, HttpFilter, TrafficDirection};
-use crate::xds::error::{At, Decoded, FieldError, required};
+use crate::xds::error::{At, Decoded, FieldError, required, unsupported};
+use crate::xds::route::filters::{CORS, SESSION};
 use crate::xds::{fault, proto};
 
 const ROUTER: &str = "envoy.filters.http.router";
@@ -34,7 +37,10 @@ const MIN_RTT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Writes all filters and the router behind them.
 pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec<pb::HttpFilter> {
-    let mut encoded: Vec<pb::HttpFilter> = Vec::with_capacity(filters.len() + 2);
+    let mut encoded: Vec<pb::HttpFilter> = Vec::with_capacity(filters.len() + 4);
+    if direction == TrafficDirection::Outbound {
+        encoded.push(http_filter(CORS, proto::any(&Cors::default()), true));
+    }
     let has_fault = filters.iter().any(|filter| matches!(filter, HttpFilter::Fault(_)));
     if direction == TrafficDirection::Outbound && !has_fault {
         encoded.push(http_filter(fault::FILTER, proto::any(&HttpFault::default()), true));
@@ -50,6 +56,9 @@ pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec
             filter.name = format!("{base}#{number}");
         }
         encoded.push(filter);
+    }
+    if direction == TrafficDirection::Outbound {
+        encoded.push(http_filter(SESSION, proto::any(&StatefulSession::default()), true));
     }
     encoded.push(http_filter(ROUTER, proto::any(&Router::default()), false));
     encoded
@@ -132,6 +141,9 @@ fn decode_config(name: &str, config: &Any, is_optional: bool) -> Decoded<Step> {
     } else if proto::is::<concurrency::AdaptiveConcurrency>(config) {
         let limit = decode_concurrency(proto::unpack(config)?)?;
         limit.map(HttpFilter::AdaptiveConcurrency).into_iter().collect()
+    } else if proto::is::<Cors>(config) || is_empty_session(config)? {
+        // It only stands there for the sake of the routes.
+        Vec::new()
     } else if let Some(limit) = rate_limit::decode(config)? {
         limit.map(HttpFilter::LocalRateLimit).into_iter().collect()
     } else if is_optional {
@@ -143,6 +155,16 @@ fn decode_config(name: &str, config: &Any, is_optional: bool) -> Decoded<Step> {
         )));
     };
     Ok(Step::Filters(filters))
+}
+
+/// Whether it is the filter for sessions without sessions of its own.
+fn is_empty_session(config: &Any) -> Decoded<bool> {
+    if !proto::is::<StatefulSession>(config) {
+        return Ok(false);
+    }
+    let session: StatefulSession = proto::unpack(config)?;
+    unsupported(session.session_state.is_some(), "session_state", "put it on the routes that it is for")?;
+    Ok(true)
 }
 
 fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcurrency {

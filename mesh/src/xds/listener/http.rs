@@ -7,7 +7,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     CodecType, RouteSpecifier, Tracing as TracingPb, UpgradeConfig,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
-use envoy_types::pb::google::protobuf::UInt32Value;
+use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use prost::Message;
 
 use super::{access_log, filters};
 use crate::model::{HttpConnection, PerMillion, RouteSource, Tracing, TrafficDirection};
@@ -17,9 +18,25 @@ use crate::xds::{proto, route};
 /// The most that Envoy lets a request's head have.
 const MAX_HEADERS_KB: u32 = 8192;
 
-/// Writes a connection manager. `stat_prefix` is the chain's name. A limit on the bytes of a head is rounded up to whole
+/// Writes a connection manager as `Any`. Routes that stand in it are written by themselves, in their own fixed order.
+pub(super) fn encode_any(connection: &HttpConnection, stat_prefix: &str, direction: TrafficDirection) -> Any {
+    let mut any = proto::any(&encode(connection, stat_prefix, direction));
+    if let RouteSource::Inline(routes) = &connection.routes {
+        any.value.extend(InlineRoutes { route_config: route::encode_bytes(routes) }.encode_to_vec());
+    }
+    any
+}
+
+/// `HttpConnectionManager` with nothing but its routes, as bytes.
+#[derive(Clone, PartialEq, Message)]
+struct InlineRoutes {
+    #[prost(bytes = "vec", tag = "4")]
+    route_config: Vec<u8>,
+}
+
+/// Writes a connection manager, but for routes that stand in it. `stat_prefix` is the chain's name. A limit on the bytes of a head is rounded up to whole
 /// KiB, which is Envoy's unit.
-pub(super) fn encode(
+fn encode(
     connection: &HttpConnection,
     stat_prefix: &str,
     direction: TrafficDirection,
@@ -49,12 +66,13 @@ pub(super) fn encode(
         normalize_path: proto::bool_value(true),
         merge_slashes: true,
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
-        route_specifier: Some(match &connection.routes {
-            RouteSource::Named(name) => {
-                RouteSpecifier::Rds(pb::Rds { config_source: proto::ads(), route_config_name: name.clone() })
-            }
-            RouteSource::Inline(routes) => RouteSpecifier::RouteConfig(route::encode(routes)),
-        }),
+        route_specifier: match &connection.routes {
+            RouteSource::Named(name) => Some(RouteSpecifier::Rds(pb::Rds {
+                config_source: proto::ads(),
+                route_config_name: name.clone(),
+            })),
+            RouteSource::Inline(_) => None,
+        },
         ..Default::default()
     }
 }

@@ -43,7 +43,7 @@ pub fn encode(listener: &Listener) -> pb::Listener {
         ..Default::default()
     };
     if let Some(manager) = encode_api_listener(listener) {
-        message.api_listener = Some(pb::ApiListener { api_listener: Some(proto::any(&manager)) });
+        message.api_listener = Some(pb::ApiListener { api_listener: Some(manager) });
     } else {
         message.filter_chains =
             listener.chains.iter().map(|chain| chain::encode(chain, listener.direction)).collect();
@@ -93,14 +93,14 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
 }
 
 /// The name of the chain is the connection manager's prefix for statistics.
-fn encode_api_listener(listener: &Listener) -> Option<HttpConnectionManager> {
+fn encode_api_listener(listener: &Listener) -> Option<Any> {
     match listener.chains.as_slice() {
         [FilterChain { name, matches, tls: None, authorization, protocol: Protocol::Http(http) }]
             if listener.direction == TrafficDirection::Outbound
                 && *matches == ChainMatch::default()
                 && authorization.is_empty() =>
         {
-            Some(http::encode(http, name, listener.direction))
+            Some(http::encode_any(http, name, listener.direction))
         }
         _ => None,
     }

@@ -120,6 +120,8 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
         host_rewrite,
         mirrors: each("request_mirror_policies", action.request_mirror_policies, decode_mirror)?,
         hash: each("hash_policy", action.hash_policy, policy::decode_hash)?,
+        // Among the route's settings of filters.
+        session: None,
     })
 }
 

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, RequestMirrorPolicy};
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{action, decode_filters, headers, policy};
+use super::{action, filters as settings, headers, policy};
 use crate::model::HeaderMutations;
 use crate::xds::error::{At, Decoded, each, unsupported};
 
@@ -121,7 +121,7 @@ impl Inherited {
     }
 
     fn with_filters(mut self, filters: &HashMap<String, Any>) -> Decoded<Self> {
-        decode_filters(filters)?;
+        settings::decode(filters, None)?;
         self.filters.extend(filters.iter().map(|(name, config)| (name.clone(), config.clone())));
         Ok(self)
     }

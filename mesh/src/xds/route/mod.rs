@@ -7,30 +7,71 @@
 //! What Envoy lets stand on a virtual host or on the whole configuration (header changes, retries, mirrors, faults) is
 //! handed down to the routes when it is read, by Envoy's order of precedence.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
-use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
-use envoy_types::pb::google::protobuf::Any;
 use http::StatusCode;
+use prost::Message;
 
 use self::inherit::Inherited;
 use super::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
 use super::proto::{self, Fields, Read};
-use super::{Kind, XdsError, fault, matching};
-use crate::model::{Domain, Fault, Origin, PathMatch, Route, RouteConfiguration, VirtualHost};
+use super::{Kind, XdsError, matching};
+use crate::model::{Domain, Origin, PathMatch, Route, RouteAction, RouteConfiguration, VirtualHost};
 
 mod action;
+mod cors;
+pub(super) mod filters;
 mod headers;
 mod inherit;
 mod matches;
 mod policy;
 mod rewrite;
+mod session;
 
-/// Writes a route configuration. The same model always gives the same bytes.
+/// Writes a route configuration as bytes: the same model always gives the same. A route's settings of filters are a map,
+/// whose entries `prost` writes in no fixed order; so they are written one by one, and each is a message that its
+/// reader merges with the rest of the route.
+pub fn encode_bytes(routes: &RouteConfiguration) -> Vec<u8> {
+    let configuration = encode(routes);
+    let virtual_hosts = configuration.virtual_hosts.into_iter().map(|mut host| {
+        let routes = std::mem::take(&mut host.routes).into_iter().map(route_bytes).collect();
+        let mut bytes = host.encode_to_vec();
+        bytes.extend(Routes { routes }.encode_to_vec());
+        bytes
+    });
+    Configuration { name: configuration.name, virtual_hosts: virtual_hosts.collect() }.encode_to_vec()
+}
+
+fn route_bytes(mut route: pb::Route) -> Vec<u8> {
+    let settings: BTreeMap<_, _> = std::mem::take(&mut route.typed_per_filter_config).into_iter().collect();
+    let settings = settings
+        .into_iter()
+        .map(|entry| pb::Route { typed_per_filter_config: [entry].into(), ..Default::default() });
+    proto::merged(std::iter::once(route).chain(settings))
+}
+
+/// `RouteConfiguration`, as far as it is written, with virtual hosts as bytes.
+#[derive(Clone, PartialEq, Message)]
+struct Configuration {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    virtual_hosts: Vec<Vec<u8>>,
+}
+
+/// `VirtualHost` with nothing but its routes, as bytes.
+#[derive(Clone, PartialEq, Message)]
+struct Routes {
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    routes: Vec<Vec<u8>>,
+}
+
+/// Writes a route configuration.
 pub fn encode(routes: &RouteConfiguration) -> pb::RouteConfiguration {
     pb::RouteConfiguration {
         name: routes.name.clone(),
@@ -85,41 +126,6 @@ pub(super) fn decode_status(status: u32) -> Decoded<StatusCode> {
         .filter(|status| (200..600).contains(status))
         .and_then(|status| StatusCode::from_u16(status).ok())
         .ok_or_else(|| FieldError::new(format!("{status} is not the status of a response: use 200 to 599")))
-}
-
-/// Reads the settings of filters for a part of the routes: only faults may be set, and what is optional may be passed over.
-fn decode_filters(filters: &HashMap<String, Any>) -> Decoded<Option<Fault>> {
-    let mut fault = None;
-    // In the order of their names, so that of several errors always the same is reported.
-    for (name, config) in filters.iter().collect::<BTreeMap<_, _>>() {
-        fault = decode_filter(name, config).at_key("typed_per_filter_config", name)?.or(fault);
-    }
-    Ok(fault)
-}
-
-fn decode_filter(name: &str, config: &Any) -> Decoded<Option<Fault>> {
-    if proto::is::<HttpFault>(config) {
-        return fault::decode(proto::unpack(config)?).map(Some);
-    }
-    if proto::is::<pb::FilterConfig>(config) {
-        let wrapper: pb::FilterConfig = proto::unpack(config)?;
-        return match wrapper.config {
-            _ if wrapper.disabled && name == fault::FILTER => Ok(Some(Fault::default())),
-            Some(inner) if proto::is::<HttpFault>(&inner) && !wrapper.disabled => {
-                fault::decode(proto::unpack(&inner)?).map(Some)
-            }
-            _ if wrapper.is_optional => Ok(None),
-            inner => Err(unknown_filter(inner.as_ref().unwrap_or(config))),
-        };
-    }
-    Err(unknown_filter(config))
-}
-
-fn unknown_filter(config: &Any) -> FieldError {
-    FieldError::new(format!(
-        "{:?} can't be set for a part of the routes: put it in the listener, or mark it is_optional",
-        proto::inner_type(config)
-    ))
 }
 
 fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
@@ -199,12 +205,11 @@ fn encode_route(route: &Route) -> Vec<pb::Route> {
 }
 
 fn encode_half(route: &Route, path: PathSpecifier, half: Option<Half>) -> pb::Route {
-    let fault = route.fault.as_ref().map(|fault| (fault::FILTER.into(), proto::any(&fault::encode(fault))));
     pb::Route {
         name: route.name.clone(),
         r#match: Some(matches::encode(&route.matches, path)),
-        metadata: encode_metadata(route.origin.as_ref(), half),
-        typed_per_filter_config: fault.into_iter().collect(),
+        metadata: encode_metadata(route, half),
+        typed_per_filter_config: filters::encode(route),
         request_headers_to_add: headers::add(&route.request_headers),
         request_headers_to_remove: headers::remove(&route.request_headers),
         response_headers_to_add: headers::add(&route.response_headers),
@@ -216,8 +221,9 @@ fn encode_half(route: &Route, path: PathSpecifier, half: Option<Half>) -> pb::Ro
 
 fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)> {
     unsupported(!route.route_specifiers.is_empty(), "route_specifiers", "use match and action")?;
-    let (origin, half) = decode_metadata(route.metadata.as_ref())?;
-    let decoded = Route {
+    let Own { origin, half, session_lifetime } = decode_metadata(route.metadata.as_ref())?;
+    let settings = filters::decode(&route.typed_per_filter_config, session_lifetime)?;
+    let mut decoded = Route {
         name: if route.name.is_empty() { format!("#{index}") } else { route.name },
         origin,
         matches: matches::decode(required(route.r#match, "match")?).at("match")?,
@@ -232,8 +238,12 @@ fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)
             route.response_headers_to_add,
             route.response_headers_to_remove,
         )?,
-        fault: decode_filters(&route.typed_per_filter_config)?,
+        fault: settings.fault,
+        cors: settings.cors,
     };
+    if let RouteAction::Forward(forward) = &mut decoded.action {
+        forward.session = settings.session;
+    }
     Ok((decoded, half))
 }
 
@@ -256,9 +266,16 @@ fn join_halves(routes: Vec<(Route, Option<Half>)>) -> Vec<Route> {
     joined.into_iter().map(|(route, _)| route).collect()
 }
 
-fn encode_metadata(origin: Option<&Origin>, half: Option<Half>) -> Option<Metadata> {
+/// In seconds.
+const SESSION_LIFETIME: &str = "sessionLifetime";
+
+fn encode_metadata(route: &Route, half: Option<Half>) -> Option<Metadata> {
     let mut fields = Fields::new();
-    if let Some(origin) = origin {
+    if let Some(lifetime) = filters::session_of(route).and_then(session::watched_lifetime) {
+        let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
+        fields.insert(SESSION_LIFETIME.into(), proto::number(seconds));
+    }
+    if let Some(origin) = &route.origin {
         fields.insert("kind".into(), proto::text(&origin.kind));
         fields.insert("namespace".into(), proto::text(&origin.namespace));
         fields.insert("name".into(), proto::text(&origin.name));
@@ -271,7 +288,14 @@ fn encode_metadata(origin: Option<&Origin>, half: Option<Half>) -> Option<Metada
     proto::metadata(fields)
 }
 
-fn decode_metadata(metadata: Option<&Metadata>) -> Decoded<(Option<Origin>, Option<Half>)> {
+/// Tulle's own data of a route.
+struct Own {
+    origin: Option<Origin>,
+    half: Option<Half>,
+    session_lifetime: Option<Duration>,
+}
+
+fn decode_metadata(metadata: Option<&Metadata>) -> Decoded<Own> {
     let fields = proto::decode_metadata(metadata)?;
     let half = fields.text(HALF).at("metadata")?;
     let half = [Half::Path, Half::Below].into_iter().find(|known| known.name() == half);
@@ -285,5 +309,7 @@ fn decode_metadata(metadata: Option<&Metadata>) -> Decoded<(Option<Origin>, Opti
         })
     };
     let origin = fields.contains_key("kind").then(read).transpose().at("metadata")?;
-    Ok((origin, half))
+    let lifetime = fields.number(SESSION_LIFETIME).at("metadata")?.filter(|seconds| *seconds > 0);
+    let session_lifetime = lifetime.map(|seconds| Duration::from_secs(seconds.into()));
+    Ok(Own { origin, half, session_lifetime })
 }

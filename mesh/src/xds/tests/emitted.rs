@@ -266,15 +266,17 @@ fn authorization_is_never_optional_and_names_of_filters_differ() {
     assert_eq!(
         seen,
         [
-            // Faults of routes have no effect without the filter.
+            // What routes say of them has no effect without the filters.
+            ("envoy.filters.http.cors", true),
             ("envoy.filters.http.fault", true),
             ("tulle.authorization.shop", false),
             ("tulle.local_rate_limit.all", true),
             ("tulle.local_rate_limit.all#2", true),
+            ("envoy.filters.http.stateful_session", true),
             ("envoy.filters.http.router", false),
         ]
     );
-    let Some(http_pb::http_filter::ConfigType::TypedConfig(config)) = &filters[2].config_type else {
+    let Some(http_pb::http_filter::ConfigType::TypedConfig(config)) = &filters[3].config_type else {
         panic!()
     };
     let limit: rate_limit_pb::LocalRateLimit = proto::unpack(config).unwrap();

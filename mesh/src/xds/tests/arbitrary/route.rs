@@ -37,8 +37,8 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
 }
 
 fn route() -> BoxedStrategy<Route> {
-    (name(), of(origin()), route_match(), action(), mutations(), mutations(), of(fault()))
-        .prop_map(|(name, origin, matches, action, request_headers, response_headers, fault)| Route {
+    (name(), of(origin()), route_match(), action(), mutations(), mutations(), of(fault()), of(cors()))
+        .prop_map(|(name, origin, matches, action, request_headers, response_headers, fault, cors)| Route {
             name,
             origin,
             matches,
@@ -46,6 +46,7 @@ fn route() -> BoxedStrategy<Route> {
             request_headers,
             response_headers,
             fault,
+            cors,
         })
         .boxed()
 }
@@ -106,6 +107,7 @@ fn forward() -> BoxedStrategy<Forward> {
         of(host),
         vec(mirror, 0..2),
         vec(hash(), 0..3),
+        of(session()),
     )
         .prop_map(
             |(
@@ -117,6 +119,7 @@ fn forward() -> BoxedStrategy<Forward> {
                 host_rewrite,
                 mirrors,
                 hash,
+                session,
             )| {
                 Forward {
                     backends,
@@ -127,6 +130,7 @@ fn forward() -> BoxedStrategy<Forward> {
                     host_rewrite,
                     mirrors,
                     hash,
+                    session,
                 }
             },
         )
@@ -193,6 +197,35 @@ fn hash() -> impl Strategy<Value = HashPolicy> {
         any::<bool>().prop_map(|terminal| HashPolicy::SourceIp { terminal }),
         (name(), any::<bool>()).prop_map(|(name, terminal)| HashPolicy::Query { name, terminal }),
     ]
+}
+
+fn session() -> impl Strategy<Value = Session> {
+    let seconds = || (1..=u32::MAX / 16).prop_map(|seconds| Duration::from_secs(seconds.into()));
+    let cookie = |permanent| move |(name, path)| SessionCarrier::Cookie { name, path, permanent };
+    prop_oneof![
+        ((name(), path()).prop_map(cookie(true)), seconds().prop_map(Some)),
+        ((name(), path()).prop_map(cookie(false)), of(seconds())),
+        (header_name().prop_map(SessionCarrier::Header), of(seconds())),
+    ]
+    .prop_map(|(carrier, lifetime)| Session { carrier, lifetime })
+}
+
+fn cors() -> BoxedStrategy<Cors> {
+    let names = || vec("[A-Za-z*-]{1,8}", 0..3);
+    (vec(string_match(), 0..3), any::<bool>(), names(), names(), names(), any::<u32>())
+        .prop_map(
+            |(allow_origins, allow_credentials, allow_methods, allow_headers, expose_headers, max_age)| {
+                Cors {
+                    allow_origins,
+                    allow_credentials,
+                    allow_methods,
+                    allow_headers,
+                    expose_headers,
+                    max_age: Duration::from_secs(max_age.into()),
+                }
+            },
+        )
+        .boxed()
 }
 
 fn redirect() -> BoxedStrategy<Redirect> {
