@@ -23,6 +23,9 @@ enum Command {
     /// Check manifests: what is wrong, in which line, and how to mend it.
     #[command(after_help = commands::check::EXAMPLES)]
     Check(commands::check::CheckArgs),
+    /// Analyze objects, on files or in a running mesh: what is wrong, and what may not be meant so.
+    #[command(after_help = commands::analyze::EXAMPLES)]
+    Analyze(commands::analyze::AnalyzeArgs),
     /// Explain where a request goes and why, from manifests or from a running sidecar.
     #[command(after_help = commands::explain::EXAMPLES)]
     Explain(commands::explain::ExplainArgs),
@@ -68,6 +71,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Demo(args) => demo::run(args).await?,
         Command::Check(args) => return commands::check::run(&args),
+        Command::Analyze(args) => return commands::analyze::run(&args).await,
         Command::Explain(args) => return commands::explain::run(&args).await,
         Command::Status(args) => commands::status::run(&args).await?,
         Command::Config(args) => commands::config::run(&args).await?,

@@ -89,11 +89,11 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     };
     let metrics = Arc::new(Metrics::new());
     let proxies = Arc::new(Proxies::default());
-    let board = Arc::new(Board::new(Arc::clone(&metrics)));
+    let board = Arc::new(Board::new(Arc::clone(&metrics), Arc::clone(&proxies)));
     let kept = Kept::open(&args.state).map_err(Error::VirtualAddresses)?;
     let resources = Arc::new(Resources::new(settings, authority.bundle(), kept));
     let hub = Hub::new(Arc::clone(&resources) as Arc<_>);
-    board.publish(&loaded, resources.update(&loaded));
+    board.publish(&loaded, resources.update(&loaded), hub.published());
 
     let (sender, mut updates) = watch::channel(Arc::new(loaded));
     updates.mark_unchanged();
@@ -141,7 +141,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
                     let built = tokio::task::spawn_blocking(move || building.0.update(&building.1));
                     let update = built.await.map_err(|error| Error::Runtime(error.into()))?;
                     hub.publish(update.changed.clone());
-                    board.publish(&loaded, update);
+                    board.publish(&loaded, update, hub.published());
                 }
                 changed = bundle.changed() => {
                     if changed.is_err() {

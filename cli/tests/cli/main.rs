@@ -1,5 +1,6 @@
 //! The program as its users call it: what it prints, and its exit status.
 
+mod analyze;
 mod check;
 mod explain;
 mod inject;

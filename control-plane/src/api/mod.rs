@@ -82,6 +82,6 @@ async fn proxies(State(api): State<Arc<Api>>) -> Json<ProxyList> {
     Json(ProxyList { proxies: api.proxies.status() })
 }
 
-async fn objects(State(api): State<Arc<Api>>) -> Json<Arc<ObjectList>> {
+async fn objects(State(api): State<Arc<Api>>) -> Json<ObjectList> {
     Json(api.board.objects())
 }

@@ -119,7 +119,8 @@ pub struct ParentStatus {
     pub parent: String,
     /// The port or section of it that was named.
     pub section: Option<String>,
-    /// `Accepted`, and for routes `ResolvedRefs`.
+    /// `Accepted`, for routes `ResolvedRefs`, and whether sidecars have it (`Programmed`, for routes
+    /// `tulle.dev/Programmed`).
     pub conditions: Vec<Condition>,
 }
 
@@ -127,7 +128,7 @@ pub struct ParentStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// `Accepted` or `ResolvedRefs`.
+    /// Its type, such as `Accepted`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether it holds.

@@ -1,43 +1,121 @@
-//! What became of each object: for the HTTP API, the log and the metrics.
+//! What became of each object: for the HTTP API, the log, the metrics, and the status in Kubernetes.
 //!
-//! In: what the sources read and what the world made of it. Out: one list ([`Board::objects`]), and a log line for each
-//! problem that is new or gone. It decides nothing.
+//! In: what the sources read, what the world made of it, and how far each proxy is. Out: one list ([`Board::objects`]), a
+//! log line for each problem that is new or gone, and what each object's status should say ([`Board::wanted`]), which
+//! [`writer`] writes. It decides nothing.
+
+pub mod document;
+pub mod features;
+mod kinds;
+pub mod programmed;
+pub mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::document::Wanted;
+use self::kinds::StatusKind;
+use self::programmed::Progress;
 use crate::api::types::{Condition, ObjectList, ObjectStatus, ParentStatus, ProblemStatus};
 use crate::metrics::Metrics;
 use crate::source::{Loaded, ObjectRef, Problem, Severity};
-use crate::world;
+use crate::world::{self, Affected};
+use crate::xds::proxies::Proxies;
 use crate::xds::resources::Update;
 
 /// The state of all objects after the last update.
 pub struct Board {
     metrics: Arc<Metrics>,
+    proxies: Arc<Proxies>,
     /// Replaced whole; held only to clone the `Arc`.
-    shown: Mutex<Arc<ObjectList>>,
+    shown: Mutex<Arc<Shown>>,
     /// What was logged and still holds.
     logged: Mutex<BTreeSet<Problem>>,
 }
 
+/// What is known of the objects.
+#[derive(Default)]
+struct Shown {
+    /// Without what sidecars say.
+    list: ObjectList,
+    /// The routes and policies.
+    reported: BTreeMap<ObjectRef, Reported>,
+    /// The place, in the order of all changes that were pushed, of the last one.
+    published: u64,
+    /// How many updates there have been.
+    updates: u64,
+}
+
+/// A route or policy.
+struct Reported {
+    kind: &'static StatusKind,
+    generation: i64,
+    parents: Vec<world::ParentStatus>,
+    affected: BTreeSet<Affected>,
+}
+
 impl Board {
     /// An empty board.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, shown: Mutex::default(), logged: Mutex::default() }
+    pub fn new(metrics: Arc<Metrics>, proxies: Arc<Proxies>) -> Self {
+        Self { metrics, proxies, shown: Mutex::default(), logged: Mutex::default() }
     }
 
-    /// Shows the state after an update.
-    pub fn publish(&self, loaded: &Loaded, update: Update) {
+    /// Shows the state after an update. `published`: the place of the last change that was pushed.
+    pub fn publish(&self, loaded: &Loaded, update: Update, published: u64) {
         let objects = loaded.objects.refs();
         self.metrics.objects(objects.len(), update.problems.len());
         self.log(&update.problems);
         let list = list(objects, &update);
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(list);
+        let Update { mut statuses, mut affected, .. } = update;
+        let mut reported = BTreeMap::new();
+        kinds::for_each(&loaded.objects, &mut |kind, object, generation| {
+            let parents = statuses.remove(&object).unwrap_or_default();
+            let affected = affected.remove(&object).unwrap_or_default();
+            reported.insert(object, Reported { kind, generation, parents, affected });
+        });
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        *shown = Arc::new(Shown { list, reported, published, updates: shown.updates + 1 });
     }
 
-    /// The state after the last update.
-    pub fn objects(&self) -> Arc<ObjectList> {
+    /// The state after the last update, with what sidecars say of it by now.
+    pub fn objects(&self) -> ObjectList {
+        let (shown, standings) = (self.shown(), self.proxies.standings());
+        let progress = Progress::new(&standings, shown.published);
+        let mut list = shown.list.clone();
+        for object in &mut list.objects {
+            let Some(kind) = StatusKind::find(&object.kind) else { continue };
+            let (namespace, name) = (object.namespace.clone(), object.name.clone());
+            let Some(reported) = shown.reported.get(&ObjectRef { kind: kind.kind, namespace, name }) else {
+                continue;
+            };
+            for (parent, known) in object.parents.iter_mut().zip(&reported.parents) {
+                parent.conditions = reported.conditions(known, &progress).iter().map(Into::into).collect();
+            }
+        }
+        list
+    }
+
+    /// What the status of each route and policy should say by now.
+    pub fn wanted(&self) -> BTreeMap<ObjectRef, Wanted> {
+        let (shown, standings) = (self.shown(), self.proxies.standings());
+        let progress = Progress::new(&standings, shown.published);
+        let wanted = |(object, reported): (&ObjectRef, &Reported)| {
+            let entry = |parent: &world::ParentStatus| {
+                (parent.reference.clone(), reported.conditions(parent, &progress))
+            };
+            let entries = reported.parents.iter().map(entry).collect();
+            let (policy, generation) = (reported.kind.policy, reported.generation);
+            (object.clone(), Wanted { policy, generation, entries })
+        };
+        shown.reported.iter().map(wanted).collect()
+    }
+
+    /// Another pair after each change of [`Self::wanted`].
+    pub fn turn(&self) -> (u64, u64) {
+        (self.shown().updates, self.proxies.turns())
+    }
+
+    fn shown(&self) -> Arc<Shown> {
         Arc::clone(&self.shown.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -54,6 +132,24 @@ impl Board {
             tracing::info!("no longer: {problem}");
         }
         *logged = now;
+    }
+}
+
+impl Reported {
+    /// All conditions at one parent or target.
+    fn conditions(&self, parent: &world::ParentStatus, progress: &Progress<'_>) -> Vec<world::Condition> {
+        let kind = self.kind.programmed();
+        let refused = parent.conditions.iter().find(|known| known.kind == "Accepted" && !known.status);
+        let programmed = match refused {
+            None => progress.condition(kind, &self.affected),
+            Some(refused) => world::Condition {
+                kind,
+                status: false,
+                reason: if refused.reason == "Conflicted" { "Overridden" } else { "Invalid" },
+                message: "it is not accepted".into(),
+            },
+        };
+        parent.conditions.iter().cloned().chain([programmed]).collect()
     }
 }
 
@@ -96,16 +192,23 @@ fn status(object: &ObjectRef, in_force: bool) -> ObjectStatus {
 
 impl From<&world::ParentStatus> for ParentStatus {
     fn from(status: &world::ParentStatus) -> Self {
-        let condition = |condition: &world::Condition| Condition {
+        let reference = &status.reference;
+        let port = reference.port.map(|port| port.to_string());
+        Self {
+            parent: status.parent.to_string(),
+            section: reference.section_name.clone().or(port),
+            conditions: status.conditions.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&world::Condition> for Condition {
+    fn from(condition: &world::Condition) -> Self {
+        Self {
             kind: condition.kind.into(),
             status: condition.status,
             reason: condition.reason.into(),
             message: condition.message.clone(),
-        };
-        Self {
-            parent: status.parent.to_string(),
-            section: status.section.clone(),
-            conditions: status.conditions.iter().map(condition).collect(),
         }
     }
 }

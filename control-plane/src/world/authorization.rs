@@ -11,7 +11,7 @@ use tulle_mesh::model::{
 };
 
 use super::policies::by_age;
-use super::report::{Condition, ParentStatus, Report, Subject};
+use super::report::{Condition, ParentStatus, Reference, Report, Subject};
 use super::routes::segments;
 use super::services::{Service, Services};
 use super::workloads::Workload;
@@ -36,6 +36,7 @@ pub(super) struct Authorizations {
 }
 
 struct Compiled {
+    object: ObjectRef,
     key: Key,
     targets: Vec<Target>,
     action: Action,
@@ -108,6 +109,18 @@ fn of_connection(rule: &Policy, action: Action) -> Option<Policy> {
 }
 
 impl Authorizations {
+    /// The policies that hold for a workload.
+    pub(super) fn holding<'a>(
+        &'a self,
+        workload: &'a Workload,
+        services: &'a [&Service],
+    ) -> impl Iterator<Item = &'a ObjectRef> + 'a {
+        self.policies
+            .iter()
+            .filter(|policy| policy.holds_for(workload, services))
+            .map(|policy| &policy.object)
+    }
+
     /// The application's ports that the policies of a workload name.
     pub(super) fn ports<'a>(
         &'a self,
@@ -188,14 +201,22 @@ fn compile(
             namespace: if kind == "Namespace" { String::new() } else { key.namespace.clone() },
             name: reference.name.clone().unwrap_or_else(|| "*".into()),
         };
-        report.status(&subject.object, ParentStatus { parent, section: None, conditions: vec![accepted] });
+        let reference = Reference {
+            group: reference.group.clone(),
+            kind: reference.kind.clone(),
+            namespace: None,
+            name: parent.name.clone(),
+            section_name: None,
+            port: None,
+        };
+        report.status(&subject.object, ParentStatus { parent, reference, conditions: vec![accepted] });
     }
     let action = match spec.action {
         AuthorizationAction::Allow => Action::Allow,
         AuthorizationAction::Deny => Action::Deny,
         AuthorizationAction::Audit => Action::Audit,
     };
-    Compiled { key: key.clone(), targets, action, level, rules }
+    Compiled { object: subject.object.clone(), key: key.clone(), targets, action, level, rules }
 }
 
 /// A part of the field, a reason for the condition, and a message.

@@ -14,6 +14,7 @@
 //! The cluster `inbound|<port>||` to which inbound listeners lead is not here: the sidecar makes it, since only it knows
 //! where its application listens.
 
+mod affected;
 mod authorization;
 mod captured;
 mod changes;
@@ -34,7 +35,7 @@ mod workloads;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -44,11 +45,13 @@ use tulle_mesh::model::{
     Cluster, DnsName, EndpointAddress, Listener, LoadAssignment, PerMillion, RouteConfiguration,
 };
 
+pub use affected::Affected;
 pub use changes::{Changed, Changes};
-pub use report::{Condition, ParentStatus};
+pub use report::{Condition, ParentStatus, Reference};
 pub use virtual_addresses::{RangeError, VirtualAddresses, VirtualRange};
 
 use crate::source::{ObjectRef, Objects, Problem};
+use affected::Affects;
 use authorization::Authorizations;
 use endpoints::{Endpoints, Slices};
 use inbound::Inbound;
@@ -88,6 +91,7 @@ pub struct World {
     names: Names,
     workloads: Vec<MeshWorkload>,
     statuses: BTreeMap<ObjectRef, Vec<ParentStatus>>,
+    affected: BTreeMap<ObjectRef, BTreeSet<Affected>>,
     problems: Vec<Problem>,
 }
 
@@ -147,11 +151,16 @@ impl World {
         let attachments = Attachments::collect(&routes, &services, &mut report);
 
         let mut world = Self { names: Names::new(&services), virtual_addresses, ..Self::default() };
-        world.add_services(&services, &routes, &attachments, &traffic, &telemetries, &endpoints, &mut report);
+        let mut affects = Affects::default();
+        world.add_services(&services, &routes, &attachments, &inbound, &endpoints, &mut affects, &mut report);
         for (workload, services) in workloads.iter().zip(&before).filter(|(workload, _)| workload.meshed) {
             world.add_inbound(workload, services, &inbound, &workloads, &mut report);
             world.add_direct(workload, services, &inbound, &endpoints, &mut report);
+            if let Some(added) = world.workloads.last() {
+                affects.inbound(workload, services, &added.inbound, &inbound);
+            }
         }
+        world.affected = affects.into_inner();
         world.statuses = report.statuses;
         world.problems = report.problems;
         world.problems.sort();
@@ -165,11 +174,12 @@ impl World {
         services: &Services,
         routes: &[routes::MeshRoute],
         attachments: &Attachments,
-        traffic: &Attached<'_, crate::kinds::BackendTrafficPolicy>,
-        telemetries: &Telemetries<'_>,
+        inbound: &Inbound<'_>,
         endpoints: &Endpoints<'_>,
+        affects: &mut Affects,
         report: &mut Report,
     ) {
+        let (traffic, telemetries) = (inbound.traffic, inbound.telemetries);
         let telemetry: BTreeMap<_, _> = services
             .iter()
             .map(|service| (&service.key, telemetries.of_service(&service.key, report)))
@@ -180,6 +190,7 @@ impl World {
                 let attached = attachments.of(&service.key, port.number);
                 let key: Arc<str> = port.service.to_string().into();
                 let observed = &telemetry[&service.key];
+                affects.outbound(service, port, attached.producer.as_ref(), None, routes, inbound);
                 let made = outbound::listener(
                     service,
                     port,
@@ -192,6 +203,7 @@ impl World {
                 let mut consumers = BTreeMap::new();
                 for (namespace, group) in &attached.consumers {
                     let own: Arc<str> = format!("{key}~{namespace}").into();
+                    affects.outbound(service, port, Some(group), Some(namespace), routes, inbound);
                     let made = outbound::listener(
                         service,
                         port,
@@ -399,6 +411,11 @@ impl World {
     /// What became of each route and policy.
     pub fn statuses(&self) -> &BTreeMap<ObjectRef, Vec<ParentStatus>> {
         &self.statuses
+    }
+
+    /// The resources that each route and policy has a part in.
+    pub fn affected(&self) -> &BTreeMap<ObjectRef, BTreeSet<Affected>> {
+        &self.affected
     }
 
     /// What is wrong with the objects, in order. What could not be read at all is in the source's own list.

@@ -143,7 +143,7 @@ fn upstream(protocol: Protocol) -> UpstreamProtocol {
 }
 
 /// `outbound|<port>||<fqdn>`, or `outbound|<port>|~<namespace>|<fqdn>` for the clients of one namespace.
-fn route_name(port: &Port, consumer: Option<&str>) -> String {
+pub(super) fn route_name(port: &Port, consumer: Option<&str>) -> String {
     let service = &port.service;
     let subset = consumer.map(|namespace| format!("~{namespace}")).unwrap_or_default();
     format!("outbound|{}|{subset}|{}", service.port, service.fqdn)

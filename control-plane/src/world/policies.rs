@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::report::{Condition, ParentStatus, Report, Subject};
+use super::report::{Condition, ParentStatus, Reference, Report, Subject};
 use super::services::Services;
 use crate::kinds::{BackendTrafficPolicy, InboundPolicy, PolicyTarget, TelemetryPolicy};
 use crate::source::{Key, Kind, Object, ObjectRef, Table};
@@ -81,7 +81,14 @@ impl<'a, P: Targeted> Attached<'a, P> {
                 };
                 let status = ParentStatus {
                     parent,
-                    section: reference.section_name.clone(),
+                    reference: Reference {
+                        group: reference.group.clone(),
+                        kind: reference.kind.clone(),
+                        namespace: None,
+                        name: reference.name.clone(),
+                        section_name: reference.section_name.clone(),
+                        port: None,
+                    },
                     conditions: vec![accepted],
                 };
                 report.status(&subject.object, status);

@@ -16,10 +16,28 @@ use crate::source::{Key, Kind, Object, ObjectRef, Place, Problem, Severity, obje
 pub struct ParentStatus {
     /// The parent or target.
     pub parent: ObjectRef,
-    /// The port or section of it that was named, if any.
-    pub section: Option<String>,
+    /// The same as its author wrote it.
+    pub reference: Reference,
     /// `Accepted`, and for routes `ResolvedRefs`.
     pub conditions: Vec<Condition>,
+}
+
+/// A reference to a parent or target, as it is written in a spec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reference {
+    /// The API group.
+    pub group: String,
+    /// The kind.
+    pub kind: String,
+    /// The namespace, where it is written.
+    pub namespace: Option<String>,
+    /// The name.
+    pub name: String,
+    /// The section, where one is named.
+    pub section_name: Option<String>,
+    /// The port, where one is named.
+    pub port: Option<i32>,
 }
 
 /// A condition, as in Kubernetes.

@@ -104,6 +104,8 @@ pub struct Changed {
     renamed: bool,
     /// Since when the catalog has it.
     pub at: Instant,
+    /// Its place in the order of all changes, from 1; set when it is published.
+    pub(crate) sequence: u64,
 }
 
 impl Changed {
@@ -113,7 +115,7 @@ impl Changed {
         for (kind, name) in names {
             by_kind[place(kind)].insert(name);
         }
-        Self { names: by_kind, renamed: false, at: Instant::now() }
+        Self { names: by_kind, renamed: false, at: Instant::now(), sequence: 0 }
     }
 
     /// Adds that any name or address of a listener, or for a resolver, may mean another one than before.

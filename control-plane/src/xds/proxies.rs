@@ -12,6 +12,7 @@ use super::server::{Ack, Batch};
 use super::{Kind, PUSH_ORDER, place};
 use crate::api::types::{Nack, ProxyStatus, TypeStatus};
 use crate::caller::{Caller, Proof};
+use crate::status::programmed::Standing;
 
 /// How many responses are remembered, per type, until they are acknowledged. Only what a rejection is about is lost when
 /// a client is further behind.
@@ -25,14 +26,17 @@ const MAX_REASON: usize = 4096;
 pub struct Proxies {
     next: AtomicU64,
     connected: Mutex<BTreeMap<u64, Arc<Proxy>>>,
+    /// Counts what changes a [`Standing`].
+    turns: Arc<AtomicU64>,
 }
 
 impl Proxies {
     /// Adds a proxy until the guard is dropped.
     pub(super) fn connect(self: &Arc<Self>, about: About) -> Connected {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let proxy = Arc::new(Proxy { about, types: Mutex::default() });
+        let proxy = Arc::new(Proxy { about, seen: AtomicU64::new(0), types: Mutex::default() });
         locked(&self.connected).insert(id, Arc::clone(&proxy));
+        self.turn();
         Connected { proxies: Arc::clone(self), id, proxy }
     }
 
@@ -44,6 +48,21 @@ impl Proxies {
     /// Whether none is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How far each is with what it was sent.
+    pub fn standings(&self) -> Vec<Standing> {
+        let proxies: Vec<_> = locked(&self.connected).values().cloned().collect();
+        proxies.iter().map(|proxy| proxy.standing()).collect()
+    }
+
+    /// Another number after each change of [`Self::standings`].
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Acquire)
+    }
+
+    fn turn(&self) {
+        self.turns.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What is known of each, in the order in which they connected.
@@ -73,10 +92,20 @@ impl Connected {
             sync.unacknowledged.pop_front();
         }
         sync.unacknowledged.push_back((nonce.into(), batch));
+        drop(types);
+        self.proxies.turn();
+    }
+
+    /// All of what changed until `sequence` was sent.
+    pub(super) fn sent_all(&self, sequence: u64) {
+        if self.proxy.seen.swap(sequence, Ordering::AcqRel) != sequence {
+            self.proxies.turn();
+        }
     }
 
     /// A response was acknowledged or rejected.
     pub(super) fn answered(&self, ack: Ack) {
+        self.proxies.turn();
         let mut types = locked(&self.proxy.types);
         let sync = &mut types[place(ack.kind)];
         let Some(at) = sync.unacknowledged.iter().position(|(nonce, _)| *nonce == ack.nonce) else {
@@ -113,6 +142,7 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         locked(&self.proxies.connected).remove(&self.id);
+        self.proxies.turn();
     }
 }
 
@@ -134,6 +164,8 @@ pub(super) struct About {
 #[derive(Debug)]
 struct Proxy {
     about: About,
+    /// The last change of which all was sent.
+    seen: AtomicU64,
     types: Mutex<[TypeSync; 6]>,
 }
 
@@ -159,6 +191,26 @@ struct Sent {
 }
 
 impl Proxy {
+    fn standing(&self) -> Standing {
+        let types = locked(&self.types);
+        let mut standing = Standing {
+            node: self.about.node.clone(),
+            namespace: self.about.caller.namespace().into(),
+            seen: self.seen.load(Ordering::Acquire),
+            ..Standing::default()
+        };
+        for kind in PUSH_ORDER {
+            let sync = &types[place(kind)];
+            let sent =
+                sync.unacknowledged.iter().flat_map(|(_, batch)| batch.names.iter().chain(&batch.removed));
+            standing.unanswered.extend(sent.map(|name| (kind, Arc::clone(name))));
+            let rejected =
+                sync.nacked.iter().map(|(name, (_, reason, _))| (kind, Arc::clone(name), reason.clone()));
+            standing.rejected.extend(rejected);
+        }
+        standing
+    }
+
     fn status(&self) -> ProxyStatus {
         let About { node, user_agent, version, caller, address, protocol, since } = &self.about;
         let (certificate, token_expires) = match &caller.proof {

@@ -20,7 +20,7 @@ use crate::ca::Bundle;
 use crate::caller::Caller;
 use crate::source::{Loaded, ObjectRef, Problem};
 use crate::virtual_addresses::Kept;
-use crate::world::{Changes, MeshSettings, ParentStatus, World};
+use crate::world::{Affected, Changes, MeshSettings, ParentStatus, World};
 
 /// The name of the trust bundle, as Istio has it.
 pub const TRUST_BUNDLE: &str = "ROOTCA";
@@ -55,6 +55,8 @@ pub struct Update {
     pub problems: Vec<Problem>,
     /// What became of each route and policy.
     pub statuses: BTreeMap<ObjectRef, Vec<ParentStatus>>,
+    /// The resources that each of them has a part in.
+    pub affected: BTreeMap<ObjectRef, BTreeSet<Affected>>,
 }
 
 impl Resources {
@@ -85,9 +87,9 @@ impl Resources {
         let mut problems = [&loaded.problems, world.problems()].concat();
         problems.sort();
         problems.dedup();
-        let statuses = world.statuses().clone();
+        let (statuses, affected) = (world.statuses().clone(), world.affected().clone());
         self.replace(View { world, owners, bundle: before.bundle.clone(), encoded: Mutex::new(encoded) });
-        Update { changed, problems, statuses }
+        Update { changed, problems, statuses, affected }
     }
 
     /// Takes another trust bundle.

@@ -223,7 +223,9 @@ impl<R: Send + 'static> StreamTask<R> {
         self,
         mut requests: Streaming<S::Request>,
     ) -> Result<(), Status> {
-        // Before the first look at the catalog, or a change between the two would be missed.
+        // Before the first look at the catalog, or a change between the two would be missed. What was published until
+        // then is seen with that first look.
+        let mut seen = self.hub.published();
         let mut notes = self.hub.subscribe();
         let end = tokio::time::sleep(self.max_age);
         tokio::pin!(end);
@@ -240,6 +242,9 @@ impl<R: Send + 'static> StreamTask<R> {
         let mut nonce: u64 = 0;
         let mut oldest: Option<Instant> = None;
         loop {
+            if !session.waiting() {
+                record.sent_all(seen);
+            }
             tokio::select! {
                 request = requests.next() => match request.transpose()? {
                     Some(request) => self.take(&mut session, &record, request)?,
@@ -248,6 +253,7 @@ impl<R: Send + 'static> StreamTask<R> {
                 note = notes.recv() => match note {
                     Ok(changed) => {
                         oldest.get_or_insert(changed.at);
+                        seen = changed.sequence;
                         session.changed(&changed);
                     }
                     Err(RecvError::Lagged(_)) => session.all_changed(self.hub.catalog()),
@@ -260,6 +266,7 @@ impl<R: Send + 'static> StreamTask<R> {
                         match notes.try_recv() {
                             Ok(changed) => {
                                 oldest.get_or_insert(changed.at);
+                                seen = changed.sequence;
                                 session.changed(&changed);
                             }
                             Err(TryRecvError::Lagged(_)) => session.all_changed(self.hub.catalog()),

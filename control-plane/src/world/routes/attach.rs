@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::read::{MeshRoute, RouteKind};
 use crate::source::route::ParentRef;
 use crate::source::{Key, ObjectRef};
-use crate::world::report::{Condition, ParentStatus, Report};
+use crate::world::report::{Condition, ParentStatus, Reference, Report};
 use crate::world::services::{Addressed, Port, Protocol, Service, Services, port_number};
 
 /// Routes of one kind, by their place in the list of all.
@@ -17,6 +17,16 @@ use crate::world::services::{Addressed, Port, Protocol, Service, Services, port_
 pub(in crate::world) struct Group {
     pub(in crate::world) kind: RouteKind,
     pub(super) members: Vec<usize>,
+}
+
+impl Group {
+    /// Its routes.
+    pub(in crate::world) fn members<'a>(
+        &'a self,
+        routes: &'a [MeshRoute],
+    ) -> impl Iterator<Item = &'a MeshRoute> {
+        self.members.iter().map(|index| &routes[*index])
+    }
 }
 
 /// The routes of a port.
@@ -141,7 +151,14 @@ fn parent_status(route: &MeshRoute, parent: &ParentRef, conditions: Vec<Conditio
             namespace: parent.namespace.clone().unwrap_or_else(|| route.key.namespace.clone()),
             name: parent.name.clone(),
         },
-        section: parent.section_name.clone().or_else(|| parent.port.map(|port| port.to_string())),
+        reference: Reference {
+            group: parent.group.clone().unwrap_or_default(),
+            kind: "Service".into(),
+            namespace: parent.namespace.clone(),
+            name: parent.name.clone(),
+            section_name: parent.section_name.clone(),
+            port: parent.port,
+        },
         conditions,
     }
 }

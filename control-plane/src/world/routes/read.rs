@@ -39,6 +39,16 @@ pub(in crate::world) struct MeshRoute {
     pub(super) resolved: Condition,
 }
 
+impl MeshRoute {
+    /// The Services that it leads to, and their ports' names.
+    pub(in crate::world) fn backends(&self) -> impl Iterator<Item = (&Key, Option<&str>)> {
+        let backends = self.rules.iter().flat_map(|rule| &rule.backends);
+        backends
+            .filter_map(|backend| backend.service.as_ref())
+            .map(|(service, port)| (service, port.as_deref()))
+    }
+}
+
 /// A rule of a route.
 pub(super) struct Rule {
     pub(super) name: Option<String>,
