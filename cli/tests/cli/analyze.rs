@@ -150,7 +150,7 @@ fn findings_have_a_place_and_a_hint_and_decide_the_exit_code() {
         lines[0],
         "error TUL0201 ./c.yaml:4: InboundPolicy other/p: spec.targetRefs[0].name: there is no Service other/gone"
     );
-    assert!(lines[2].starts_with("info TUL0303 Service shop/s: spec.ports[0]: "), "{}", run.out);
+    assert!(lines[2].starts_with("info TUL0303 ./b.yaml:4: Service shop/s: spec.ports[0]: "), "{}", run.out);
     assert_eq!(lines[4], "1 errors, 0 warnings, 1 notes");
 
     let only = |args: &[&str]| tulle(folder.path(), &[&["analyze", "-f", "."], args].concat()).code;

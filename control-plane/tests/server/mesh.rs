@@ -212,3 +212,40 @@ async fn a_bad_object_is_reported_and_takes_nothing_down() {
     program.until(|objects| objects.problems.is_empty().then_some(())).await;
     program.end().await;
 }
+
+#[tokio::test]
+async fn a_route_is_programmed_once_every_sidecar_has_acknowledged_it() {
+    let mine = route("shop", "mine", "cart");
+    let program = Program::start(&[("cart.yaml", SERVICE), ("route.yaml", &mine)]).await;
+    let programmed = async |reason: &str| {
+        program
+            .until(|objects| {
+                let route = objects.objects.iter().find(|object| object.kind == "HTTPRoute")?;
+                let mut conditions = route.parents.first()?.conditions.iter();
+                let found = conditions.find(|condition| condition.kind == "tulle.dev/Programmed")?;
+                (found.reason == reason).then(|| (found.status, found.message.clone()))
+            })
+            .await
+    };
+    assert!(programmed("Programmed").await.0, "nobody has to acknowledge it");
+    let mut web = program.delta("shop", "web").await;
+    web.subscribe(Listener, &[CART]).await;
+    let sent = web.next().await;
+    let (status, message) = programmed("Reconciling").await;
+    assert!(!status && message == "1 connected sidecar has not acknowledged it yet", "{message}");
+    web.ack(&sent).await;
+    assert!(programmed("Programmed").await.0);
+
+    web.subscribe(Route, &[CLUSTER]).await;
+    let sent = web.next().await;
+    web.nack(&sent, &format!("{CLUSTER}: routes[0] is too long")).await;
+    let (status, message) = programmed("PartiallyProgrammed").await;
+    assert!(!status && message.ends_with(": routes[0] is too long"), "{message}");
+
+    // What is rejected once may be good in its next version.
+    program.write("route.yaml", &mine.replace("rules: [{", "rules: [{name: better, "));
+    let sent = web.next().await;
+    web.ack(&sent).await;
+    assert!(programmed("Programmed").await.0);
+    program.end().await;
+}

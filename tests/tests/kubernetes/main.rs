@@ -1,3 +1,4 @@
 //! Tests against a real Kubernetes API server.
 
 mod server;
+mod status;

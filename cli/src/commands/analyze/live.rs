@@ -41,7 +41,7 @@ fn of_problem(object: (&str, &str, &str), problem: &ProblemStatus) -> Finding {
     }
     let numbers = [problem.line, problem.column].into_iter().flatten();
     if let Some(file) = &problem.file {
-        finding.place = numbers.fold(format!("{file}:"), |place, number| format!("{place}{number}:")) + " ";
+        finding.place = numbers.fold(format!("{file}:"), |place, number| format!("{place}{number}:"));
     }
     finding
 }

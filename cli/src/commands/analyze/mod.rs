@@ -11,9 +11,11 @@ mod problems;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
+use tulle_control_plane::source::Place;
 
 use self::codes::{Code, Level};
 use super::manifests::{Manifests, MeshArgs};
@@ -102,6 +104,14 @@ impl Finding {
             hint: hint.into(),
         }
     }
+
+    /// The same with where the object is written, if in a file.
+    pub(crate) fn written(mut self, place: Option<&Arc<Place>>) -> Self {
+        if let Some(place) = place {
+            self.place = format!("{}:{}:", place.file.display(), place.line_of(&self.field));
+        }
+        self
+    }
 }
 
 /// All that was found.
@@ -175,5 +185,6 @@ fn line(finding: &Finding) -> String {
     };
     let part = |text: &str| if text.is_empty() { String::new() } else { format!("{text}: ") };
     let Finding { code, place, object, field, message, hint, .. } = finding;
+    let place = if place.is_empty() { String::new() } else { format!("{place} ") };
     format!("{level} {code} {place}{}{}{message}\n    {hint}\n", part(object), part(field))
 }

@@ -5,10 +5,11 @@
 //! is not known, and nothing is said of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tulle_control_plane::source::{Key, Objects};
+use tulle_control_plane::source::{Key, Object, Objects, Place};
 use tulle_control_plane::world::World;
 use tulle_mesh::model::Protocol;
 
@@ -23,7 +24,7 @@ pub(super) fn findings(objects: &Objects, world: &World) -> Vec<Finding> {
     let mut findings = Vec::new();
     let behind = Behind::of(objects);
     for (key, service) in &objects.services {
-        of_service(key, &service.value, world, &behind, &mut findings);
+        of_service(key, service, world, &behind, &mut findings);
     }
     for (key, policy) in &objects.authorization_policies {
         for (index, target) in policy.spec.target_refs.iter().enumerate() {
@@ -33,39 +34,50 @@ pub(super) fn findings(objects: &Objects, world: &World) -> Vec<Finding> {
                 let message = "no pod or workload has these labels";
                 let hint = "correct the labels; until then the policy holds for nothing";
                 let about = ("AuthorizationPolicy", key.namespace.as_str(), key.name.as_str());
-                findings.push(Finding::about(Code::PolicySelectsNothing, about, field, message, hint));
+                let finding = Finding::about(Code::PolicySelectsNothing, about, field, message, hint);
+                findings.push(finding.written(policy.place.as_ref()));
             }
         }
     }
-    let routes =
-        objects
-            .http_routes
-            .iter()
-            .map(|(key, route)| ("HTTPRoute", key, route.spec.parent_refs.as_ref().is_none_or(Vec::is_empty)))
-            .chain(objects.grpc_routes.iter().map(|(key, route)| {
-                ("GRPCRoute", key, route.spec.parent_refs.as_ref().is_none_or(Vec::is_empty))
-            }))
-            .chain(objects.tls_routes.iter().map(|(key, route)| {
-                ("TLSRoute", key, route.spec.parent_refs.as_ref().is_none_or(Vec::is_empty))
-            }))
-            .chain(objects.tcp_routes.iter().map(|(key, route)| {
-                ("TCPRoute", key, route.spec.parent_refs.as_ref().is_none_or(Vec::is_empty))
-            }));
-    for (kind, key, _) in routes.filter(|(_, _, orphan)| *orphan) {
+    for (kind, key, place) in orphans(objects) {
         let hint = "name the Service whose clients it is for in parentRefs";
         let about = (kind, key.namespace.as_str(), key.name.as_str());
         let message = "it has no parent, and so no effect";
-        findings.push(Finding::about(Code::RouteWithoutParent, about, "spec.parentRefs", message, hint));
+        let finding = Finding::about(Code::RouteWithoutParent, about, "spec.parentRefs", message, hint);
+        findings.push(finding.written(place));
     }
     findings
 }
 
-fn of_service(key: &Key, service: &Service, world: &World, behind: &Behind<'_>, findings: &mut Vec<Finding>) {
+/// Routes without any parent.
+fn orphans(objects: &Objects) -> Vec<(&'static str, &Key, Option<&Arc<Place>>)> {
+    let mut orphans = Vec::new();
+    macro_rules! collect {
+        ($($table:ident $kind:literal),*) => {$(
+            for (key, route) in &objects.$table {
+                if route.spec.parent_refs.as_ref().is_none_or(Vec::is_empty) {
+                    orphans.push(($kind, key, route.place.as_ref()));
+                }
+            }
+        )*};
+    }
+    // Four types that share nothing but the names of their fields.
+    collect!(http_routes "HTTPRoute", grpc_routes "GRPCRoute", tls_routes "TLSRoute", tcp_routes "TCPRoute");
+    orphans
+}
+
+fn of_service(
+    key: &Key,
+    service: &Object<Service>,
+    world: &World,
+    behind: &Behind<'_>,
+    findings: &mut Vec<Finding>,
+) {
     let Some(spec) = &service.spec else { return };
     let about = ("Service", key.namespace.as_str(), key.name.as_str());
     let external = spec.type_.as_deref() == Some("ExternalName");
     let mut add = |code, field: String, message: String, hint: &str| {
-        findings.push(Finding::about(code, about, field, message, hint));
+        findings.push(Finding::about(code, about, field, message, hint).written(service.place.as_ref()));
     };
     let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty() && !external);
     let selected: Vec<_> =

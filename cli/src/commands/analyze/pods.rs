@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tulle_control_plane::kinds::MtlsMode;
-use tulle_control_plane::source::{Key, Objects};
+use tulle_control_plane::source::{Key, Object, Objects};
 
 use super::Finding;
 use super::codes::Code;
@@ -27,16 +27,18 @@ const OTHER_MESHES: [&str; 3] = ["istio-proxy", "linkerd-proxy", "consul-datapla
 pub(super) fn findings(objects: &Objects) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, namespace) in &objects.namespaces {
-        labels(("Namespace", "", &key.name), namespace.metadata.labels.as_ref(), &mut findings);
+        let found = labels(("Namespace", "", &key.name), namespace.metadata.labels.as_ref());
+        findings.extend(found.into_iter().map(|finding| finding.written(namespace.place.as_ref())));
     }
     let mut unmeshed: BTreeMap<&str, usize> = BTreeMap::new();
     for (key, pod) in &objects.pods {
-        labels(("Pod", &key.namespace, &key.name), pod.metadata.labels.as_ref(), &mut findings);
+        let found = labels(("Pod", &key.namespace, &key.name), pod.metadata.labels.as_ref());
+        findings.extend(found.into_iter().map(|finding| finding.written(pod.place.as_ref())));
         let Some(spec) = &pod.spec else { continue };
         if sidecar(spec).is_none() {
             *unmeshed.entry(&key.namespace).or_default() += 1;
         }
-        of_pod(key, &pod.value, spec, objects, &mut findings);
+        of_pod(key, pod, spec, objects, &mut findings);
     }
     for (key, policy) in &objects.inbound_policies {
         let strict = policy.spec.mtls.as_ref().is_some_and(|mtls| mtls.mode == MtlsMode::Strict);
@@ -44,14 +46,16 @@ pub(super) fn findings(objects: &Objects) -> Vec<Finding> {
             let about = ("InboundPolicy", key.namespace.as_str(), key.name.as_str());
             let message = format!("only mTLS is accepted, and {count} pods of the namespace have no sidecar");
             let hint = "give them one if they are clients; probes of the kubelet get through either way";
-            findings.push(Finding::about(Code::StrictWithUnmeshed, about, "spec.mtls.mode", message, hint));
+            let finding = Finding::about(Code::StrictWithUnmeshed, about, "spec.mtls.mode", message, hint);
+            findings.push(finding.written(policy.place.as_ref()));
         }
     }
     findings
 }
 
 /// The label for injection, or what looks like it.
-fn labels(about: (&str, &str, &str), labels: Option<&BTreeMap<String, String>>, findings: &mut Vec<Finding>) {
+fn labels(about: (&str, &str, &str), labels: Option<&BTreeMap<String, String>>) -> Vec<Finding> {
+    let mut findings = Vec::new();
     for (key, value) in labels.into_iter().flatten() {
         if key == INJECT {
             if !VALUES.contains(&value.as_str()) {
@@ -67,6 +71,7 @@ fn labels(about: (&str, &str, &str), labels: Option<&BTreeMap<String, String>>, 
             findings.push(Finding::about(Code::InjectionLabelMisspelled, about, field, message, hint));
         }
     }
+    findings
 }
 
 fn is_like_inject(key: &str) -> bool {
@@ -74,7 +79,7 @@ fn is_like_inject(key: &str) -> bool {
     lower.contains("tulle") && lower.contains("inject") && !lower.ends_with("/injector")
 }
 
-fn of_pod(key: &Key, pod: &Pod, spec: &PodSpec, objects: &Objects, findings: &mut Vec<Finding>) {
+fn of_pod(key: &Key, pod: &Object<Pod>, spec: &PodSpec, objects: &Objects, findings: &mut Vec<Finding>) {
     let about = ("Pod", key.namespace.as_str(), key.name.as_str());
     let own = pod.metadata.labels.as_ref().and_then(|labels| labels.get(INJECT));
     let namespace = objects.namespaces.get(&Key::new("", &key.namespace));
@@ -82,7 +87,7 @@ fn of_pod(key: &Key, pod: &Pod, spec: &PodSpec, objects: &Objects, findings: &mu
     let wanted = own.or(inherited).is_some_and(|value| value == "enabled");
     let found = sidecar(spec);
     let mut add = |code, field: &str, message: String, hint: &str| {
-        findings.push(Finding::about(code, about, field, message, hint));
+        findings.push(Finding::about(code, about, field, message, hint).written(pod.place.as_ref()));
     };
     if let Some(version) = found.and_then(|container| version(container.image.as_deref()?)) {
         let own = env!("CARGO_PKG_VERSION");

@@ -12,7 +12,7 @@ pub(super) fn findings(problems: Vec<Problem>) -> Vec<Finding> {
     problems
         .into_iter()
         .map(|problem| {
-            let place = problem.place();
+            let place = problem.place().trim_end().to_owned();
             let object = problem.object.as_ref();
             let (kind, namespace, name) =
                 object.map_or(("", "", ""), |object| (object.kind, &object.namespace, &object.name));
