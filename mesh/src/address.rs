@@ -69,8 +69,8 @@ impl ClusterName {
         Self::Outbound { service, subset: "".into() }
     }
 
-    /// The SNI under which a client asks a peer's sidecar for this cluster: `outbound_.<port>_.<subset>_.<fqdn>`.
-    /// It is how the server end tells mesh TLS from the application's own TLS.
+    /// The SNI under which a client asks a peer's sidecar for this cluster: `outbound_.<port>_.<subset>_.<fqdn>`, where an
+    /// IP address stands as [`sni_host`] has it. It is how the server end tells mesh TLS from the application's own TLS.
     pub fn sni(&self) -> String {
         match self {
             Self::Outbound { service, subset } => {
@@ -152,6 +152,17 @@ pub fn parse_inbound_listener(name: &str) -> Option<SocketAddr> {
 /// `tulle/inbound/<ip>`.
 pub fn captured_listener(ip: IpAddr) -> String {
     format!("{INBOUND_PREFIX}{ip}")
+}
+
+/// The name of the outbound listener for all ports of a workload's address that no manifest names: `<ip>:0`. The aliases by
+/// which it is asked for are the addresses that applications dial.
+pub fn any_port_listener(ip: IpAddr) -> String {
+    SocketAddr::new(ip, 0).to_string()
+}
+
+/// Whether a name is that of a listener for all ports of an address.
+pub fn is_any_port_listener(name: &str) -> bool {
+    name.ends_with(":0") && name.parse::<SocketAddr>().is_ok()
 }
 
 /// The address in the name of a listener for captured connections, or `None` for any other name.

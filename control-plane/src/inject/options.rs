@@ -172,7 +172,8 @@ const CPU_REQUEST: &str = "tulle.dev/cpu-request";
 const CPU_LIMIT: &str = "tulle.dev/cpu-limit";
 const MEMORY_REQUEST: &str = "tulle.dev/memory-request";
 const MEMORY_LIMIT: &str = "tulle.dev/memory-limit";
-const SKIP_INBOUND: &str = "tulle.dev/skip-inbound-ports";
+/// Ports of a pod that redirection leaves alone.
+pub(crate) const SKIP_INBOUND: &str = "tulle.dev/skip-inbound-ports";
 const SKIP_OUTBOUND: &str = "tulle.dev/skip-outbound-ports";
 const SKIP_SUBNETS: &str = "tulle.dev/skip-subnets";
 const OUTBOUND_POLICY: &str = "tulle.dev/outbound-policy";

@@ -28,6 +28,12 @@ pub struct WorkloadSpec {
     /// The ports that it serves.
     #[serde(default)]
     pub ports: Vec<WorkloadPort>,
+    /// Ports of its address that are not redirected to its sidecar (`tulle-sidecar init --skip-inbound-ports`): peers reach
+    /// them as they are, in plaintext. On all other ports that stand nowhere, peers speak mTLS to it, unless a `meshPort`
+    /// above shows that nothing is redirected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 1)))]
+    pub skip_inbound_ports: Vec<u16>,
     /// It has a sidecar, so that peers speak mTLS to it. Yes where it is not given.
     #[serde(default = "yes")]
     pub meshed: bool,

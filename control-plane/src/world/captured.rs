@@ -13,7 +13,8 @@ use tulle_mesh::model::{FilterChain, Listener, TrafficDirection};
 use super::inbound::{Inbound, server_names};
 use super::report::Report;
 use super::services::Service;
-use super::workloads::{Workload, WorkloadPort};
+use super::workloads::{Workload, WorkloadPort, Workloads};
+use crate::kinds::MtlsMode;
 
 impl Inbound<'_> {
     /// The listener for all ports of `ip`.
@@ -36,9 +37,18 @@ impl Inbound<'_> {
         Listener { name: captured_listener(ip), direction: TrafficDirection::Inbound, address: None, chains }
     }
 
+    /// Whether peers speak mTLS to the ports of a workload that no manifest names.
+    pub(super) fn takes_mtls_on_any_port(&self, workload: &Workload, services: &[&Service]) -> bool {
+        workload.is_captured() && self.mode(workload, services, &any_port(0)) != MtlsMode::Disabled
+    }
+
     /// The ports for which something of their own holds, by the number that peers dial. A policy may name a port that the
     /// workload does not declare: it holds there all the same.
-    fn known_ports(&self, workload: &Workload, services: &[&Service]) -> BTreeMap<u16, WorkloadPort> {
+    pub(super) fn known_ports(
+        &self,
+        workload: &Workload,
+        services: &[&Service],
+    ) -> BTreeMap<u16, WorkloadPort> {
         let mut ports = BTreeMap::new();
         for port in &workload.ports {
             ports.entry(port.mesh).or_insert_with(|| port.clone());
@@ -53,6 +63,15 @@ impl Inbound<'_> {
         }
         ports
     }
+}
+
+/// The addresses of a workload at which each port is its own: on loopback nothing is captured, and whose a connection to a
+/// shared address is, its port does not always tell.
+pub(super) fn own_addresses<'a>(
+    workload: &'a Workload,
+    workloads: &'a Workloads,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    workload.addresses.iter().copied().filter(|ip| !ip.is_loopback() && !workloads.is_shared(*ip))
 }
 
 fn any_port(number: u16) -> WorkloadPort {

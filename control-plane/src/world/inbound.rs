@@ -17,6 +17,7 @@ use tulle_mesh::model::{
 };
 
 use super::authorization::{Authorizations, Sets};
+use super::captured::own_addresses;
 use super::endpoints::Slices;
 use super::policies::Attached;
 use super::report::{Report, Subject};
@@ -72,9 +73,17 @@ impl Inbound<'_> {
     pub(super) fn plaintext(&self, workloads: &Workloads, before: &Before<'_>) -> BTreeSet<SocketAddr> {
         let mut plaintext = BTreeSet::new();
         for (workload, services) in workloads.iter().zip(before) {
-            for port in &workload.ports {
-                if self.mode(workload, services, port) == MtlsMode::Disabled {
-                    plaintext.extend(workload.addresses.iter().map(|ip| SocketAddr::new(*ip, port.mesh)));
+            let takes_plaintext = |port: &WorkloadPort| {
+                self.mode(workload, services, port) == MtlsMode::Disabled || workload.skips(port.mesh)
+            };
+            for port in workload.ports.iter().filter(|port| takes_plaintext(port)) {
+                plaintext.extend(workload.addresses.iter().map(|ip| SocketAddr::new(*ip, port.mesh)));
+            }
+            if workload.is_captured() {
+                let named = self.known_ports(workload, services).into_values();
+                for port in named.filter(takes_plaintext) {
+                    let own = own_addresses(workload, workloads);
+                    plaintext.extend(own.map(|ip| SocketAddr::new(ip, port.mesh)));
                 }
             }
         }
@@ -236,7 +245,7 @@ impl Inbound<'_> {
     }
 
     /// The mode of a port. Where several Services stand before it, the strictest of their policies holds.
-    fn mode(&self, workload: &Workload, services: &[&Service], port: &WorkloadPort) -> MtlsMode {
+    pub(super) fn mode(&self, workload: &Workload, services: &[&Service], port: &WorkloadPort) -> MtlsMode {
         let of = |policy: &InboundPolicy| {
             let exceptions = policy.spec.ports.iter().filter(|exception| exception.port == port.number);
             let exception = exceptions.filter_map(|exception| exception.mtls.as_ref()).next();

@@ -10,7 +10,8 @@
 //! address (for sidecars that capture connections) `tulle/inbound/<ip>`. Clients of a namespace with
 //! consumer routes get a listener of their own: its key in the world is `<fqdn>:<port>~<namespace>`, its name on the wire
 //! is that of the port all the same, and it names the route configuration `outbound|<port>|~<namespace>|<fqdn>`.
-//! A workload's address `<ip>:<port>` that is dialled directly is a listener and a cluster `outbound|<port>||<ip>`.
+//! A workload's address `<ip>:<port>` that is dialled directly is a listener and a cluster `outbound|<port>||<ip>`; all ports of it
+//! that no manifest names are the listener `<ip>:0` and the cluster `outbound|0||<ip>`, however many are dialled.
 //! The cluster `inbound|<port>||` to which inbound listeners lead is not here: the sidecar makes it, since only it knows
 //! where its application listens.
 
@@ -36,10 +37,11 @@ mod workloads;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
+use tulle_mesh::address::any_port_listener;
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::{
     Cluster, DnsName, EndpointAddress, Listener, LoadAssignment, PerMillion, RouteConfiguration,
@@ -264,9 +266,8 @@ impl World {
         report: &mut Report,
     ) {
         let mut listeners = inbound.listeners(workload, services, report);
-        // On loopback nothing is captured, and whose a connection to a shared address is, its port does not always tell.
-        let own = workload.addresses.iter().filter(|ip| !ip.is_loopback() && !workloads.is_shared(**ip));
-        listeners.extend(own.map(|ip| inbound.captured(workload, services, *ip, report)));
+        let own = captured::own_addresses(workload, workloads);
+        listeners.extend(own.map(|ip| inbound.captured(workload, services, ip, report)));
         let mut keys = Vec::new();
         for listener in listeners {
             let key: Arc<str> = listener.name.as_str().into();
@@ -291,21 +292,43 @@ impl World {
     ) {
         let keys: Vec<_> = services.iter().map(|service| &service.key).collect();
         let telemetry = inbound.telemetries.of_workload(&workload.key.namespace, &keys, report);
-        for port in &workload.ports {
-            for ip in &workload.addresses {
-                let address = SocketAddr::new(*ip, port.mesh);
-                let key: Arc<str> = address.to_string().into();
-                if self.names.is_service(*ip) || self.listeners.contains_key(&key) {
-                    continue;
-                }
-                let protocol = inbound.protocol(workload, services, port);
-                let listener = outbound::direct_listener(address, protocol, &telemetry);
-                let cluster = outbound::direct(address, protocol);
-                let name: Arc<str> = cluster.name.as_str().into();
-                let assignment = endpoints.direct(cluster.name.clone(), workload, address);
-                self.listeners.insert(key, Arc::new(listener));
-                self.clusters.insert(name.clone(), Arc::new(cluster));
-                self.endpoints.insert(name, Arc::new(assignment));
+        let declared = workload.ports.iter().flat_map(|port| {
+            workload.addresses.iter().map(move |ip| (SocketAddr::new(*ip, port.mesh), port.clone()))
+        });
+        let own: Vec<IpAddr> = match workload.is_captured() {
+            true => captured::own_addresses(workload, endpoints.workloads).collect(),
+            false => Vec::new(),
+        };
+        let named = inbound.known_ports(workload, services).into_iter().flat_map(|(number, port)| {
+            own.iter().map(move |ip| (SocketAddr::new(*ip, number), port.clone()))
+        });
+        for (address, port) in declared.chain(named) {
+            let key: Arc<str> = address.to_string().into();
+            if self.names.is_service(address.ip()) || self.listeners.contains_key(&key) {
+                continue;
+            }
+            let protocol = inbound.protocol(workload, services, &port);
+            let listener = outbound::direct_listener(address, protocol, &telemetry);
+            let cluster = outbound::direct(address, protocol);
+            let name: Arc<str> = cluster.name.as_str().into();
+            let assignment = endpoints.direct(cluster.name.clone(), workload, address);
+            self.listeners.insert(key, Arc::new(listener));
+            self.clusters.insert(name.clone(), Arc::new(cluster));
+            self.endpoints.insert(name, Arc::new(assignment));
+        }
+        // Who answers on a port that nobody names is pinned as everywhere: without an identity there is nothing to pin.
+        let identity = workload.identity.as_ref();
+        let Some(identity) = identity.filter(|_| inbound.takes_mtls_on_any_port(workload, services)) else {
+            return;
+        };
+        for ip in own {
+            if !self.names.is_service(ip) {
+                let any = SocketAddr::new(ip, 0);
+                let listener = outbound::direct_listener(any, services::Protocol::Detect, &telemetry);
+                let cluster = outbound::any_port(ip, identity);
+                self.listeners.insert(any_port_listener(ip).into(), Arc::new(listener));
+                self.clusters.insert(cluster.name.as_str().into(), Arc::new(cluster));
+                self.names.add_any_port(ip, workload.skipped.clone());
             }
         }
     }
@@ -337,7 +360,9 @@ impl World {
             return Some(key.clone());
         }
         let key = self.names.resolve(name, namespace)?;
-        self.listeners.get_key_value(&key).map(|(key, _)| key.clone())
+        let own = self.listeners.get_key_value(&key);
+        let found = own.or_else(|| self.listeners.get_key_value(self.names.any_port(&key)?.as_str()));
+        found.map(|(key, _)| key.clone())
     }
 
     /// The key of the answer for a name that a client in `namespace` looks up: any form of a Service's or an endpoint's

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use tulle_mesh::address::any_port_listener;
 use tulle_mesh::model::{EndpointAddress, LoadAssignment};
 
 use super::endpoints::Host;
 use super::services::{Service, Services};
+use super::workloads::PortRanges;
 use crate::source::Key;
 
 /// The names of all Services.
@@ -24,7 +26,13 @@ pub(super) struct Names {
     ports: BTreeMap<Key, BTreeMap<u16, Keys>>,
     /// `<hostname>.<whole name>` of endpoints that have a host name.
     endpoints: BTreeMap<String, SocketAddr>,
+    /// Workloads' addresses of which every port leads to a sidecar, but for these.
+    any_port: BTreeMap<IpAddr, PortRanges>,
 }
+
+/// Ports of a sidecar's own, which redirection leaves alone wherever it is told of no others: the admin interface, the
+/// ports of redirection itself, health and metrics.
+const SIDECAR_PORTS: [u16; 4] = [15000, 15001, 15006, 15020];
 
 /// The keys of a port's listeners.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +72,20 @@ impl Names {
     pub(super) fn add_endpoint(&mut self, hostname: &str, service: &Service, address: SocketAddr) {
         let host = format!("{hostname}.{}:{}", service.fqdn, address.port()).to_ascii_lowercase();
         self.endpoints.entry(host).or_insert(address);
+    }
+
+    /// Adds an address of which every port leads to a sidecar, but for some.
+    pub(super) fn add_any_port(&mut self, ip: IpAddr, but: PortRanges) {
+        self.any_port.insert(ip, but);
+    }
+
+    /// The key of the listener for all ports of an address, where a port that is dialled is one of those.
+    pub(super) fn any_port(&self, dialled: &str) -> Option<String> {
+        let address: SocketAddr = dialled.parse().ok()?;
+        let port = address.port();
+        let but = self.any_port.get(&address.ip())?;
+        let is_left_alone = SIDECAR_PORTS.contains(&port) || but.iter().any(|range| range.contains(&port));
+        (!is_left_alone).then(|| any_port_listener(address.ip()))
     }
 
     /// Adds the names of the endpoints of a headless Service's port.

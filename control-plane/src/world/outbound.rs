@@ -4,12 +4,13 @@
 //! namespace of clients that has consumer routes), and a cluster per port. Endpoints are fetched by the cluster's name and
 //! never change a listener or a cluster.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
     ChainMatch, Cluster, Discovery, Domain, FilterChain, HostPort, Listener, LoadBalancer,
-    Protocol as Carried, RouteConfiguration, RouteSource, TcpProxy, TrafficDirection, Transport,
+    Protocol as Carried, RouteConfiguration, RouteSource, StringMatch, TcpProxy, TrafficDirection, Transport,
     UpstreamProtocol, UpstreamTls, VirtualHost,
 };
 
@@ -67,7 +68,7 @@ pub(super) fn listener(
     (made(chains), Some(routes))
 }
 
-/// The listener of one address, dialled directly: no routes hold for it.
+/// The listener of one address, dialled directly: no routes hold for it. Port 0 stands for all that have none of their own.
 pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry: &Telemetry) -> Listener {
     let cluster = direct_cluster(address).to_string();
     let routes = RouteConfiguration {
@@ -83,7 +84,8 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
     Listener {
         name: address.to_string(),
         direction: TrafficDirection::Outbound,
-        address: Some(address),
+        // All ports of an address are no place to listen on.
+        address: Some(address).filter(|address| address.port() != 0),
         chains: match protocol {
             Protocol::Http | Protocol::Http2 => vec![http],
             Protocol::Tcp => vec![tcp_chain(tcp, None, telemetry)],
@@ -128,6 +130,18 @@ pub(super) fn direct(address: SocketAddr, protocol: Protocol) -> Cluster {
         protocol: upstream(protocol),
         ..Cluster::new(name.to_string(), Discovery::Eds(name.to_string()))
     }
+}
+
+/// The cluster of all ports of a workload's address that no manifest names: whichever was dialled. Who answers there must
+/// prove to be the workload.
+pub(super) fn any_port(ip: IpAddr, identity: &SpiffeId) -> Cluster {
+    let name = direct_cluster(SocketAddr::new(ip, 0));
+    let tls = UpstreamTls {
+        subject_alt_names: vec![StringMatch::exact(identity.as_str())],
+        only_meshed_endpoints: false,
+        ..mesh_tls(name.sni())
+    };
+    Cluster { tls: Some(tls), ..Cluster::new(name.to_string(), Discovery::OriginalDestination) }
 }
 
 /// mTLS to whichever endpoint has a sidecar: which those are changes with the endpoints, not with the cluster.

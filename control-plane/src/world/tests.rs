@@ -1,4 +1,5 @@
 mod aliases;
+mod any_port;
 mod authorization;
 mod bookshop;
 mod captured;

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
@@ -11,7 +12,7 @@ use tulle_mesh::model::Locality;
 
 use super::report::{Report, Subject};
 use super::services::{Protocol, Service, Services, Target, port_number};
-use crate::inject::{SIDECAR, TLS_LABEL, TLS_MESH};
+use crate::inject::{SIDECAR, SKIP_INBOUND, TLS_LABEL, TLS_MESH};
 use crate::kinds;
 use crate::source::{Key, Objects};
 
@@ -29,9 +30,14 @@ pub(super) struct Workload {
     pub(super) weight: u32,
     pub(super) locality: Locality,
     pub(super) ports: Vec<WorkloadPort>,
+    /// Which of its ports are not redirected to its sidecar.
+    pub(super) skipped: PortRanges,
     /// From a Workload object, which Kubernetes' EndpointSlices never name.
     pub(super) outside: bool,
 }
+
+/// Ranges of ports.
+pub(super) type PortRanges = Vec<RangeInclusive<u16>>;
 
 /// A port of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +53,17 @@ impl Workload {
     /// `<namespace>/<name>`
     pub(super) fn label(&self) -> String {
         format!("{}/{}", self.key.namespace, self.key.name)
+    }
+
+    /// Whether its sidecar takes what is redirected to it, on any port: where the application's port is not the one that
+    /// peers dial, nothing is.
+    pub(super) fn is_captured(&self) -> bool {
+        self.meshed && self.ports.iter().all(|port| port.number == port.mesh)
+    }
+
+    /// Whether a port is not redirected to its sidecar.
+    pub(super) fn skips(&self, port: u16) -> bool {
+        self.skipped.iter().any(|range| range.contains(&port))
     }
 
     /// The port that a Service's port leads to. A number that the workload does not declare is taken as it is.
@@ -197,6 +214,12 @@ fn pod(key: &Key, pod: &Pod, trust_domain: &TrustDomain) -> Option<Workload> {
         weight: 1,
         locality: Locality::default(),
         ports: container_ports(spec),
+        skipped: pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(SKIP_INBOUND))
+            .map_or_else(Vec::new, |text| port_ranges(text)),
         outside: false,
     })
 }
@@ -209,6 +232,15 @@ fn each_once(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
         }
     }
     addresses
+}
+
+/// The ports and ranges of a list, as `--skip-inbound-ports` takes it; what is neither says nothing.
+fn port_ranges(text: &str) -> PortRanges {
+    let range = |entry: &str| {
+        let (first, last) = entry.split_once('-').unwrap_or((entry, entry));
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    };
+    text.split(',').filter_map(range).collect()
 }
 
 fn is_injected(pod: &Pod, spec: &PodSpec) -> bool {
@@ -288,6 +320,7 @@ fn outside(
         weight: spec.weight.max(1),
         locality: Locality { region: region.into(), zone: zone.into(), sub_zone: String::new() },
         ports,
+        skipped: spec.skip_inbound_ports.iter().map(|port| *port..=*port).collect(),
         outside: true,
     })
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::watch;
-use tulle_mesh::address::parse_captured_listener;
+use tulle_mesh::address::{is_any_port_listener, parse_captured_listener};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Secret, SecretValue};
 use tulle_mesh::xds::Resource;
@@ -153,8 +153,9 @@ impl Catalog for Resources {
         match kind {
             Kind::Listener => {
                 let shown = view.world.listeners().keys().filter(|key| view.shows(key, &caller.identity));
-                // It is bound nowhere: only who captures connections knows what to do with it.
-                let shown = shown.filter(|key| parse_captured_listener(key).is_none());
+                // These are bound nowhere: only who captures connections knows what to do with them.
+                let shown =
+                    shown.filter(|key| parse_captured_listener(key).is_none() && !is_any_port_listener(key));
                 shown.map(wire_name).collect::<BTreeSet<_>>().into_iter().collect()
             }
             Kind::Cluster => view.world.clusters().keys().cloned().collect(),

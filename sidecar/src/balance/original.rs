@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tulle_mesh::model::{self, Discovery, EndpointAddress, LoadAssignment};
@@ -22,10 +22,11 @@ impl Cluster {
         matches!(self.model.discovery, Discovery::OriginalDestination) && self.endpoints.all.is_empty()
     }
 
-    fn leading_to(self: &Arc<Self>, address: SocketAddr) -> Arc<Self> {
+    fn leading_to(self: &Arc<Self>, address: SocketAddr, own: &[IpAddr]) -> Arc<Self> {
         let endpoint = model::Endpoint::new(EndpointAddress::Socket(address));
         let endpoints = LoadAssignment::new("", vec![endpoint]);
-        Self::build(self.model.clone(), Some(&endpoints), Some(self), self.state.series.clone())
+        let series = self.state.series.clone();
+        Self::build_beside(own, self.model.clone(), Some(&endpoints), Some(self), series)
     }
 
     /// Whether it was made of `origin` as it is now.
@@ -35,20 +36,28 @@ impl Cluster {
 }
 
 /// The clusters of single addresses that one worker has made.
-#[derive(Default)]
-pub(crate) struct Originals(RefCell<HashMap<SocketAddr, Arc<Cluster>>>);
+pub(crate) struct Originals {
+    /// The workload's own addresses, with capture.
+    own: Arc<[IpAddr]>,
+    made: RefCell<HashMap<SocketAddr, Arc<Cluster>>>,
+}
 
 impl Originals {
+    /// None yet, for a workload with these addresses of its own.
+    pub(crate) fn new(own: Arc<[IpAddr]>) -> Self {
+        Self { own, made: RefCell::default() }
+    }
+
     /// The part of `cluster` that leads to `address`.
     pub(crate) fn of(&self, cluster: &Arc<Cluster>, address: SocketAddr) -> Arc<Cluster> {
-        let known = &mut *self.0.borrow_mut();
+        let known = &mut *self.made.borrow_mut();
         if let Some(made) = known.get(&address).filter(|made| made.is_made_of(cluster)) {
             return made.clone();
         }
         if known.len() >= MOST {
             known.retain(|_, made| Arc::strong_count(made) > 1);
         }
-        let made = cluster.leading_to(address);
+        let made = cluster.leading_to(address, &self.own);
         known.insert(address, made.clone());
         made
     }
@@ -65,7 +74,7 @@ mod tests {
     fn each_address_has_its_endpoint_and_all_share_the_limits() {
         let cluster = cluster();
         assert!(cluster.is_original_destination());
-        let originals = Originals::default();
+        let originals = Originals::new(Arc::default());
         let (a, b) = (originals.of(&cluster, at(1)), originals.of(&cluster, at(2)));
         assert!(Arc::ptr_eq(&a, &originals.of(&cluster, at(1))), "made once");
         let pick = Pick { now: Instant::now(), random: 0, hash: None, tried: &[] };
@@ -83,11 +92,11 @@ mod tests {
 
     #[test]
     fn who_dials_every_port_costs_no_memory() {
-        let (cluster, originals) = (cluster(), Originals::default());
+        let (cluster, originals) = (cluster(), Originals::new(Arc::default()));
         let held: Vec<_> = (1..=10).map(|port| originals.of(&cluster, at(port))).collect();
         for port in 1..=u16::MAX {
             drop(originals.of(&cluster, at(port)));
-            assert!(originals.0.borrow().len() <= MOST);
+            assert!(originals.made.borrow().len() <= MOST);
         }
         for (port, held) in (1..).zip(&held) {
             assert!(Arc::ptr_eq(held, &originals.of(&cluster, at(port))), "what is in use stays");

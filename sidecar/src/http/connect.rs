@@ -41,7 +41,10 @@ impl Proxy {
                 exchange.current = Some(current);
                 exchange.service = Some(name.clone());
                 let cluster = listener.and_then(|listener| self.cluster(exchange, &listener));
-                cluster.ok_or_else(|| RequestError::NoEndpoint(name.as_ref().into()))?
+                let cluster = cluster.ok_or_else(|| RequestError::NoEndpoint(name.as_ref().into()))?;
+                let original =
+                    cluster.is_original_destination().then(|| self.original(&exchange.request, &cluster));
+                original.flatten().unwrap_or(cluster)
             }
             Err(NoListener::Unknown) if self.worker.outbound_policy == OutboundPolicy::AllowAny => {
                 let addresses = resolve(&self.worker.lookups, &name).await?;

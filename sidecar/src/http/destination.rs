@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use http::request::Parts;
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
     Backend, Cluster as ClusterModel, Discovery, Domain, Endpoint, EndpointAddress, Forward, HttpConnection,
@@ -17,6 +18,7 @@ use tulle_mesh::model::{
 };
 use tulle_mesh::route::RouteTable;
 
+use super::headers;
 use super::proxy::{Proxy, Target};
 use crate::balance::Cluster;
 use crate::config::OutboundPolicy;
@@ -97,6 +99,14 @@ impl Proxy {
         let name: Arc<str> = listener_name(authority)?.into();
         *remembered = Remembered { authority: authority.into(), name: name.clone(), outside: None };
         Ok(name)
+    }
+
+    /// The part of `cluster`, which leads wherever the client was going, that leads to where it was: the address that the
+    /// connection names, else the one that the request does.
+    pub(super) fn original(&self, request: &Parts, cluster: &Arc<Cluster>) -> Option<Arc<Cluster>> {
+        let named = || listener_name(headers::authority(request)).ok()?.parse().ok();
+        let address = self.downstream.original.or_else(named)?;
+        Some(self.worker.originals.of(cluster, address))
     }
 
     /// Routes to a destination outside the mesh.

@@ -121,11 +121,11 @@ impl Proxy {
         let cluster = runtime.backends[at].cluster.as_ref();
         let cluster = cluster
             .ok_or_else(|| unavailable(format!("the cluster {:?} does not exist", backend.cluster)))?;
-        let cluster = match self.downstream.original {
-            Some(address) if cluster.is_original_destination() => {
-                Chosen::Original(self.worker.originals.of(cluster, address))
-            }
-            _ => Chosen::Configured(cluster),
+        let cluster = match cluster.is_original_destination() {
+            true => self
+                .original(&exchange.request, cluster)
+                .map_or(Chosen::Configured(cluster), Chosen::Original),
+            false => Chosen::Configured(cluster),
         };
         let target = match &forward.path_rewrite {
             Some(rewrite) => {

@@ -36,7 +36,7 @@ pub(crate) struct Downstream {
     pub(crate) peer: SocketAddr,
     /// The address that the client dialled.
     pub(crate) local: SocketAddr,
-    /// Where a captured connection was going.
+    /// The address that is meant, where the connection names one.
     pub(crate) original: Option<SocketAddr>,
     /// Whom the client proved to be, over mesh TLS.
     pub(crate) identity: Option<SpiffeId>,

@@ -118,11 +118,12 @@ impl Connection {
         }
     }
 
-    /// Where a captured connection was going.
+    /// Where a captured connection was going, or one to a local port that stands for an address.
     pub(super) fn original(&self) -> Option<SocketAddr> {
-        match self.place.role {
+        match &self.place.role {
             Role::CapturedOutbound | Role::CapturedInbound => Some(self.destination),
-            Role::Proxy | Role::Service(_) | Role::Inbound => None,
+            Role::Service(name) => name.parse().ok(),
+            Role::Proxy | Role::Inbound => None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! Who waits for configuration that was asked for.
 //!
 //! However many connections want the same listener, the control plane is asked once; and however many names an
-//! application makes up, no more than [`MOST`] of its connections wait.
+//! application makes up, no more than [`MOST`] of its connections wait, and for no more than [`MOST_PORTS`] ports of one
+//! host.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,6 +17,10 @@ use crate::xds::Demand;
 
 /// The most connections and requests of one worker that wait for configuration.
 const MOST: usize = 1024;
+
+/// The most ports of one host that are asked for at once: each may be a name of one and the same listener, whose names are
+/// bounded too. So those that are waited for are never among the ones that are forgotten.
+const MOST_PORTS: usize = 128;
 
 /// The waiting connections and requests of one worker, by name.
 pub(super) struct Waiting {
@@ -35,9 +40,16 @@ impl Waiting {
         if self.count.get() >= MOST {
             return None;
         }
-        self.count.set(self.count.get() + 1);
         let known =
             self.names.borrow().get_key_value(name).map(|(name, notify)| (name.clone(), notify.clone()));
+        if known.is_none() {
+            let names = self.names.borrow();
+            let others = names.keys().filter(|other| host_of(other) == host_of(name));
+            if others.take(MOST_PORTS).count() == MOST_PORTS {
+                return None;
+            }
+        }
+        self.count.set(self.count.get() + 1);
         let (name, notify) = known.unwrap_or_else(|| {
             let (name, notify) = (Arc::<str>::from(name), Rc::new(Notify::new()));
             self.names.borrow_mut().insert(name.clone(), notify.clone());
@@ -59,6 +71,11 @@ impl Waiting {
             !answered
         });
     }
+}
+
+/// A name without its port.
+fn host_of(name: &str) -> &str {
+    name.rsplit_once(':').map_or(name, |(host, _)| host)
 }
 
 /// One waiting connection; the last of a name to give up leaves nothing behind, so that the next one asks again.

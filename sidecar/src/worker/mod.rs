@@ -89,7 +89,7 @@ impl Worker {
             current: RefCell::new(Current::new(snapshot)),
             waiting: Waiting::new(shared.demands),
             pools: Rc::new(Pools::default()),
-            originals: Originals::default(),
+            originals: Originals::new(shared.own.clone()),
             refusals: Refusals::new(&shared.telemetry.metrics),
             races: Races::new(&shared.telemetry.metrics),
             audits: Audits::new(&shared.telemetry.metrics),

@@ -48,6 +48,26 @@ async fn only_so_many_wait() {
     assert!(demands.try_recv().is_ok());
 }
 
+#[tokio::test]
+async fn only_so_many_ports_of_one_host_are_asked_for_at_once() {
+    let (worker, mut demands) = worker(Snapshot::default());
+    let names: Vec<String> = (1..=500).map(|port| format!("10.0.0.1:{port}")).collect();
+    let scan = join_all(names.iter().map(|name| worker.outbound(name)));
+    // Another host has nothing to do with it, and who wants what is asked for already waits with the others.
+    let others = join_all(["10.0.0.2:80", "10.0.0.1:1"].map(|name| worker.outbound(name)));
+    let answers = async {
+        let asked: Vec<_> = (0..129).map(|_| demands.try_recv().expect("a question").name).collect();
+        assert!(asked.iter().any(|name| **name == *"10.0.0.2:80"));
+        assert!(demands.try_recv().is_err(), "no more questions");
+        worker.install(Arc::new(absent(&asked.iter().map(|name| &**name).collect::<Vec<_>>())));
+    };
+    let (results, others, ()) = tokio::join!(scan, others, answers);
+    let answered = |result: &&Result<_, _>| matches!(result, Err(NoListener::Unknown));
+    assert_eq!(results.iter().filter(answered).count(), 128);
+    assert_eq!(others.iter().filter(answered).count(), 2);
+    assert!(results.iter().all(Result::is_err));
+}
+
 fn absent(names: &[&str]) -> Snapshot {
     let absent: HashSet<Arc<str>> = names.iter().map(|name| Arc::from(*name)).collect();
     Snapshot { absent, ..Snapshot::default() }

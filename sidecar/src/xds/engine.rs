@@ -190,6 +190,9 @@ impl Engine {
             // No snapshot holds a name.
             self.save_soon(Instant::now());
         } else {
+            for (_, held) in self.cache.held(Kind::Listener) {
+                self.interest.limit_aliases(&held.aliases);
+            }
             self.changed = true;
         }
         self.answers.push((type_url, nonce, outcome));

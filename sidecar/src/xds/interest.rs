@@ -25,6 +25,11 @@ const MAX_KNOWN: usize = 8192;
 const MAX_UNKNOWN: usize = 3072;
 /// How many names more than that there may be until room is made, so that it need not be made for each.
 const SLACK: usize = 1024;
+/// The most names by which traffic may have asked for one and the same listener. Of an address all of whose ports have one
+/// in common, an application may dial each.
+const MAX_ALIASES: usize = 512;
+/// How many of them stay when there are more: those that were asked for last, among them all that are still waited for.
+const KEPT_ALIASES: usize = 384;
 /// The most names that the resolver may have asked for, also those that don't exist.
 const MAX_NAMES: usize = 4096;
 
@@ -101,6 +106,22 @@ impl Interest {
         }
         self.demanded.extend(known.into_iter().chain(unknown).map(|(_, name, asked)| (name, asked)));
         self.make_room_at = self.demanded.len().max(MAX_UNKNOWN) + SLACK;
+    }
+
+    /// A listener is held that goes by these names: the oldest of those that traffic has asked for are forgotten when they
+    /// are too many. Whoever dials one again asks again.
+    pub(crate) fn limit_aliases(&mut self, aliases: &[Arc<str>]) {
+        if aliases.len() <= MAX_ALIASES {
+            return;
+        }
+        let mut asked: Vec<_> =
+            aliases.iter().filter_map(|alias| Some((*self.demanded.get(alias)?, alias))).collect();
+        if asked.len() > MAX_ALIASES {
+            asked.sort_unstable();
+            for (_, alias) in &asked[..asked.len() - KEPT_ALIASES] {
+                self.demanded.remove(*alias);
+            }
+        }
     }
 
     /// The resolver asks for a name. Returns whether that is news.
@@ -226,5 +247,36 @@ mod tests {
             assert!(interest.demanded.len() <= 100 + MAX_UNKNOWN + SLACK, "{}", interest.demanded.len());
         }
         assert_eq!(interest.demanded.keys().filter(|name| name.starts_with("used")).count(), 100);
+    }
+
+    #[test]
+    fn an_application_that_dials_every_port_of_an_address_is_remembered_by_the_last_ones() {
+        let mut interest = Interest {
+            fixed: BTreeSet::new(),
+            inbound: BTreeSet::new(),
+            names: HashMap::new(),
+            demanded: HashMap::new(),
+            make_room_at: MAX_UNKNOWN + SLACK,
+            secrets: BTreeSet::new(),
+        };
+        let (start, mark) = (Instant::now(), Arc::new(LastUse::default()));
+        let other: Arc<str> = "cart.shop:80".into();
+        interest.demand(other.clone(), start, |_| None);
+        let port = |port: u16| Arc::<str>::from(format!("10.0.0.1:{port}"));
+        for number in 1..=20_000 {
+            let now = start + Duration::from_millis(number.into());
+            interest.demand(port(number), now, |_| Some(Arc::clone(&mark)));
+            // The control plane's answer names all by which the listener was asked for.
+            let aliases: Vec<_> =
+                interest.demanded.keys().filter(|name| name.starts_with("10.")).cloned().collect();
+            interest.limit_aliases(&aliases);
+            assert!(interest.demanded.len() <= MAX_ALIASES + 1, "{}", interest.demanded.len());
+            // Those that may still wait for their answer.
+            assert!(interest.demanded.contains_key(&port(number.saturating_sub(255).max(1))), "{number}");
+        }
+        assert!(
+            interest.demanded.contains_key(&other),
+            "another listener's names have nothing to do with it"
+        );
     }
 }

@@ -8,9 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tulle_tests::hosts::{APP_UID, Host, Member, Server};
-use tulle_tests::{LIMIT, fetch, wait_for};
+use tulle_tests::{LIMIT, NAMESPACE, TRUST_DOMAIN, fetch, output_of, wait_for};
 
-use crate::{ECHO_URL, Pair, get, passed_through, refused, refused_at_least};
+use crate::{ECHO_URL, Pair, echo, get, passed_through, refused, refused_at_least};
 
 /// A port that stands in no manifest.
 const UNDECLARED: u16 = 2525;
@@ -26,15 +26,67 @@ async fn a_server_that_speaks_first_is_heard_on_a_port_that_nobody_declares() {
         stream.write_all(b"EHLO me\r\n").await.expect("open");
         assert_eq!(line(&mut stream).await, "250 EHLO me");
     }
-    // What a client's sidecar knows nothing of goes as it is, so a strict workload does not take it.
+    // A workload that is strict is still heard by who is in the mesh, and by nobody else.
+    make_strict(&pair);
+    until_refused(&stranger, pair.server.host.v4, UNDECLARED).await;
+    let mut stream = connect(&pair.client.host, pair.server.host.v4, UNDECLARED).await;
+    assert_eq!(line(&mut stream).await, "220 ready");
+    assert_eq!(passed_through(&pair.client).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_declares_is_reached_over_mtls_whatever_it_speaks() {
+    let pair = Pair::start().await;
+    let (_http, _greeter) =
+        (echo(&pair.server.host, 9999).await, greeter(&pair.server.host, UNDECLARED).await);
+    let link = pair.server.host.capture("eth0").await;
+    let url = format!("http://{}:9999/the-secret", pair.server.host.v4);
+    let answer = get(&pair.client.host, &url).await.unwrap_or_else(|error| panic!("{error}"));
+    assert!(answer.starts_with("echo /the-secret"), "{answer}");
+    let mut stream = connect(&pair.client.host, pair.server.host.v4, UNDECLARED).await;
+    assert_eq!(line(&mut stream).await, "220 ready");
+    stream.write_all(b"EHLO the-secret\r\n").await.expect("open");
+    assert_eq!(line(&mut stream).await, "250 EHLO the-secret");
+    assert!(!link.end().await.contain("the-secret"));
+    let metrics = pair.client.metrics().await;
+    let id = format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/echo");
+    let proven = metrics.sum("http_client_request_duration_seconds_count", &[("destination_principal", &id)]);
+    assert!(proven >= 1.0, "{metrics:?}");
+    assert_eq!(passed_through(&pair.client).await, 0.0);
+}
+
+#[tokio::test]
+async fn ports_that_redirection_leaves_alone_are_reached_past_both_sidecars() {
+    const SKIPPED: u16 = 2222;
+    let pair = Pair::start().await;
+    let server = &pair.server.host;
+    make_strict(&pair);
+    let _greeter = greeter(server, SKIPPED).await;
+    let mut init = server.command(0, &tulle_tests::binaries().sidecar);
+    init.args(["init", "--skip-inbound-ports", &SKIPPED.to_string()]);
+    assert!(output_of(init).await.status.success());
     pair.mesh.manifest(
-        "mtls.yaml",
-        "apiVersion: tulle.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: mtls, namespace: shop}\n\
-         spec: {targetRefs: [{kind: Namespace, name: shop}], mtls: {mode: Strict}}\n",
+        "workload-echo.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: Workload\n\
+             metadata: {{name: echo, namespace: shop, labels: {{app: echo}}}}\n\
+             spec: {{address: {}, serviceAccount: echo, ports: [{{name: http, port: 8080}}], \
+             skipInboundPorts: [{SKIPPED}]}}\n",
+            server.v4
+        ),
     );
-    for host in [&pair.client.host, &stranger] {
-        until_refused(host, pair.server.host.v4, UNDECLARED).await;
-    }
+    let heard = || async {
+        let mut stream = connect(&pair.client.host, server.v4, SKIPPED).await;
+        match timeout(LIMIT, stream.read_u8()).await.expect("in time") {
+            Ok(b'2') => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    wait_for(LIMIT, heard).await.unwrap_or_else(|error| panic!("{error}"));
+    assert!(passed_through(&pair.client).await >= 1.0);
+    // The sidecar's own ports are never redirected.
+    let health = get(&pair.client.host, &format!("http://{}:15020/live", server.v4)).await;
+    assert_eq!(health.as_deref(), Ok("live\n"));
     pair.works().await;
 }
 
@@ -100,6 +152,7 @@ async fn a_peer_with_another_identity_than_that_of_the_address_gets_nothing() {
         ),
     );
     let link = pair.server.host.capture("eth0").await;
+    let _greeter = greeter(&pair.server.host, UNDECLARED).await;
     let cut_off = || async {
         match get(&pair.client.host, &format!("{ECHO_URL}/the-secret")).await {
             Err(text) if text.contains("no connection") => Ok(()),
@@ -107,8 +160,14 @@ async fn a_peer_with_another_identity_than_that_of_the_address_gets_nothing() {
         }
     };
     wait_for(LIMIT, cut_off).await.unwrap_or_else(|error| panic!("{error}"));
-    let app = format!("http://{}:8080/the-secret", pair.server.host.v4);
-    assert!(get(&pair.client.host, &app).await.is_err());
+    for port in [8080, 9999] {
+        let app = format!("http://{}:{port}/the-secret", pair.server.host.v4);
+        assert!(get(&pair.client.host, &app).await.is_err());
+    }
+    // Not even a server that speaks first is heard on a port that nobody declares.
+    let mut stream = connect(&pair.client.host, pair.server.host.v4, UNDECLARED).await;
+    let _ = stream.write_all(b"the-secret\r\n").await;
+    assert!(timeout(LIMIT, stream.read_u8()).await.expect("in time").is_err());
     assert!(!link.end().await.contain("the-secret"));
     assert_eq!(passed_through(&pair.client).await, 0.0);
     // And the old one is told nothing more about who may call there.
@@ -138,6 +197,43 @@ async fn an_application_that_tries_every_address_still_reaches_its_services() {
     let absent = config["absent"].as_array().map_or(0, Vec::len);
     assert!((1..=4096).contains(&absent), "{absent} names that stand for nothing are remembered");
     assert!(get(&host, ECHO_URL).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_application_that_dials_every_port_of_a_peer_costs_little_and_still_reaches_it() {
+    let pair = Pair::start().await;
+    let _greeter = greeter(&pair.server.host, UNDECLARED).await;
+    let host = &pair.client.host;
+    for port in 20_000..22_000_u16 {
+        let stream = host.connect((pair.server.host.v4, port)).await;
+        drop(stream.expect("redirection takes every connection"));
+        if port % 500 == 0 {
+            let mut stream = connect(host, pair.server.host.v4, UNDECLARED).await;
+            assert_eq!(line(&mut stream).await, "220 ready");
+        }
+    }
+    let mut stream = connect(host, pair.server.host.v4, UNDECLARED).await;
+    assert_eq!(line(&mut stream).await, "220 ready");
+    pair.works().await;
+    let (status, config) = fetch(&format!("http://{}/config", pair.client.admin)).await.expect("it answers");
+    assert_eq!(status, 200);
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let own =
+        |name: &Value| name.as_str().is_some_and(|name| name.contains(&pair.server.host.v4.to_string()));
+    let listeners: Vec<_> =
+        config["outbound"].as_array().expect("a list").iter().filter(|one| own(&one["name"])).collect();
+    assert_eq!(listeners.len(), 1, "all ports are one listener");
+    let aliases = listeners[0]["aliases"].as_array().expect("a list").len();
+    assert!((1..=512).contains(&aliases), "{aliases} ports are remembered");
+}
+
+/// Only mTLS is taken from now on.
+fn make_strict(pair: &Pair) {
+    pair.mesh.manifest(
+        "mtls.yaml",
+        "apiVersion: tulle.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: mtls, namespace: shop}\n\
+         spec: {targetRefs: [{kind: Namespace, name: shop}], mtls: {mode: Strict}}\n",
+    );
 }
 
 /// A server that speaks first, and repeats what it is told.

@@ -84,6 +84,8 @@ async fn strict_refuses_a_host_without_a_sidecar_and_permissive_takes_it() {
     // Ports that no Workload names are captured too, under the same policy.
     let _other = echo(&pair.server.host, 9999).await;
     assert_eq!(ask(&stranger, (pair.server.host.v4, 9999).into()).await, "");
+    let member = get(&pair.client.host, &format!("http://{}:9999/", pair.server.host.v4)).await;
+    assert!(member.is_ok(), "{member:?}");
     let local = get(&pair.server.host, "http://127.0.0.1:9999/").await;
     assert!(local.is_ok(), "its own host reaches it: {local:?}");
 }
