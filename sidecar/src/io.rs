@@ -41,9 +41,18 @@ impl Stream {
 pub(crate) trait Bare: AsyncRead + AsyncWrite + Unpin {
     /// The socket, where its bytes are those of the stream: without TLS, and with nothing read ahead of it.
     fn bare(&self) -> Option<&TcpStream>;
+
+    /// The socket under it, whatever is in between; `None` where there is none.
+    fn under(&self) -> Option<&TcpStream> {
+        self.bare()
+    }
 }
 
 impl Bare for Stream {
+    fn under(&self) -> Option<&TcpStream> {
+        Some(self.socket())
+    }
+
     fn bare(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(tcp) => tcp.prefix.is_empty().then_some(&tcp.socket),

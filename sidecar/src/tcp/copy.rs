@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::splice::{FillError, Pipe};
 use crate::io::Bare;
@@ -61,6 +61,7 @@ pub(crate) async fn relay<A: Bare, B: Bare>(
     tokio::pin!(timer);
     let mut last = Instant::now();
     let mut moved = 0;
+    let mut look: Option<Pin<Box<Sleep>>> = None;
     let end = poll_fn(|cx| {
         let forwarded = forward.poll(cx, first, second);
         let backed = back.poll(cx, second, first);
@@ -73,6 +74,9 @@ pub(crate) async fn relay<A: Bare, B: Bare>(
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Closed),
             (Poll::Pending, _) | (_, Poll::Pending) => {}
+        }
+        if let Some(end) = poll_failure(cx, &mut look, (&forward, &*first), (&back, &*second)) {
+            return Poll::Ready(end);
         }
         let (Some(idle), Some(mut timer)) = (idle, timer.as_mut().as_pin_mut()) else { return Poll::Pending };
         let written = forward.bytes + back.bytes;
@@ -109,6 +113,43 @@ pub(super) async fn listen<S: AsyncRead + Unpin>(stream: &mut S, said: &mut Vec<
         })
     })
     .await
+}
+
+/// Looks for the failure of a side whose bytes the other does not take: as nothing is read from it, nothing else tells.
+/// `look` is when to look, while there is one.
+fn poll_failure<A: Bare, B: Bare>(
+    cx: &mut Context<'_>,
+    look: &mut Option<Pin<Box<Sleep>>>,
+    (forward, first): (&Direction, &A),
+    (back, second): (&Direction, &B),
+) -> Option<End> {
+    if look.is_none() && !forward.is_held_up() && !back.is_held_up() {
+        return None;
+    }
+    let timer = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+    while timer.as_mut().poll(cx).is_ready() {
+        if forward.is_held_up()
+            && let Some(error) = failure(first)
+        {
+            return Some(End::First(error));
+        }
+        if back.is_held_up()
+            && let Some(error) = failure(second)
+        {
+            return Some(End::Second(error));
+        }
+        if !forward.is_held_up() && !back.is_held_up() {
+            *look = None;
+            return None;
+        }
+        timer.as_mut().reset(Instant::now() + LOOK);
+    }
+    None
+}
+
+/// How a connection has failed, if it has.
+fn failure(stream: &impl Bare) -> Option<io::Error> {
+    stream.under()?.take_error().ok().flatten()
 }
 
 /// The way from one stream to the other.
@@ -277,6 +318,11 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the writer does not take what was read.
+    fn is_held_up(&self) -> bool {
+        !self.kept.is_empty() || self.pipe.is_some()
+    }
+
     fn is_bulk(&self) -> bool {
         matches!(self.large, Large::Reads(BULK))
     }
@@ -312,6 +358,9 @@ const SCRATCH_SIZE: usize = 64 * 1024;
 
 /// A read of as many bytes is cheaper to splice than to copy; below, two calls more for a pipe cost more than the copies.
 const LARGE: usize = 16 * 1024;
+
+/// How often a side whose bytes the other does not take is asked whether it has failed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// So many large reads in a row are a bulk transfer.
 const BULK: u8 = 4;

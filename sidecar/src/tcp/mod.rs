@@ -37,7 +37,7 @@ pub(crate) struct Session<'a> {
     pub(crate) direction: TrafficDirection,
     /// The client's address.
     pub(crate) client: SocketAddr,
-    /// Where a captured one was going.
+    /// The address that is meant, where the client has named one.
     pub(crate) original: Option<SocketAddr>,
     /// Whom the client proved to be.
     pub(crate) identity: Option<&'a SpiffeId>,

@@ -127,6 +127,14 @@ thread_local! {
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
+/// From now on this thread's next pipe is none, so that the kernel does not splice.
+#[cfg(test)]
+pub(super) fn spoil() {
+    let nothing =
+        || OwnedFd::from(std::fs::File::options().read(true).write(true).open("/dev/null").unwrap());
+    SPARE.with_borrow_mut(|spare| spare.push(Pipe { read: nothing(), write: nothing(), len: 0 }));
+}
+
 /// How many empty pipes this thread keeps.
 #[cfg(test)]
 pub(super) fn spare() -> usize {

@@ -234,6 +234,50 @@ async fn only_a_relay_on_which_nothing_moves_is_idle() {
 }
 
 #[tokio::test]
+async fn a_reset_is_noticed_while_the_other_side_takes_nothing() {
+    for spliced in [true, false] {
+        let (mut client, mut downstream) = pair().await;
+        let (mut upstream, _server) = pair().await;
+        if !spliced {
+            crate::tcp::splice::spoil();
+        }
+        let relay =
+            tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
+        let flood = vec![7; 1 << 20];
+        // As much as all the buffers on the way hold.
+        while tokio::time::timeout(Duration::from_millis(300), client.write_all(&flood)).await.is_ok() {}
+        crate::io::Stream::from(client).reset();
+        let relayed = tokio::time::timeout(Duration::from_secs(8), relay).await.expect("it is noticed");
+        let relayed = relayed.expect("no panic");
+        let End::First(error) = &relayed.end else { panic!("{relayed:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(relayed.spliced > 0, spliced, "{relayed:?}");
+    }
+}
+
+#[tokio::test]
+async fn bulk_is_copied_where_the_kernel_does_not_splice() {
+    crate::tcp::splice::spoil();
+    let (mut client, mut downstream) = pair().await;
+    let (mut upstream, mut server) = pair().await;
+    let relay = tokio::spawn(async move { relay(&mut downstream, &mut upstream, Vec::new(), None).await });
+    let sent = pattern(7, 8_000_000);
+    let expected = sent.clone();
+    let writer = tokio::spawn(async move {
+        client.write_all(&sent).await.expect("open");
+        client.shutdown().await.expect("open");
+        client
+    });
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).await.expect("open");
+    assert!(got == expected, "{} of {} bytes, or other ones", got.len(), expected.len());
+    drop(server);
+    writer.await.expect("no panic");
+    let relayed = relay.await.expect("no panic");
+    assert_eq!((relayed.forward, relayed.spliced), (8_000_000, 0));
+}
+
+#[tokio::test]
 async fn a_reset_names_the_side_that_it_came_from() {
     let (client, mut downstream) = pair().await;
     let (mut upstream, _server) = pair().await;
