@@ -9,7 +9,7 @@ use jiff::Timestamp;
 /// `proxy-status`
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// A request that is answered without being looked at further. The fault is the client's.
+/// A request that is answered without being looked at further. The fault is the client's, where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// The answer's status.
@@ -40,6 +40,13 @@ impl Refusal {
         status: StatusCode::REQUEST_TIMEOUT,
         error: "http_request_error",
         details: "the request's head did not arrive in time",
+    };
+
+    /// The connection was closed while nothing was asked on it, as far as this end had heard. Not the client's fault.
+    pub(crate) const CLOSED: Self = Self {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        error: "connection_terminated",
+        details: "the connection was closed before the request was looked at",
     };
 
     /// An Expect that nobody knows.

@@ -26,6 +26,7 @@ use crate::http::h1::encode::{Encoder, ResponseContext, write_response};
 use crate::http::h1::framing::{Framing, status_is_bodiless};
 use crate::http::h1::request::{RequestHead, RequestReader};
 use crate::http::h1::transport::WRITE_HIGH_WATER;
+use crate::http::headers::Outcome;
 use crate::http::refusal::Refusal;
 use crate::http::upgrade::{Tunnel, TunnelEnd};
 use crate::io::Stream;
@@ -143,7 +144,12 @@ impl Connection<'_> {
             let is_closing = drain.phase() >= Phase::Closing || closing.as_mut().poll(cx).is_ready();
             let limit = if is_closing { Some(patience) } else { options.idle_timeout };
             match limit {
-                Some(limit) => timer.poll(cx, since + limit).map(|()| Next::Closed),
+                Some(limit) => timer.poll(cx, since + limit).map(|()| match transport.stream() {
+                    // A sidecar may have sent a request just now, and could not know what became of it. It takes this for
+                    // the answer; one that did not drops the connection at the sight of it.
+                    Some(Stream::TlsServer(_)) => Next::Refused(Refusal::CLOSED),
+                    _ => Next::Closed,
+                }),
                 None => Poll::Pending,
             }
         })
@@ -302,7 +308,11 @@ impl Connection<'_> {
     async fn refuse(&mut self, refusal: Refusal) -> After {
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
         self.exchange.borrow_mut().begin(Framing::Empty, asked.version, false);
-        self.respond(&refusal.response(), &asked, Body::Empty).await
+        let mut response = refusal.response();
+        if refusal == Refusal::CLOSED {
+            Outcome::NotProcessed.write(response.headers_mut());
+        }
+        self.respond(&response, &asked, Body::Empty).await
     }
 
     /// Closes in a way that lets the client read all that was sent: to close with something unread would be a reset, and
