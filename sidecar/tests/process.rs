@@ -84,6 +84,20 @@ fn the_admin_interface_answers_operators_and_no_web_page() {
 }
 
 #[test]
+fn it_takes_as_many_file_descriptors_as_it_may_have() {
+    let sidecar = Sidecar::start_by(|program| {
+        let mut command = Command::new("prlimit");
+        command.args(["--nofile=200:3000", "--"]).arg(program.get_program());
+        command
+    });
+    sidecar.logged("descriptors=3000");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.child.id())).expect("it runs");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("Linux tells it");
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["3000", "3000"]);
+    sidecar.signal("TERM");
+}
+
+#[test]
 fn a_drain_ends_with_the_last_connection_and_success() {
     let mut sidecar = Sidecar::start("drain: {lameDuck: 1s, gracePeriod: 20s}");
     // Nobody answers for the service, so the sidecar waits for what the client says.
@@ -153,8 +167,22 @@ struct Sidecar {
 impl Sidecar {
     fn start(settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        let command = command(folder.path(), settings);
+        Self::run(command, folder)
+    }
+
+    /// One that another program starts: `by` is told what, and runs it with the arguments that follow.
+    fn start_by(by: impl FnOnce(&Command) -> Command) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let command = command(folder.path(), "");
+        let mut other = by(&command);
+        other.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::run(other, folder)
+    }
+
+    fn run(mut command: Command, folder: tempfile::TempDir) -> Self {
         let log = folder.path().join("log");
-        let mut child = command(folder.path(), settings)
+        let mut child = command
             .args(["run"])
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).expect("writable"))

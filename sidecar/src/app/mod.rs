@@ -5,6 +5,7 @@
 //! can fail because of the settings fails here, before the first connection; a control plane that is away is no reason
 //! to fail.
 
+mod descriptors;
 mod footprint;
 mod in_force;
 mod log;
@@ -28,6 +29,7 @@ use crate::config::Config;
 use crate::listener::{self, BindError, Bound};
 use crate::nameserver;
 use crate::telemetry::{Exporter, Telemetry, Workload};
+use crate::upstream::dead_peer;
 use crate::worker::drain::Phase;
 use crate::worker::{self, Shared};
 use crate::xds::{Control, StartError};
@@ -39,6 +41,8 @@ use crate::xds::{Control, StartError};
 /// When the settings can't be met: an address is taken, a file is missing.
 pub fn run(config: Config) -> Result<(), RunError> {
     let log = LogControl::start(&config.log);
+    descriptors::raise();
+    dead_peer::set_limit(config.outbound.dead_peer_timeout);
     let bound = listener::bind(&config).map_err(Cause::Bind)?;
     let config = Arc::new(bound.addresses.apply(config));
     let collector = config.otlp.as_ref().map(|endpoint| endpoint.uri().clone());

@@ -83,6 +83,10 @@ pub struct Settings {
     /// How long traffic waits for configuration that it needs [default: 2s].
     #[arg(long, env = "TULLE_DEMAND_TIMEOUT", value_name = "TIME")]
     pub demand_timeout: Option<Span>,
+    /// How long another host may leave a request unacknowledged until it is taken for dead; 0s: as the system has it
+    /// [default: 30s].
+    #[arg(long, env = "TULLE_DEAD_PEER_TIMEOUT", value_name = "TIME")]
+    pub dead_peer_timeout: Option<Span>,
     /// A port for peers and the application behind it, as 10.0.0.7:8080=127.0.0.1:8080; may be given several times.
     #[arg(long, env = "TULLE_INBOUND", value_name = "ADDRESS=APP", value_delimiter = ',')]
     pub inbound: Vec<MeshPort>,

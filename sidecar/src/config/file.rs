@@ -110,6 +110,8 @@ pub(super) struct Outbound {
     pub(super) policy: Option<OutboundPolicy>,
     #[serde(deserialize_with = "maybe_parsed")]
     pub(super) demand_timeout: Option<Span>,
+    #[serde(deserialize_with = "maybe_parsed")]
+    pub(super) dead_peer_timeout: Option<Span>,
 }
 
 /// Its being there turns capture on.

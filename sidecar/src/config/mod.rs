@@ -109,6 +109,9 @@ pub struct Outbound {
     pub policy: OutboundPolicy,
     /// How long a connection or request waits for configuration that is asked for on its behalf.
     pub demand_timeout: Duration,
+    /// How long another host may leave what was sent to it over HTTP unacknowledged until it is taken for dead; zero: as
+    /// the system has it.
+    pub dead_peer_timeout: Duration,
 }
 
 /// What happens to destinations that the mesh does not know.
@@ -251,6 +254,11 @@ impl Config {
                     .or(outbound.demand_timeout)
                     .unwrap_or(Span(DEFAULT_DEMAND_TIMEOUT))
                     .0,
+                dead_peer_timeout: flags
+                    .dead_peer_timeout
+                    .or(outbound.dead_peer_timeout)
+                    .unwrap_or(Span(DEFAULT_DEAD_PEER_TIMEOUT))
+                    .0,
             },
             inbound: if flags.inbound.is_empty() { file.inbound } else { flags.inbound.clone() },
             capture,
@@ -329,6 +337,8 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net:
 const DEFAULT_HEALTH: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 15020);
 const DEFAULT_DEMAND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Linkerd's, too.
+const DEFAULT_DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 const DEFAULT_LAME_DUCK: Duration = Duration::from_secs(5);
 

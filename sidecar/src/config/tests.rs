@@ -45,6 +45,7 @@ fn a_whole_file_sets_everything() {
     assert_eq!(config.outbound.ports[0].service.to_string(), "cart.shop:80");
     assert_eq!(config.outbound.policy, OutboundPolicy::RegistryOnly);
     assert_eq!(config.outbound.demand_timeout, Duration::from_millis(250));
+    assert_eq!(config.outbound.dead_peer_timeout, Duration::from_secs(30), "the default");
     assert_eq!(config.inbound[0].app.to_string(), "127.0.0.1:18080");
     assert_eq!(config.workers, 3);
     assert_eq!(config.drain, Drain { grace_period: Duration::from_secs(60), lame_duck: Duration::ZERO });

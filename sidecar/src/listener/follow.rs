@@ -32,10 +32,10 @@ use crate::upstream::HttpVersion;
 const SILENCE: Duration = Duration::from_millis(5);
 
 /// How long a server's first words are kept back where the client may be about to speak TLS: who gets them in place of a
-/// handshake is lost. Longer than a ClientHello is late on a machine that has more to do than it can, or after the loss
-/// of a packet (which is sent again after 200 ms at the earliest). Clients without TLS of servers that speak first wait
-/// as long, unless the listener takes nothing else.
-const HELLO: Duration = Duration::from_millis(250);
+/// handshake has to connect again, as sidecars do (`MOST_LATE` in `upstream`). A ClientHello is sent as soon as there is a
+/// connection, however long the way is, and is hardly ever as late as this. Clients without TLS of servers that speak
+/// first wait as long, unless the listener takes nothing else.
+const HELLO: Duration = Duration::from_millis(35);
 
 impl Connection {
     /// Finds the chain of `listener` for the connection, and follows it to the end. A client is given up when it says

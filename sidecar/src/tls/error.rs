@@ -30,6 +30,8 @@ pub(crate) enum Reason {
     BadCertificate,
     /// The peer refused our certificate or our offer, by a TLS alert.
     RefusedByPeer,
+    /// What came was no TLS at all.
+    NotTls,
     /// What came was not the TLS that we speak.
     Protocol,
     /// The connection ended or failed before the handshake did.
@@ -38,7 +40,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the variants.
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Expired,
         Self::NotYetValid,
         Self::UnknownIssuer,
@@ -50,6 +52,7 @@ impl Reason {
         Self::WrongPurpose,
         Self::BadCertificate,
         Self::RefusedByPeer,
+        Self::NotTls,
         Self::Protocol,
         Self::Closed,
     ];
@@ -68,6 +71,7 @@ impl Reason {
             Self::WrongPurpose => "wrong_purpose",
             Self::BadCertificate => "bad_certificate",
             Self::RefusedByPeer => "refused_by_peer",
+            Self::NotTls => "not_tls",
             Self::Protocol => "protocol",
             Self::Closed => "closed",
         }
@@ -184,6 +188,9 @@ fn rejection(error: &std::io::Error) -> Rejection {
             Reason::RefusedByPeer,
             format!("the peer refused the handshake with the alert {alert:?}; its log says why"),
         ),
+        rustls::Error::InvalidMessage(
+            rustls::InvalidMessage::InvalidContentType | rustls::InvalidMessage::UnknownProtocolVersion,
+        ) => plain(Reason::NotTls, format!("what the peer said is not TLS: {tls}")),
         _ => plain(Reason::Protocol, format!("the peer does not speak TLS 1.3 as the mesh does: {tls}")),
     }
 }

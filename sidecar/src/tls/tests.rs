@@ -11,6 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tulle_mesh::address::ClusterName;
 use tulle_mesh::model::{DownstreamTls, StringMatch};
 
 use super::accept::Accepted;
@@ -210,6 +211,15 @@ async fn a_client_without_a_certificate_passes_only_where_none_is_required() {
     assert!(server.expect("accepts").peer.is_none());
 }
 
+#[test]
+fn an_address_is_asked_for_by_a_name_that_tls_can_carry() {
+    for cluster in ["outbound|0||10.0.0.1", "outbound|8080||::1", "outbound|8080||fd00::"] {
+        let sni = cluster.parse::<ClusterName>().expect("valid").sni();
+        let name = ServerName::try_from(sni.clone());
+        assert!(matches!(name, Ok(ServerName::DnsName(_))), "{sni}: {name:?}");
+    }
+}
+
 #[tokio::test]
 async fn older_tls_and_plaintext_are_refused() {
     let ca = Authority::new("root");
@@ -223,12 +233,12 @@ async fn older_tls_and_plaintext_are_refused() {
     let (mut near, far) = duplex(1 << 16);
     near.write_all(b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n").await.expect("writes");
     let error = accept(far, &cart, &strict(), address()).await.err().expect("refused");
-    assert_eq!(error.reason, Reason::Protocol, "{error}");
+    assert_eq!(error.reason, Reason::NotTls, "{error}");
 
     let (near, mut far) = duplex(1 << 16);
     far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("writes");
     let error = connect(near, &web, &endpoint(Some(CART)), None, address()).await.err().expect("refused");
-    assert_eq!(error.reason, Reason::Protocol, "{error}");
+    assert_eq!(error.reason, Reason::NotTls, "{error}");
 
     let (near, far) = duplex(1 << 16);
     drop(far);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tulle_mesh::identity::SpiffeId;
 
-use super::ConnectError;
+use super::{ConnectError, dead_peer};
 use crate::balance::{Cluster, Endpoint};
 use crate::io::Stream;
 use crate::tls::{self, Alpn, Material, Reason};
@@ -67,18 +67,32 @@ async fn attempt(
         (Some(tls), Some(material)) => Some((tls, material)),
         (Some(_), None) => return Err(ConnectError::NoCertificate),
     };
-    let socket = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Io)?;
-    prepare(&socket).map_err(ConnectError::Io)?;
-    let Some((tls, material)) = tls else {
-        return Ok(Connection { stream: Stream::from(socket), peer: None, alpn: None });
+    let mut late = 0;
+    let connected = loop {
+        let socket = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Io)?;
+        prepare(&socket).map_err(ConnectError::Io)?;
+        if alpn.is_some() && !endpoint.address.ip().is_loopback() {
+            dead_peer::watch(&socket).map_err(ConnectError::Io)?;
+        }
+        let Some((tls, material)) = tls else {
+            return Ok(Connection { stream: Stream::from(socket), peer: None, alpn: None });
+        };
+        match tls::connect(socket, material, tls, alpn, endpoint.address).await {
+            // The peer has taken us for a client without TLS, and passed on what its server says first.
+            Err(error) if error.reason == Reason::NotTls && alpn.is_none() && late < MOST_LATE => late += 1,
+            result => break result?,
+        }
     };
-    let connected = tls::connect(socket, material, tls, alpn, endpoint.address).await?;
     Ok(Connection {
         stream: Stream::TlsClient(Box::new(connected.stream)),
         peer: Some(connected.peer),
         alpn: connected.alpn,
     })
 }
+
+/// How often a handshake that came too late is made again on a connection of its own. A sidecar that takes plaintext too
+/// does not keep a server's first words back for long, and who has too much to do may miss that time.
+const MOST_LATE: u32 = 2;
 
 /// Small writes go out at once, and a peer that is gone is noticed even when nothing is sent.
 pub(crate) fn prepare(socket: &TcpStream) -> io::Result<()> {

@@ -7,6 +7,7 @@
 
 mod ability;
 mod connect;
+pub(crate) mod dead_peer;
 mod h1;
 mod h2;
 mod pool;

@@ -82,6 +82,7 @@ impl Mesh {
                 ports: Vec::new(),
                 policy: config::OutboundPolicy::AllowAny,
                 demand_timeout: Duration::from_secs(2),
+                dead_peer_timeout: Duration::from_secs(30),
             },
             inbound: vec!["192.0.2.1:8080=127.0.0.1:9".parse().expect("valid")],
             capture: None,

@@ -1,10 +1,11 @@
 //! Links and processes that fail.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tulle_tests::hosts::Member;
-use tulle_tests::{LIMIT, wait_for};
+use serde_json::json;
+use tulle_tests::hosts::{APP_UID, Member};
+use tulle_tests::{LIMIT, output_of, wait_for};
 
 use crate::{ECHO_URL, Pair, get, refused, replica};
 
@@ -46,6 +47,51 @@ async fn while_a_link_is_cut_the_other_replica_answers() {
     until_answering(&pair, &["echo"]).await;
     second.host.mend();
     until_answering(&pair, &["echo", "second"]).await;
+}
+
+#[tokio::test]
+async fn a_request_on_a_link_that_is_cut_without_a_word_ends_in_bounded_time() {
+    let pair = Pair::start().await;
+    let server = &pair.server.host;
+    // Reads requests and never answers.
+    let script = "import socket, sys, threading
+server = socket.create_server(('0.0.0.0', int(sys.argv[1])))
+held = []
+while True:
+    held.append(server.accept()[0])
+";
+    let mut command = server.command(APP_UID, "/usr/bin/python3");
+    command.args(["-c", script, "9000"]);
+    let _mute = server.serve(command, 9000).await;
+    let host = pair.mesh.host("caller");
+    let member = Member::of("caller").config("outbound", json!({ "deadPeerTimeout": "2s" }));
+    let caller = pair.mesh.join_as(&host, member).await;
+    let working = wait_for(LIMIT, || get(&host, ECHO_URL)).await;
+    working.unwrap_or_else(|error| panic!("{error}"));
+
+    // One that was taken and is not answered yet; not even its application can tell that there is nobody any more.
+    let post = |url: String| {
+        let mut command = host.curl();
+        command.args(["--data", "x", "--output", "/dev/null", "--write-out", "%{http_code}", &url]);
+        async { String::from_utf8_lossy(&output_of(command).await.stdout).into_owned() }
+    };
+    let url = format!("http://{}:9000/", server.v4);
+    let in_flight = tokio::spawn(post(url));
+    let sent = || async {
+        let open = caller.metrics().await.sum("tulle_upstream_connections_total", &[]);
+        if open >= 2.0 { Ok(()) } else { Err(format!("{open} connections")) }
+    };
+    wait_for(LIMIT, sent).await.unwrap_or_else(|error| panic!("{error}"));
+    server.cut();
+    // And one that goes onto a connection that was kept.
+    let begun = Instant::now();
+    let (kept, in_flight) = tokio::join!(post(ECHO_URL.into()), in_flight);
+    let took = begun.elapsed();
+    let in_flight = in_flight.expect("no panic");
+    for status in [kept, in_flight] {
+        assert!(["502", "503", "504"].contains(&status.as_str()), "{status}");
+    }
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[tokio::test]

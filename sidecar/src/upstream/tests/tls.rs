@@ -1,11 +1,14 @@
 //! Connections over mesh TLS, and what a new certificate means for them.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tulle_mesh::model::DownstreamTls;
 
@@ -16,8 +19,8 @@ use crate::io::{Prefixed, Stream};
 use crate::tls::testing::Authority;
 use crate::tls::{Alpn, Material, accept};
 use crate::upstream::testing::{Upstream, post};
-use crate::upstream::{ConnectError, HttpVersion, SendError, SendOptions};
-use crate::worker::drain::Drain;
+use crate::upstream::{ConnectError, HttpVersion, SendError, SendOptions, connect};
+use crate::worker::drain::{Drain, Phase};
 
 const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
 const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
@@ -100,6 +103,99 @@ async fn nothing_is_sent_to_another_or_without_a_certificate() {
             let result = send(&upstream, None).await;
             assert!(matches!(result, Err(SendError::Connect(ConnectError::NoCertificate))), "{result:?}");
             assert_eq!(upstream.cluster.state.series.tls_failures.value(), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_drain_closes_an_idle_connection_with_the_proof_that_nothing_was_processed() {
+    local(async {
+        let ca = Authority::new("root");
+        let (web, cart) = (ca.material(WEB), ca.material(CART));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (drain, handled) = (Rc::new(Drain::default()), Rc::new(Cell::new(0)));
+        let (draining, count) = (Rc::clone(&drain), Rc::clone(&handled));
+        tokio::task::spawn_local(async move {
+            let (socket, client) = listener.accept().await.expect("listening");
+            let tls = DownstreamTls { require_client_certificate: true, alpn: Vec::new() };
+            let accepted = accept(Prefixed::new(Bytes::new(), socket), &cart, &tls, client).await;
+            let stream = Stream::TlsServer(Box::new(accepted.expect("a member").stream));
+            let handler = Serve(|_: Request<Body>, _: Interim| async {
+                count.set(count.get() + 1);
+                ok(Body::Empty)
+            });
+            serve_http1(stream, &handler, &options(), &draining).await;
+        });
+        let upstream = Upstream::meshed(address, HttpVersion::Http1, CART);
+        let connected = connect(&upstream.cluster, &upstream.endpoint, Some(&web), None).await;
+        let mut stream = connected.unwrap_or_else(|error| panic!("{error}")).stream;
+        let post = b"POST / HTTP/1.1\r\nhost: cart\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(post).await.expect("open");
+        let mut part = [0; 4096];
+        let len = stream.read(&mut part).await.expect("an answer");
+        assert!(part[..len].starts_with(b"HTTP/1.1 200"));
+
+        // Whoever sends a request just now reads this as its answer.
+        drain.advance(Phase::Closing);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an orderly end");
+        let answer = answer.to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 503"), "{answer}");
+        for part in ["x-tulle-outcome: not-processed", "connection: close"] {
+            assert!(answer.contains(part), "{part} in {answer}");
+        }
+        assert_eq!(handled.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_came_too_late_is_made_again_for_bytes() {
+    local(async {
+        let ca = Authority::new("root");
+        let (web, cart) = (ca.material(WEB), ca.material(CART));
+        for (greetings, alpn, arrives, expected) in [
+            (2, None, true, 3),
+            // Some are simply not in the mesh.
+            (3, None, false, 3),
+            // And a server of HTTP never speaks first.
+            (1, Some(Alpn::Http1), false, 1),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let address = listener.local_addr().expect("bound");
+            let (cart, accepted) = (Arc::clone(&cart), Rc::new(Cell::new(0)));
+            let count = Rc::clone(&accepted);
+            tokio::task::spawn_local(async move {
+                loop {
+                    let (mut socket, client) = listener.accept().await.expect("listening");
+                    count.set(count.get() + 1);
+                    if count.get() <= greetings {
+                        // As a sidecar passes on what its server says, to a client that it takes for one without TLS.
+                        socket.write_all(b"220 ready\r\n").await.expect("open");
+                        // The server makes nothing of the handshake.
+                        let _ = socket.read(&mut [0; 4096]).await;
+                        continue;
+                    }
+                    let tls = DownstreamTls { require_client_certificate: true, alpn: Vec::new() };
+                    let socket = Prefixed::new(Bytes::new(), socket);
+                    let Ok(mut accepted) = accept(socket, &cart, &tls, client).await else { continue };
+                    accepted.stream.write_all(b"220 ready\r\n").await.expect("open");
+                }
+            });
+            let upstream = Upstream::meshed(address, HttpVersion::Http1, CART);
+            let (cluster, endpoint) = (&upstream.cluster, &upstream.endpoint);
+            match connect(cluster, endpoint, Some(&web), alpn).await {
+                Ok(mut connection) if arrives => {
+                    let mut greeting = [0; 11];
+                    connection.stream.read_exact(&mut greeting).await.expect("a greeting");
+                    assert_eq!(&greeting, b"220 ready\r\n");
+                }
+                Err(ConnectError::Tls(why)) if !arrives => assert!(why.contains("not_tls"), "{why}"),
+                other => panic!("{:?} after {greetings}", other.map(|connection| connection.alpn)),
+            }
+            assert_eq!(accepted.get(), expected);
         }
     })
     .await;

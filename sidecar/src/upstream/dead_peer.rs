@@ -1,0 +1,35 @@
+//! Notices that the other end of a connection is gone without a word: its host has died, or the link is cut.
+//!
+//! In: sockets for requests, and a time. Out: the kernel ends them when what was sent is not acknowledged for that time, or
+//! nothing answers its probes. Connections of bytes are not watched: on them a peer that takes nothing for a while (a
+//! client that shows the first page, a job that waits for a lock) is as it should be, and for the kernel it looks the
+//! same. Nor are those to this host: there is no link to be cut.
+
+use std::io;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// For the whole process: how long; zero: as the system has it.
+static LIMIT: OnceLock<Duration> = OnceLock::new();
+
+/// Sets the time, once, before anything connects.
+pub(crate) fn set_limit(limit: Duration) {
+    LIMIT.get_or_init(|| limit);
+}
+
+/// Watches the other end of a socket.
+pub(super) fn watch(socket: &TcpStream) -> io::Result<()> {
+    let limit = LIMIT.get().copied().unwrap_or_default();
+    if limit.is_zero() {
+        return Ok(());
+    }
+    let socket = SockRef::from(socket);
+    socket.set_tcp_user_timeout(Some(limit))?;
+    // What was acknowledged may never be answered: probes of a connection that is still tell that its other end lives.
+    // With the option above the first one without an answer ends it, once the time is over.
+    let step = (limit / 3).max(Duration::from_secs(1));
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(step * 2).with_interval(step))
+}
