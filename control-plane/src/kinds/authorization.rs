@@ -27,6 +27,7 @@ pub struct AuthorizationPolicySpec {
     /// The policy matches when one of its rules does. None: it never matches, so an ALLOW policy without rules
     /// refuses everyone.
     #[serde(default)]
+    #[schemars(length(max = 128))]
     pub rules: Vec<AuthorizationRule>,
 }
 
@@ -84,6 +85,7 @@ pub enum EnforcementLevel {
 pub struct AuthorizationRule {
     /// One of these must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub sources: Vec<AuthorizationSource>,
     /// What of the connection must match.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -127,6 +127,7 @@ pub struct RateLimit {
     pub per_client: Option<Rate>,
     /// Further limits for single clients, in force beside `perClient`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub overrides: Vec<RateOverride>,
 }
 
@@ -135,7 +136,7 @@ pub struct RateLimit {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RateOverride {
     /// For these, together.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 64))]
     pub client_refs: Vec<ClientRef>,
     /// How many.
     pub rate: Rate,

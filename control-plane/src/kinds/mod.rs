@@ -8,6 +8,7 @@
 
 mod authorization;
 mod common;
+mod crds;
 mod duration;
 mod fault;
 mod inbound;
@@ -18,14 +19,13 @@ mod workload;
 #[cfg(test)]
 mod tests;
 
-use kube::CustomResourceExt;
-
 pub use authorization::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationPolicySpec, AuthorizationRule,
     AuthorizationSource, AuthorizationTarget, EnforcementLevel, HttpConditions, LabelSelector,
     NetworkAttributes, PathCondition, PathConditionType, ServiceAccountSource, SourceType, SpiffeSource,
 };
 pub use common::{Fraction, PolicyCondition, PolicyStatus, PolicyTarget, Rate};
+pub use crds::crds;
 pub use duration::Duration;
 pub use fault::{HTTPFaultFilter, HTTPFaultFilterSpec, InjectedAbort, InjectedDelay};
 pub use inbound::{
@@ -46,31 +46,3 @@ pub use workload::{Workload, WorkloadPort, WorkloadSpec};
 
 /// The group of all kinds here.
 pub const GROUP: &str = "tulle.dev";
-
-const HEADER: &str = "# Generated from the types in control-plane/src/kinds. To write it anew:\n\
-    # UPDATE=1 cargo test -p tulle-control-plane crds\n";
-
-/// The CRDs of all kinds: file name and YAML.
-///
-/// # Errors
-/// When a schema can't be written as YAML, which would be a fault of the types here.
-pub fn crds() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser_error::Error> {
-    let crds = [
-        ("authorizationpolicies.yaml", AuthorizationPolicy::crd(), true),
-        ("backendtrafficpolicies.yaml", BackendTrafficPolicy::crd(), true),
-        ("httpfaultfilters.yaml", HTTPFaultFilter::crd(), false),
-        ("inboundpolicies.yaml", InboundPolicy::crd(), true),
-        ("telemetrypolicies.yaml", TelemetryPolicy::crd(), true),
-        ("workloads.yaml", Workload::crd(), false),
-    ];
-    crds.into_iter()
-        .map(|(file, mut crd, policy)| {
-            if policy {
-                let labels = crd.metadata.labels.get_or_insert_default();
-                labels.insert("gateway.networking.k8s.io/policy".into(), "Direct".into());
-            }
-            let yaml = serde_saphyr::to_string(&crd)?;
-            Ok((file, format!("{HEADER}{yaml}")))
-        })
-        .collect()
-}
