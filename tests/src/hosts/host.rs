@@ -196,6 +196,12 @@ impl Host {
         self.bridge.ip(&format!("link set {} up\n", self.port));
     }
 
+    /// Lets no packet of its link be longer than `bytes`.
+    pub fn mtu(&self, bytes: u16) {
+        self.namespace.ip(&format!("link set eth0 mtu {bytes}\n"));
+        self.bridge.ip(&format!("link set {} mtu {bytes}\n", self.port));
+    }
+
     /// Loses `percent` of 100 packets that come to it, at random; 0 mends that.
     pub async fn lose(&self, percent: u8) {
         // Added and deleted before it is made: also the first time there is one to delete.

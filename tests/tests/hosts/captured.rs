@@ -237,30 +237,31 @@ fn make_strict(pair: &Pair) {
 }
 
 /// A server that speaks first, and repeats what it is told.
-async fn greeter(host: &Host, port: u16) -> Server {
-    let script = "import socketserver, sys
+pub(crate) async fn greeter(host: &Host, port: u16) -> Server {
+    let script = "import socket, socketserver, sys
 class Greeter(socketserver.StreamRequestHandler):
     def handle(self):
         self.wfile.write(b'220 ready\\r\\n')
         for line in self.rfile:
             self.wfile.write(b'250 ' + line)
 class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
     allow_reuse_address = True
     daemon_threads = True
-Server(('0.0.0.0', int(sys.argv[1])), Greeter).serve_forever()
+Server(('::', int(sys.argv[1])), Greeter).serve_forever()
 ";
     let mut command = host.command(APP_UID, "/usr/bin/python3");
     command.args(["-c", script, &port.to_string()]).stderr(std::process::Stdio::null());
     host.serve(command, port).await
 }
 
-async fn connect(host: &Host, ip: impl Into<IpAddr>, port: u16) -> TcpStream {
+pub(crate) async fn connect(host: &Host, ip: impl Into<IpAddr>, port: u16) -> TcpStream {
     let address = SocketAddr::new(ip.into(), port);
     host.connect(address).await.unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
 /// A line without its end.
-async fn line(stream: &mut TcpStream) -> String {
+pub(crate) async fn line(stream: &mut TcpStream) -> String {
     let mut line = Vec::new();
     while !line.ends_with(b"\r\n") {
         let byte = timeout(LIMIT, stream.read_u8()).await.expect("in time");

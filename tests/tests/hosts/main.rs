@@ -1,9 +1,12 @@
 //! Hosts in network namespaces: what only several machines can show. Needs root.
 
+mod bad_input;
 mod bookshop;
 mod capture;
 mod captured;
 mod faults;
+mod itself;
+mod metrics;
 mod names;
 mod network;
 mod readme;

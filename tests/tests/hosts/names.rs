@@ -1,7 +1,7 @@
 //! Names: applications on a host whose queries are redirected to its sidecar. `/etc/resolv.conf` names the name server of
 //! the network, which knows nothing of the mesh.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde_json::json;
 use tulle_tests::hosts::{Host, Member, Meshed, Server, redirect_with};
@@ -40,7 +40,8 @@ impl Names {
         let servers = mesh.host("servers");
         let dnsmasq = name_server(&servers, &outside).await;
         let programs = vec![app, dnsmasq, echo(&outside, 8000).await];
-        let client = join(&mesh, &servers, Member::of("client")).await;
+        let client = mesh.host("client");
+        let client = join(&mesh, &client, &servers.addresses()).await;
         outside.resolver(&format!("nameserver {}\n{SEARCH}", servers.v4));
         let names = Self { mesh, servers, client, server, outside, _programs: programs };
         names.becomes(&["echo.shop"], |found| !found.is_empty()).await;
@@ -57,13 +58,17 @@ impl Names {
     }
 }
 
-/// A host whose queries are redirected too.
-async fn join(mesh: &TestMesh, servers: &Host, member: Member) -> Meshed {
-    let host = mesh.host(&member.account);
-    host.resolver(&format!("nameserver {}\nnameserver {}\n{SEARCH}", servers.v4, servers.v6));
-    redirect_with(&host, &["--dns-port", DNS_PORT]).await;
+/// Redirects a host's traffic and queries, and starts a sidecar on it.
+async fn join(mesh: &TestMesh, host: &Host, servers: &[IpAddr]) -> Meshed {
+    join_as(mesh, host, servers, Member::of(&host.name)).await
+}
+
+async fn join_as(mesh: &TestMesh, host: &Host, servers: &[IpAddr], member: Member) -> Meshed {
+    let servers: String = servers.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+    host.resolver(&format!("{servers}{SEARCH}"));
+    redirect_with(host, &["--dns-port", DNS_PORT]).await;
     let listen = format!("127.0.0.1:{DNS_PORT}");
-    let meshed = mesh.sidecar_on(&host, member.config("dns", json!({ "listen": listen }))).await;
+    let meshed = mesh.sidecar_on(host, member.config("dns", json!({ "listen": listen }))).await;
     meshed.ready().await;
     meshed
 }
@@ -151,9 +156,7 @@ async fn plain_names_lead_to_the_mesh() {
         if count >= 2.0 { Ok(()) } else { Err(format!("{count} connections to the database")) }
     };
     wait_for(LIMIT, proven).await.unwrap_or_else(|error| panic!("{error}"));
-    let link = link.end().await;
-    assert!(!link.contain("by-name"), "nothing of it can be read on the link");
-    assert!(!link.contain("\u{4}echo\u{4}shop"), "and no name server was asked for a name of the mesh");
+    assert!(!link.end().await.contain("by-name"), "nothing of it can be read on the link");
 }
 
 #[tokio::test]
@@ -193,6 +196,36 @@ async fn other_names_are_the_name_server_s() {
 }
 
 #[tokio::test]
+async fn answers_in_fragments_arrive_whole() {
+    let names = Names::start().await;
+    let client = &names.mesh.host("six");
+    names.servers.mtu(1280);
+    client.mtu(1280);
+    let _sidecar = join(&names.mesh, client, &[names.servers.v6.into()]).await;
+    let question = ["large.example.com", "TXT", "+notcp", "+ignore", "+bufsize=4096"];
+    let before = fragments_of(&names.servers).await;
+    for _ in 0..2 {
+        let answer = dig(client, &question).await;
+        assert!(answer.contains(&format!("ANSWER: {}", LARGE / 200)) && !answer.contains(" tc "), "{answer}");
+    }
+    assert!(fragments_of(&names.servers).await >= before + 3, "it came in fragments");
+    // And what goes between sidecars fits into packets of that size.
+    let path = "x".repeat(4000);
+    let mut six = client.curl();
+    six.args(["-6", &format!("http://echo/{path}")]);
+    let six = String::from_utf8_lossy(&output_of(six).await.stdout).into_owned();
+    assert!(six.starts_with(&format!("echo /{path}\n")) && six.contains(&identity("six")), "{six}");
+}
+
+/// How many fragments of IPv6 a host has made.
+async fn fragments_of(host: &Host) -> u64 {
+    let output = host.run("cat", &["/proc/net/snmp6"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let count = text.lines().find_map(|line| line.strip_prefix("Ip6FragCreates"));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("{text}"))
+}
+
+#[tokio::test]
 async fn endpoints_of_a_headless_service_have_names() {
     let names = Names::start().await;
     let client = &names.client.host;
@@ -225,7 +258,8 @@ async fn endpoints_of_a_headless_service_have_names() {
 async fn an_external_name_is_known_to_the_mesh() {
     let names = Names::start().await;
     let member = Member::of("only").config("outbound", json!({ "policy": "RegistryOnly" }));
-    let only = join(&names.mesh, &names.servers, member).await;
+    let only = names.mesh.host("only");
+    let only = join_as(&names.mesh, &only, &names.servers.addresses(), member).await;
     let external = |name: &str, target: &str, ports: &str| {
         format!(
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
