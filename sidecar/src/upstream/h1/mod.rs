@@ -24,7 +24,7 @@ pub(super) use self::connection::Connection;
 pub(super) use self::upgrade::is_upgrade;
 use self::upload::{Upload, UploadFailure};
 use super::pool::Slot;
-use super::{Answer, Hold, SendError, SendOptions};
+use super::{Answer, Hold, SendError, SendOptions, dead_peer};
 use crate::balance::Endpoint;
 use crate::http::body::Body;
 use crate::http::h1::decode::Decoder;
@@ -224,6 +224,7 @@ impl Connection {
     /// The connection's bytes, from the end of the head on.
     fn into_tunnel(mut self: Box<Self>) -> Option<Tunnel> {
         let (stream, read) = self.transport.take()?;
+        dead_peer::forget(stream.socket());
         Some(Tunnel::new(TunnelEnd::http1(stream, read), Hold::Connection(self.permit)))
     }
 }
