@@ -238,6 +238,13 @@ impl TestMesh {
         self.knows_service(name).await;
     }
 
+    /// Has an application of this machine answer at the same address where a workload runs.
+    pub async fn stand_in(&self, workload: &str, app: SocketAddr) {
+        if self.hosts.is_some() {
+            self.stand_in_on_host(workload, app).await;
+        }
+    }
+
     /// Where a workload's application runs.
     pub async fn ground(&self, workload: &str) -> Ground {
         match &self.hosts {

@@ -112,11 +112,20 @@ pub(crate) enum Knowledge {
 #[derive(Debug, Default)]
 struct Shelf {
     held: HashMap<Arc<str>, Held>,
-    /// Alias to canonical name.
+    /// Alias to canonical name, of the one resource that has it among its aliases.
     aliases: HashMap<Arc<str>, Arc<str>>,
     absent: HashSet<Arc<str>>,
     rejected: HashMap<Arc<str>, String>,
     unavailable: HashSet<Arc<str>>,
+}
+
+impl Shelf {
+    /// An address that leads elsewhere now: what becomes of its former owner is no business of the new one's.
+    fn forget(&mut self, owner: &str, alias: &str) {
+        if let Some(owner) = self.held.get_mut(owner) {
+            owner.aliases.retain(|held| **held != *alias);
+        }
+    }
 }
 
 /// All resources of this sidecar.
@@ -184,7 +193,9 @@ impl Cache {
             shelf.rejected.remove(known);
         }
         for alias in held.aliases.iter().filter(|alias| **alias != name) {
-            shelf.aliases.insert(Arc::clone(alias), Arc::clone(&name));
+            if let Some(before) = shelf.aliases.insert(Arc::clone(alias), Arc::clone(&name)) {
+                shelf.forget(&before, alias);
+            }
         }
         shelf.held.insert(name, held);
     }
@@ -208,7 +219,9 @@ impl Cache {
             return;
         };
         if goes_at_once {
-            shelf.aliases.remove(name);
+            if let Some(canonical) = shelf.aliases.remove(name) {
+                shelf.forget(&canonical, name);
+            }
             if let Some(held) = shelf.held.remove(name) {
                 for alias in held.aliases {
                     shelf.aliases.remove(&alias);
@@ -453,3 +466,6 @@ fn table_clusters(table: &RouteTable) -> impl Iterator<Item = Arc<str>> {
         backends.chain(forward.mirrors.iter().map(|mirror| mirror.cluster.as_str())).map(Arc::from)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,11 +87,13 @@ impl TestMesh {
         if let Some(url) = &workload.otlp {
             config.insert("otlp".into(), json!({ "endpoint": url }));
             let collector = url.strip_prefix("http://").expect("a test's collector has no TLS");
-            wires.extend(stand_in(&host, collector));
+            self.stand_in_on_host(&workload.name, address(collector)).await;
         }
         // A control plane that the test plays is on this machine.
         let played = config.get("controlPlane").and_then(|played| played["address"].as_str());
-        wires.extend(played.and_then(|address| stand_in(&host, address)));
+        if let Some(played) = played {
+            self.stand_in_on_host(&workload.name, address(played)).await;
+        }
         config.values().for_each(give);
         let app = workload.app.map(|app| (app, SocketAddr::from((Ipv6Addr::UNSPECIFIED, app.port()))));
         // A workload that is started again has this already.
@@ -123,6 +125,13 @@ impl TestMesh {
         sidecar
     }
 
+    /// Has an application of this machine answer at the same address of a workload's host.
+    pub(crate) async fn stand_in_on_host(&self, workload: &str, app: SocketAddr) {
+        let wire = Wire::out_of(&self.host_of(workload).await, app, app);
+        // A workload that is started again has it already.
+        locked(&self.hosts().placed.wires).extend(wire.ok());
+    }
+
     /// Has an application answer on the host that is in no mesh, and says which address that has.
     pub(crate) async fn outside_on_host(&self, app: SocketAddr) -> Ipv4Addr {
         let host = self.host_of(STRANGER).await;
@@ -149,10 +158,8 @@ async fn service_address(host: Host, name: String, port: u16) -> io::Result<Sock
     known.map(|ip| (ip, port).into()).map_err(io::Error::other)
 }
 
-/// A wire from a host's loopback to the same address here; none where the host has it already, from an earlier start.
-fn stand_in(host: &Host, address: &str) -> Option<Wire> {
-    let address: SocketAddr = address.parse().unwrap_or_else(|error| panic!("{address:?}: {error}"));
-    Wire::out_of(host, address, address).ok()
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap_or_else(|error| panic!("{text:?}: {error}"))
 }
 
 /// What a configuration names is the sidecar's: a copy of it would be, on a host of its own.

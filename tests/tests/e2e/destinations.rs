@@ -55,11 +55,9 @@ async fn what_is_outside_the_mesh_is_reached_unless_that_is_forbidden() {
 
 #[tokio::test]
 async fn an_external_name_is_resolved_and_reached() {
-    only_on_loopback!(
-        "it asks the forward proxy: redirection sees an address, never a name that stands for another"
-    );
     let outside = App::fixed(200, "outside").await;
     let mesh = TestMesh::start().await;
+    mesh.stand_in("client", outside.address).await;
     let client = mesh.workload(Workload::new("client").port("legacy.shop:80")).await;
     let port = outside.address.port();
     let service = |host: &str| {
@@ -74,8 +72,9 @@ async fn an_external_name_is_resolved_and_reached() {
     };
     service("localhost");
     let authority = format!("legacy.shop:{port}");
+    let way = mesh.way("client", &client, &authority).await;
     let reached = || async {
-        let answer = exchange(client.proxy, &get(&authority)).await;
+        let answer = exchange(way, &get(&authority)).await;
         match answer.status() {
             200 => Ok(answer),
             _ => Err(answer.text),
@@ -86,7 +85,7 @@ async fn an_external_name_is_resolved_and_reached() {
     // A name that stands for nothing is an answer, and the next good one is followed.
     service("no-such-host.invalid");
     let gone = || async {
-        let answer = exchange(client.proxy, &get(&authority)).await;
+        let answer = exchange(way, &get(&authority)).await;
         match answer.status() {
             503 => Ok(answer),
             _ => Err(answer.text),

@@ -7,6 +7,7 @@ mod captured;
 mod faults;
 mod itself;
 mod metrics;
+mod moved;
 mod names;
 mod network;
 mod readme;

@@ -165,12 +165,19 @@ async fn nothing_is_left_of_a_network() {
     let network_name = network_of(&host);
     drop((host, network));
     assert!(!left(std::process::id()).iter().any(|name| name.contains(&network_name)));
-    let gone = || async {
-        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-        // The server's own handle is still there, so that the process may be a zombie.
-        if state.is_empty() || state.contains(") Z ") { Ok(()) } else { Err(state) }
-    };
-    wait_for(LIMIT, gone).await.unwrap_or_else(|error| panic!("{error}"));
+    until_ended(id).await;
+}
+
+/// Waits until a process has ended; whoever started it may still have to hear of it.
+async fn until_ended(process: u32) {
+    let ended =
+        || async { if runs(process) { Err(format!("process {process} still runs")) } else { Ok(()) } };
+    wait_for(LIMIT, ended).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn runs(process: u32) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    !state.is_empty() && !state.contains(") Z ")
 }
 
 /// The part of a host's namespace's name that stands for its network.
@@ -201,34 +208,36 @@ async fn what_a_killed_run_left_is_removed_by_the_next() {
     let ready = async {
         loop {
             let line = lines.next_line().await.expect("it can be read").expect("it says so before it ends");
-            if let Some((_, server)) = line.split_once("READY ") {
-                return server.parse::<u32>().expect("a process");
+            if let Some((_, processes)) = line.split_once("READY ") {
+                let (server, other) = processes.split_once(' ').expect("two of them");
+                return [server, other].map(|id| id.parse::<u32>().expect("a process"));
             }
         }
     };
-    let server = timeout(LIMIT, ready).await.expect("in time");
+    let [server, other] = timeout(LIMIT, ready).await.expect("in time");
     child.kill().await.expect("it runs");
+    // What was started as on a host ends with it, even then.
+    until_ended(server).await;
     assert_eq!(left(id).len(), 3, "a bridge, a host and its files in /etc: {:?}", left(id));
-    assert!(Path::new(&format!("/proc/{server}")).exists(), "and a server");
+    assert!(runs(other), "and a process that somebody else started there");
 
     let output = output_of(again(false)).await;
     assert!(output.status.success(), "{output:?}");
     assert_eq!(left(id), Vec::<String>::new());
-    let gone = || async {
-        let there = Path::new(&format!("/proc/{server}")).exists();
-        if there { Err(format!("process {server} is still there")) } else { Ok(()) }
-    };
-    wait_for(LIMIT, gone).await.unwrap_or_else(|error| panic!("{error}"));
+    until_ended(other).await;
 }
 
 const VICTIM: &str = "TULLE_TEST_VICTIM";
 
-/// Makes a network with a server on it, says so, and waits to be killed.
+/// Makes a network with a server on it and another process, says so, and waits to be killed.
 async fn victim() {
     let network = Network::new();
     let host = network.host("one");
     host.resolver("nameserver 10.77.0.53\n");
     let (server, _folder) = site(&host, "").await;
-    println!("READY {}", server.id().expect("it runs"));
+    let mut other = Command::new("ip");
+    other.args(["netns", "exec", host.namespace(), "sleep", "600"]);
+    let other = other.spawn().expect("ip is there");
+    println!("READY {} {}", server.id().expect("it runs"), other.id().expect("it runs"));
     std::future::pending::<()>().await;
 }
