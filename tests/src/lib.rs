@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests: a mesh of real processes, the applications beside its sidecars, and clients.
 //!
-//! Everything listens on loopback, on ports of the kernel's choice; every wait is bounded; every process ends with the
-//! test, also when it fails.
+//! Everything listens on loopback, on ports of the kernel's choice, or on hosts in network namespaces ([`hosts`]); every wait
+//! is bounded; every process ends with the test, also when it fails.
 
 #![forbid(unsafe_code)]
 
