@@ -1,7 +1,6 @@
 //! What the tests' hosts themselves promise: without it the other tests here would prove nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
