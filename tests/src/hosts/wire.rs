@@ -74,9 +74,9 @@ impl Drop for Wire {
     }
 }
 
-/// As much as a wire's own end of a connection may hold in each direction, in bytes: next to nothing, so that a test that
-/// fills all buffers on the way fills those of the mesh.
-const BUFFER: usize = 128 << 10;
+/// As much as a wire's own end of a connection may hold in each direction, in bytes: little, so that a test that fills all
+/// buffers on the way fills those of the mesh; and many segments of loopback (64 KiB), so that none waits for a window.
+const BUFFER: usize = 1 << 20;
 
 /// Both directions, until both have ended or one has broken.
 async fn carry(mut near: TcpStream, mut far: TcpStream) {
