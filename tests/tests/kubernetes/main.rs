@@ -1,4 +1,5 @@
 //! Tests against a real Kubernetes API server.
 
+mod routes;
 mod server;
 mod status;

@@ -1,27 +1,21 @@
 //! Pods and namespaces: who should have a sidecar, has none, or has one that can't do its work.
 //!
-//! In: pods, namespaces and policies. Out: findings. A pod is meant to have a sidecar by its own label, else by its
-//! namespace's.
+//! In: pods, namespaces and policies. Out: findings. Whether a pod should have a sidecar is decided by the
+//! code that injects it.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use serde_json::json;
+use tulle_control_plane::inject::{INJECT_LABEL, Namespace, SIDECAR, Settings, Skip, inject};
 use tulle_control_plane::kinds::MtlsMode;
 use tulle_control_plane::source::{Key, Object, Objects};
 
 use super::Finding;
 use super::codes::Code;
 
-/// The label that asks for a sidecar.
-const INJECT: &str = "tulle.dev/inject";
-/// Its values.
+/// The values of the label that asks for a sidecar.
 const VALUES: [&str; 2] = ["enabled", "disabled"];
-/// The sidecar's container.
-const SIDECAR: &str = "tulle-sidecar";
-/// The user that it runs as.
-const SIDECAR_USER: i64 = 2102;
-/// The containers of other meshes.
-const OTHER_MESHES: [&str; 3] = ["istio-proxy", "linkerd-proxy", "consul-dataplane"];
 
 /// All findings.
 pub(super) fn findings(objects: &Objects) -> Vec<Finding> {
@@ -32,8 +26,11 @@ pub(super) fn findings(objects: &Objects) -> Vec<Finding> {
     }
     let mut unmeshed: BTreeMap<&str, usize> = BTreeMap::new();
     for (key, pod) in &objects.pods {
-        let found = labels(("Pod", &key.namespace, &key.name), pod.metadata.labels.as_ref());
-        findings.extend(found.into_iter().map(|finding| finding.written(pod.place.as_ref())));
+        // What it says of injection itself is judged with the rest of the pod.
+        let found = labels(("Pod", &key.namespace, &key.name), pod.metadata.labels.as_ref())
+            .into_iter()
+            .filter(|finding| finding.code == Code::InjectionLabelMisspelled);
+        findings.extend(found.map(|finding| finding.written(pod.place.as_ref())));
         let Some(spec) = &pod.spec else { continue };
         if sidecar(spec).is_none() {
             *unmeshed.entry(&key.namespace).or_default() += 1;
@@ -57,16 +54,16 @@ pub(super) fn findings(objects: &Objects) -> Vec<Finding> {
 fn labels(about: (&str, &str, &str), labels: Option<&BTreeMap<String, String>>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, value) in labels.into_iter().flatten() {
-        if key == INJECT {
+        if key == INJECT_LABEL {
             if !VALUES.contains(&value.as_str()) {
-                let message = format!("{value:?} is no value of {INJECT}");
+                let message = format!("{value:?} is no value of {INJECT_LABEL}");
                 let hint = "use enabled or disabled";
-                let field = format!("metadata.labels.{INJECT}");
+                let field = format!("metadata.labels.{INJECT_LABEL}");
                 findings.push(Finding::about(Code::InjectionValueUnknown, about, field, message, hint));
             }
         } else if is_like_inject(key) {
             let message = format!("the label {key} means nothing to Tulle");
-            let hint = format!("if a sidecar is meant: {INJECT}: enabled");
+            let hint = format!("if a sidecar is meant: {INJECT_LABEL}: enabled");
             let field = format!("metadata.labels.{key}");
             findings.push(Finding::about(Code::InjectionLabelMisspelled, about, field, message, hint));
         }
@@ -81,48 +78,49 @@ fn is_like_inject(key: &str) -> bool {
 
 fn of_pod(key: &Key, pod: &Object<Pod>, spec: &PodSpec, objects: &Objects, findings: &mut Vec<Finding>) {
     let about = ("Pod", key.namespace.as_str(), key.name.as_str());
-    let own = pod.metadata.labels.as_ref().and_then(|labels| labels.get(INJECT));
-    let namespace = objects.namespaces.get(&Key::new("", &key.namespace));
-    let inherited = namespace.and_then(|namespace| namespace.metadata.labels.as_ref()?.get(INJECT));
-    let wanted = own.or(inherited).is_some_and(|value| value == "enabled");
-    let found = sidecar(spec);
     let mut add = |code, field: &str, message: String, hint: &str| {
         findings.push(Finding::about(code, about, field, message, hint).written(pod.place.as_ref()));
     };
-    if let Some(version) = found.and_then(|container| version(container.image.as_deref()?)) {
+    if let Some(container) = sidecar(spec) {
         let own = env!("CARGO_PKG_VERSION");
-        if version.trim_start_matches('v') != own {
+        let found = container.image.as_deref().and_then(version);
+        if let Some(version) = found.filter(|version| version.trim_start_matches('v') != own) {
             let message = format!("its sidecar is version {version}, this program is {own}");
             add(Code::OldSidecar, "", message, "restart its workload: a new pod gets a new sidecar");
         }
-    }
-    if !wanted {
         return;
     }
-    if spec.host_network == Some(true) {
-        let message =
-            "it shares its node's network, where a redirection would take everybody's traffic".into();
-        let hint = "label it tulle.dev/inject: disabled, or leave hostNetwork out";
-        return add(Code::HostNetwork, "spec.hostNetwork", message, hint);
-    }
-    if let Some(other) = containers(spec).find(|container| OTHER_MESHES.contains(&container.name.as_str())) {
-        let message = format!("it has the proxy of another mesh: {}", other.name);
-        let hint = "take its namespace out of the other mesh, or label the pod tulle.dev/inject: disabled";
-        return add(Code::OtherMesh, "spec.containers", message, hint);
-    }
-    let pod_user = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let user = |container: &Container| {
-        container.security_context.as_ref().and_then(|context| context.run_as_user).or(pod_user)
+    let (metadata, namespace) = (&pod.metadata, objects.namespaces.get(&Key::new("", &key.namespace)));
+    let template = json!({
+        "metadata": { "labels": metadata.labels, "annotations": metadata.annotations },
+        "spec": spec,
+    });
+    let namespace = Namespace {
+        name: key.namespace.clone(),
+        labels: namespace.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default(),
+        annotations: namespace
+            .and_then(|namespace| namespace.metadata.annotations.clone())
+            .unwrap_or_default(),
     };
-    let mut apps = containers(spec).filter(|container| !container.name.starts_with("tulle-"));
-    if let Some(same) = apps.find(|container| user(container) == Some(SIDECAR_USER)) {
-        let message = format!("container {} runs as user {SIDECAR_USER}, the sidecar's", same.name);
-        return add(Code::SidecarUser, "spec.securityContext.runAsUser", message, "run it as another user");
-    }
-    if found.is_none() {
-        let hint = "restart its workload; if that does not help, its Events say why it gets none";
-        add(Code::PodNotInjected, "", "it should have a sidecar and has none".into(), hint);
-    }
+    // The very code that decides when a pod is made.
+    let skip = match inject(&template, &namespace, &Settings::default()) {
+        Ok(_) => {
+            let hint = "restart its workload; if that does not help, its Events say why it gets none";
+            return add(Code::PodNotInjected, "", "it should have a sidecar and has none".into(), hint);
+        }
+        Err(skip) if skip.is_wanted() => return,
+        Err(skip) => skip,
+    };
+    let code = match &skip {
+        Skip::Label { of, .. } if *of == "namespace" => return,
+        Skip::Label { .. } => Code::InjectionValueUnknown,
+        Skip::HostNetwork => Code::HostNetwork,
+        Skip::SidecarUser { .. } => Code::SidecarUser,
+        Skip::OtherMesh { .. } => Code::OtherMesh,
+        _ => Code::PodNotInjected,
+    };
+    let hint = format!("then restart its workload, or label it {INJECT_LABEL}: disabled");
+    add(code, "", format!("it gets no sidecar: {skip}"), &hint);
 }
 
 fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {

@@ -31,19 +31,22 @@ pub(super) fn findings(problems: Vec<Problem>) -> Vec<Finding> {
 pub(super) fn code(kind: &str, error: bool, field: &str) -> Code {
     let has = |part: &str| field.contains(part);
     match (kind, error) {
-        ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute", true) => match () {
-            () if has("parentRefs") => Code::RouteNotAttached,
-            () if has("backendRef") && !has(".filters[") || has(".requestMirror.backendRef") => {
-                Code::BackendNotFound
+        ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute", _) if has("parentRefs") => match error {
+            true => Code::RouteNotAttached,
+            false => Code::RouteConflicted,
+        },
+        ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute", true) => {
+            let of_filter = has(".filters[") && !has(".requestMirror.backendRef");
+            match (of_filter, has("backendRef")) {
+                (true, _) => Code::FilterNotSupported,
+                (false, true) => Code::BackendNotFound,
+                (false, false) => Code::RouteInvalid,
             }
-            () if has(".filters[") => Code::FilterNotSupported,
-            () => Code::RouteInvalid,
-        },
-        ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute", false) => match () {
-            () if has("parentRefs") => Code::RouteConflicted,
-            () if has(".matches[") => Code::ShadowedRule,
-            () => Code::RouteDoubtful,
-        },
+        }
+        ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute", false) if has(".matches[") => {
+            Code::ShadowedRule
+        }
+        ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute", false) => Code::RouteDoubtful,
         ("BackendTrafficPolicy" | "InboundPolicy" | "AuthorizationPolicy" | "TelemetryPolicy", _) => {
             match (has("targetRefs"), error) {
                 (true, true) => Code::TargetNotFound,
