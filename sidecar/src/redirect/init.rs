@@ -42,6 +42,22 @@ pub fn init(settings: &InitSettings) -> Result<String, InitError> {
     }
 }
 
+/// Whether the rules for these settings are there, made with nftables.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn is_in_place(settings: &InitSettings) -> Result<bool, InitError> {
+    netlink::is_in_place(&Ruleset::new(settings)).map_err(InitError::Nftables)
+}
+
+/// Asks the kernel whether it has nftables for the caller at all.
+///
+/// # Errors
+/// When not, and why.
+pub fn is_supported() -> Result<(), InitError> {
+    netlink::is_supported().map_err(InitError::Nftables)
+}
+
 /// Why the rules are not as they should be.
 #[derive(Debug)]
 pub enum InitError {

@@ -15,7 +15,7 @@ pub(crate) mod original;
 mod rules;
 mod validate;
 
-pub use init::{InitError, init};
+pub use init::{InitError, init, is_in_place, is_supported};
 pub use options::{
     AccountId, Conflict, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, InitSettings, Mode, PortList,
     SubnetList,

@@ -10,12 +10,16 @@ const REQUEST: u16 = 0x001;
 const ACK: u16 = 0x004;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+const DUMP: u16 = 0x300;
 
 /// The kernel's answer to a message.
 const ERROR: u16 = 0x2;
+/// The end of an answer of several messages.
+const DONE: u16 = 0x3;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM_NFTABLES: u16 = 10;
+const GET_RULE: u16 = 7;
 const FAMILY_INET: u8 = 1;
 const FAMILY_UNSPECIFIED: u8 = 0;
 
@@ -91,20 +95,38 @@ impl Batch {
         label: String,
         attributes: impl FnOnce(&mut Attributes<'_>),
     ) {
-        let start = self.bytes.len();
         let sequence = u32::try_from(self.labels.len()).expect("a batch has fewer messages than 2^32");
         self.labels.push(label);
-        self.bytes.extend([0; 4]);
-        self.bytes.extend(code.to_ne_bytes());
-        self.bytes.extend((REQUEST | flags).to_ne_bytes());
-        self.bytes.extend(sequence.to_ne_bytes());
-        self.bytes.extend([0; 4]);
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
-        attributes(&mut Attributes { bytes: &mut self.bytes });
-        let length = u32::try_from(self.bytes.len() - start).expect("attributes are shorter than 64 kB");
-        self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+        frame(&mut self.bytes, (code, flags, sequence), (family, resource), attributes);
     }
+}
+
+/// Adds a message to what is sent.
+fn frame(
+    bytes: &mut Vec<u8>,
+    (code, flags, sequence): (u16, u16, u32),
+    (family, resource): (u8, u16),
+    attributes: impl FnOnce(&mut Attributes<'_>),
+) {
+    let start = bytes.len();
+    bytes.extend([0; 4]);
+    bytes.extend(code.to_ne_bytes());
+    bytes.extend((REQUEST | flags).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend([family, 0]);
+    bytes.extend(resource.to_be_bytes());
+    attributes(&mut Attributes { bytes });
+    let length = u32::try_from(bytes.len() - start).expect("attributes are shorter than 64 kB");
+    bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+}
+
+/// The question for all rules of a table.
+pub(super) fn dump_rules(table: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let code = SUBSYSTEM_NFTABLES << 8 | GET_RULE;
+    frame(&mut bytes, (code, DUMP, 1), (FAMILY_INET, 0), |rule| rule.text(1, table));
+    bytes
 }
 
 /// The attributes of a message, or within an attribute.
@@ -187,6 +209,45 @@ impl Answers {
     }
 }
 
+/// A part of the kernel's answer to a question.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer<'a> {
+    /// A rule, and where it is.
+    Rule { table: &'a [u8], chain: &'a [u8] },
+    /// There is no more, or there was an error with this number (`errno.h`).
+    End(i32),
+}
+
+/// Reads a datagram of answers to [`dump_rules`].
+pub(super) fn answers(mut datagram: &[u8]) -> Vec<Answer<'_>> {
+    let mut found = Vec::new();
+    while datagram.len() >= HEADER + 4 {
+        let length = (number(datagram, 0) as usize).clamp(HEADER + 4, datagram.len());
+        let attributes = &datagram[HEADER + 4..length];
+        let (table, chain) = (attribute(attributes, 1), attribute(attributes, 2));
+        match (u16::from_ne_bytes([datagram[4], datagram[5]]), table, chain) {
+            (ERROR | DONE, ..) => found.push(Answer::End(-number(datagram, HEADER).cast_signed())),
+            (_, Some(table), Some(chain)) => found.push(Answer::Rule { table, chain }),
+            _ => {}
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+/// The text of an attribute, without the zero byte at its end.
+fn attribute(mut attributes: &[u8], code: u16) -> Option<&[u8]> {
+    while attributes.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
+        let value = attributes.get(4..length)?;
+        if u16::from_ne_bytes([attributes[2], attributes[3]]) == code {
+            return value.split_last().map(|(_, text)| text);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
 /// The number at this place, which is within the datagram.
 fn number(datagram: &[u8], place: usize) -> u32 {
     u32::from_ne_bytes([datagram[place], datagram[place + 1], datagram[place + 2], datagram[place + 3]])
@@ -243,6 +304,35 @@ mod tests {
         let mut both = answers();
         assert_eq!(both.read(&answer(1, 95)), None);
         assert_eq!(both.read(&[answer(1, 2), answer(2, 0)].concat()), failure("the table", 95));
+    }
+
+    #[test]
+    fn rules_are_found_in_a_dump() {
+        let rule = |table: &str, chain: &str| {
+            let mut bytes = Vec::new();
+            frame(&mut bytes, (0xa06, 2, 1), (1, 0), |rule| {
+                rule.text(1, table);
+                rule.text(2, chain);
+                rule.nested(4, |list| list.number(1, 7));
+            });
+            bytes
+        };
+        let done = [&20_u32.to_ne_bytes()[..], &3_u16.to_ne_bytes(), &[0; 14]].concat();
+        let datagram = [rule("tulle", "output"), rule("a", "b"), done].concat();
+        let expected = [
+            Answer::Rule { table: b"tulle", chain: b"output" },
+            Answer::Rule { table: b"a", chain: b"b" },
+            Answer::End(0),
+        ];
+        assert_eq!(super::answers(&datagram), expected);
+        assert_eq!(super::answers(&answer(1, 1)), [Answer::End(1)]);
+        // Whatever is cut off is not read.
+        for length in 0..datagram.len() {
+            assert!(super::answers(&datagram[..length]).len() <= 3);
+        }
+        for odd in [vec![0xff; 64], vec![0; 64], [vec![24, 0, 0, 0], vec![0; 20]].concat()] {
+            assert_eq!(super::answers(&odd), []);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! In: the rules. Out: the table `inet tulle` in the network namespace of the process, in place of the one that was
 //! there. Other tables are never touched, and no program is run. It takes CAP_NET_ADMIN.
 
+mod dump;
 mod expression;
 mod message;
 
@@ -46,6 +47,24 @@ pub(super) fn remove() -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
     replace_table(&mut batch);
     transact(batch)
+}
+
+/// Whether the kernel has as many rules of ours, in each chain, as these are. What each says is not compared: nobody but
+/// this module writes in that table.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(super) fn is_in_place(rules: &Ruleset) -> Result<bool, NetlinkError> {
+    let there = dump::rules(TABLE)?;
+    Ok(rules.chains.iter().all(|chain| there.get(chain.name) == Some(&chain.rules.len())))
+}
+
+/// Asks the kernel whether it has nftables for the caller at all.
+///
+/// # Errors
+/// When not, and why.
+pub(super) fn is_supported() -> Result<(), NetlinkError> {
+    dump::rules(TABLE).map(drop)
 }
 
 /// Only a table that is there can be deleted, and one that is there can be added again.
@@ -117,23 +136,44 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER: usize = 1 << 17;
 
 fn transact(batch: Batch) -> Result<(), NetlinkError> {
-    const AF_NETLINK: i32 = 16;
-    const NETLINK_NETFILTER: i32 = 12;
     let (datagram, mut answers) = batch.finish();
-    let kind = (Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_NETFILTER)));
-    let mut socket = Socket::new(kind.0, kind.1, kind.2).map_err(NetlinkError::Socket)?;
-    socket.set_read_timeout(Some(PATIENCE)).map_err(NetlinkError::Exchange)?;
-    // The kernel gives a socket that sends without an address one, and is itself the default peer.
-    let sent = socket.send(&datagram).map_err(NetlinkError::Exchange)?;
-    if sent < datagram.len() {
-        return Err(NetlinkError::Exchange(io::ErrorKind::WriteZero.into()));
-    }
-    let mut buffer = vec![0; ANSWER];
+    let mut kernel = Netlink::connect()?;
+    kernel.send(&datagram)?;
     loop {
-        let length = socket.read(&mut buffer).map_err(NetlinkError::Exchange)?;
-        if let Some(outcome) = answers.read(&buffer[..length]) {
+        if let Some(outcome) = answers.read(kernel.receive()?) {
             return outcome.map_err(|Failure { label, errno }| NetlinkError::Refused { label, errno });
         }
+    }
+}
+
+/// A socket to the kernel's netfilter.
+struct Netlink {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    fn connect() -> Result<Self, NetlinkError> {
+        const AF_NETLINK: i32 = 16;
+        const NETLINK_NETFILTER: i32 = 12;
+        let kind = (Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_NETFILTER)));
+        let socket = Socket::new(kind.0, kind.1, kind.2).map_err(NetlinkError::Socket)?;
+        socket.set_read_timeout(Some(PATIENCE)).map_err(NetlinkError::Exchange)?;
+        Ok(Self { socket, buffer: vec![0; ANSWER] })
+    }
+
+    fn send(&self, datagram: &[u8]) -> Result<(), NetlinkError> {
+        // The kernel gives a socket that sends without an address one, and is itself the default peer.
+        let sent = self.socket.send(datagram).map_err(NetlinkError::Exchange)?;
+        if sent < datagram.len() {
+            return Err(NetlinkError::Exchange(io::ErrorKind::WriteZero.into()));
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<&[u8], NetlinkError> {
+        let length = self.socket.read(&mut self.buffer).map_err(NetlinkError::Exchange)?;
+        Ok(&self.buffer[..length])
     }
 }
 

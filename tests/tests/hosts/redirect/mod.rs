@@ -127,14 +127,14 @@ async fn connect(host: &Host, uid: u32, ip: &str, port: u16) -> String {
 }
 
 /// Runs the sidecar's program on a host to its end.
-async fn sidecar(host: &Host, uid: u32, arguments: &[&str]) -> Finished {
+pub(crate) async fn sidecar(host: &Host, uid: u32, arguments: &[&str]) -> Finished {
     let mut command = host.command(uid, binary("tulle-sidecar"));
     command.args(arguments);
     output_of(command).await.into()
 }
 
 /// Runs a script on a host, as root.
-async fn sh(host: &Host, script: &str) {
+pub(crate) async fn sh(host: &Host, script: &str) {
     let mut command = host.command(0, "sh");
     command.args(["-c", script]);
     let finished = Finished::from(output_of(command).await);
@@ -143,10 +143,10 @@ async fn sh(host: &Host, script: &str) {
 
 /// How a program ended, and what it said.
 #[derive(Debug)]
-struct Finished {
-    status: ExitStatus,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Finished {
