@@ -117,6 +117,18 @@ pub enum Command {
         #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
         state: PathBuf,
     },
+    /// Delete pods that were made before the CNI plugin was on their node, so that their owners make them again.
+    ///
+    /// Such a pod's init container tulle-validate ends with exit code 95. Pods without an owner are not deleted: an Event
+    /// tells of them.
+    Repair {
+        /// The namespace of the plugin's own pods.
+        #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "tulle-cni")]
+        namespace: String,
+        /// How log lines are written.
+        #[arg(long, value_name = "FORMAT", env = "TULLE_LOG_FORMAT", default_value = "text")]
+        log_format: LogFormat,
+    },
 }
 
 /// A step of a rotation.

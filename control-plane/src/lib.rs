@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod inject;
 pub mod kinds;
 pub mod metrics;
+pub mod repair;
 mod run;
 pub mod source;
 pub mod status;

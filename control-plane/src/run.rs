@@ -30,6 +30,7 @@ use crate::args::{Args, Cli, Command, LogFormat, Step};
 use crate::ca::{Authority, CaError, follow, rotation};
 use crate::grpc::{GrpcError, Services};
 use crate::metrics::Metrics;
+use crate::repair::{RepairError, repair};
 use crate::source::{ManifestsSource, SourceError};
 use crate::status::Board;
 use crate::virtual_addresses::{Kept, KeptError};
@@ -49,6 +50,15 @@ const DEFAULT_LOG: &str = "info,notify=error";
 pub fn run(cli: Cli) -> Result<(), Error> {
     match (cli.command, cli.serve) {
         (Some(Command::RotateRoot { step, state }), _) => rotate(step, &state).map_err(Error::Ca),
+        (Some(Command::Repair { namespace, log_format }), _) => {
+            start_log(log_format)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map_err(Error::Runtime)?.block_on(async {
+                let stop = CancellationToken::new();
+                end_on_signals(stop.clone())?;
+                repair(&namespace, stop).await.map_err(Error::Repair)
+            })
+        }
         (None, Some(args)) => {
             start_log(args.log_format)?;
             let runtime =
@@ -257,6 +267,8 @@ pub enum Error {
     Grpc(GrpcError),
     /// Port 15014 does not serve.
     Http(io::Error),
+    /// Nothing is repaired.
+    Repair(RepairError),
     /// The log can't be written as asked.
     Log(String),
     /// The process can't do what every process can.
@@ -280,6 +292,7 @@ impl fmt::Display for Error {
             Self::VirtualAddresses(error) => error.fmt(f),
             Self::Grpc(error) => error.fmt(f),
             Self::Http(error) => write!(f, "the HTTP API failed: {error}"),
+            Self::Repair(error) => error.fmt(f),
             Self::Log(reason) => write!(f, "can't start the log: {reason}; check TULLE_LOG"),
             Self::Runtime(error) => write!(f, "can't run: {error}"),
         }
@@ -294,6 +307,7 @@ impl std::error::Error for Error {
             Self::Source(error) => Some(error),
             Self::VirtualAddresses(error) => Some(error),
             Self::Grpc(error) => Some(error),
+            Self::Repair(error) => Some(error),
             Self::Log(_) => None,
         }
     }
