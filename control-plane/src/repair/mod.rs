@@ -31,11 +31,10 @@ use tokio_util::sync::CancellationToken;
 use limit::Limit;
 use stranded::{Stranded, is_ready};
 
-/// The label of injected pods.
-const INJECTED: &str = "tulle.dev/tls=mesh";
+use crate::inject::{COMPONENT_LABEL, TLS_LABEL, TLS_MESH};
 
-/// The label of the plugin's own pods.
-const PLUGIN: &str = "tulle.dev/component=cni";
+/// The component that the plugin's own pods are.
+const PLUGIN: &str = "cni";
 
 /// How often what waits is looked at again.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -47,7 +46,10 @@ const PERIOD: Duration = Duration::from_secs(2);
 pub async fn repair(namespace: &str, stop: CancellationToken) -> Result<(), RepairError> {
     let client = Client::try_default().await.map_err(RepairError::Client)?;
     let mut repairs = Repairs::new(client.clone(), namespace);
-    let seen = watcher(Api::<Pod>::all(client), watcher::Config::default().labels(INJECTED));
+    let seen = watcher(
+        Api::<Pod>::all(client),
+        watcher::Config::default().labels(&format!("{TLS_LABEL}={TLS_MESH}")),
+    );
     let seen = seen.default_backoff();
     pin_mut!(seen);
     let mut ticks = interval(PERIOD);
@@ -120,7 +122,11 @@ impl Repairs {
         if self.waiting.is_empty() {
             return;
         }
-        let nodes = match self.plugins.list(&ListParams::default().labels(PLUGIN)).await {
+        let nodes = match self
+            .plugins
+            .list(&ListParams::default().labels(&format!("{COMPONENT_LABEL}={PLUGIN}")))
+            .await
+        {
             Ok(plugins) => plugins.items.iter().filter(|pod| is_ready(pod)).filter_map(node).collect(),
             Err(error) => {
                 tracing::warn!(%error, "can't list the plugin's pods");

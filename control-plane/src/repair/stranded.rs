@@ -3,10 +3,9 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, ObjectReference, Pod};
 use kube::Resource;
 
-/// The init container that shows whether traffic is redirected.
-const VALIDATE: &str = "tulle-validate";
+use crate::inject::VALIDATE;
 
-/// Its exit code when not: `tulle-sidecar validate`'s.
+/// The exit code of the init container that shows whether traffic is redirected, when it is not: `tulle-sidecar validate`'s.
 const NOT_REDIRECTED: i32 = 95;
 
 /// A stranded pod.

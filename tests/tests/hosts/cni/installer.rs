@@ -7,10 +7,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::time::timeout;
+use tulle_control_plane::inject::Redirection;
 use tulle_tests::hosts::APP_UID;
 use tulle_tests::{LIMIT, binary, wait_for};
 
-use super::{Node, WAITS, types};
+use super::{Node, injected, types};
 use crate::redirect::{Finished, sidecar};
 
 const CHAINED: [&str; 3] = ["bridge", "portmap", "tulle-cni"];
@@ -47,7 +48,7 @@ async fn pods_get_their_rules_by_the_list_that_it_made() {
 
     let list = node.configuration("10-cluster.conflist");
     let pod = node.pod("pod").await;
-    let annotations = json!({ "tulle.dev/status": WAITS });
+    let annotations = injected(Redirection::Cni, json!({}));
     node.call("ADD", &list, &pod, &annotations).await.expect("it has a network");
     let proof = sidecar(&pod, APP_UID, &["validate"]).await;
     assert_eq!(proof.status.code(), Some(0), "{proof:?}");

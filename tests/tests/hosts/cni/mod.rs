@@ -10,13 +10,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
+use tulle_control_plane::inject::{Namespace, Redirection, Settings, inject};
 use tulle_tests::hosts::{Host, Network};
 use tulle_tests::{LIMIT, binary, wait_for};
 
 use crate::redirect::sh;
-
-/// What the injector writes where the plugin redirects.
-const WAITS: &str = r#"{"version":"0.1.0","containers":["tulle-validate","tulle-sidecar"],"volumes":[]}"#;
 
 /// The reference plugins (Debian: containernetworking-plugins).
 const PLUGINS: &str = "/usr/lib/cni";
@@ -158,6 +156,15 @@ impl Node {
         assert!(output.status.success() || said["code"].is_u64(), "{verb} {program:?}: {output:?} {words}");
         if output.status.success() { Ok(said) } else { Err(said) }
     }
+}
+
+/// The annotations of a pod that has been injected, and had these before.
+fn injected(redirection: Redirection, annotations: Value) -> Value {
+    let containers = json!([{ "name": "app", "image": "app" }]);
+    let pod = json!({ "metadata": { "annotations": annotations }, "spec": { "containers": containers } });
+    let settings = Settings { redirection, ..Settings::default() };
+    let injected = inject(&pod, &Namespace::enabled("shop"), &settings);
+    injected.unwrap_or_else(|reason| panic!("{reason}")).template["metadata"]["annotations"].clone()
 }
 
 /// Where a pod's network namespace is.

@@ -1,10 +1,11 @@
 //! The plugin, called as a runtime calls it.
 
 use serde_json::{Value, json};
+use tulle_control_plane::inject::Redirection;
 use tulle_tests::binary;
 use tulle_tests::hosts::{APP_UID, Host};
 
-use super::{Node, WAITS, netns};
+use super::{Node, injected, netns};
 use crate::redirect::{Finished, sh, sidecar};
 
 /// A list with the plugin at its end, and the plugin in its place.
@@ -36,7 +37,7 @@ async fn a_pod_that_waits_for_rules_gets_them_in_every_version() {
     for version in ["0.3.1", "0.4.0", "1.0.0"] {
         let list = chained(&node, version);
         let pod = node.pod(&format!("pod{}", version.replace('.', ""))).await;
-        let annotations = json!({ "tulle.dev/status": WAITS, "tulle.dev/skip-inbound-ports": "8085" });
+        let annotations = injected(Redirection::Cni, json!({ "tulle.dev/skip-inbound-ports": "8085" }));
         let result = node.call("ADD", &list, &pod, &annotations).await.expect("it has a network");
         assert_eq!(result["cniVersion"], version);
         assert_eq!(result["ips"].as_array().map(Vec::len), Some(2), "{result}");
@@ -71,7 +72,7 @@ async fn a_result_is_passed_on_to_the_byte() {
     let mut ours = list.clone();
     ours["plugins"] = json!([list["plugins"][2]]);
     ours["prevResult"] = result.clone();
-    let passed = node.call("ADD", &ours, &pod, &json!({ "tulle.dev/status": WAITS })).await;
+    let passed = node.call("ADD", &ours, &pod, &injected(Redirection::Cni, json!({}))).await;
     assert_eq!(passed.expect("it gets rules").to_string(), result.to_string());
 }
 
@@ -79,10 +80,11 @@ async fn a_result_is_passed_on_to_the_byte() {
 async fn other_pods_stay_as_they_are() {
     let node = Node::new();
     let list = chained(&node, "1.0.0");
-    let init = r#"{"containers":["tulle-init","tulle-sidecar"]}"#;
-    for (name, annotations) in
-        [("none", Value::Null), ("plain", json!({ "a": "b" })), ("init", json!({ "tulle.dev/status": init }))]
-    {
+    for (name, annotations) in [
+        ("none", Value::Null),
+        ("plain", json!({ "a": "b" })),
+        ("init", injected(Redirection::Init, json!({}))),
+    ] {
         let pod = node.pod(name).await;
         node.call("ADD", &list, &pod, &annotations).await.expect("it has a network");
         assert_eq!(rules(&pod).await, "", "{name}");
@@ -99,7 +101,7 @@ async fn a_second_add_replaces_the_rules_of_the_first() {
     list["plugins"] = json!([plugins[2]]);
     list["prevResult"] = json!({ "cniVersion": "1.0.0" });
     for port in ["8085", "8086"] {
-        let annotations = json!({ "tulle.dev/status": WAITS, "tulle.dev/skip-inbound-ports": port });
+        let annotations = injected(Redirection::Cni, json!({ "tulle.dev/skip-inbound-ports": port }));
         node.call("ADD", &list, &pod, &annotations).await.expect("it gets rules");
         let rules = rules(&pod).await;
         assert_eq!(rules.matches("table ").count(), 1, "{rules}");
@@ -119,8 +121,11 @@ async fn what_goes_wrong_is_an_error_object_and_leaves_no_rules() {
         })
         .to_string()
     };
-    let waits = configuration(json!({ "tulle.dev/status": WAITS }));
-    let wrong = configuration(json!({ "tulle.dev/status": WAITS, "tulle.dev/skip-subnets": "all" }));
+    let annotations = injected(Redirection::Cni, json!({}));
+    let waits = configuration(annotations.clone());
+    let mut wrong = annotations;
+    wrong["tulle.dev/skip-subnets"] = "all".into();
+    let wrong = configuration(wrong);
     let program = binary("tulle-cni");
     let (here, own) = (netns(&pod), netns(&node.host));
     for (verb, input, netns, code) in [
