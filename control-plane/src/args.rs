@@ -13,7 +13,7 @@ use crate::world::VirtualRange;
 
 /// The control plane of a Tulle mesh.
 ///
-/// It reads Kubernetes objects (Services, routes, policies, workloads) from a folder, watches it, and serves what
+/// It reads Kubernetes objects (Services, routes, policies, workloads) from a folder or a cluster's API server, watches it, and serves what
 /// follows from them to sidecars, to Envoy and to gRPC over xDS. It also certifies every workload's identity.
 ///
 /// When it is ready it prints one line of JSON with the addresses that it listens on:
@@ -38,12 +38,27 @@ pub struct Cli {
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Args {
     /// The folder of manifests (*.yaml, *.yml, *.json); changes take effect at once.
-    #[arg(long, value_name = "DIR", env = "TULLE_MANIFESTS")]
-    pub manifests: PathBuf,
-    /// The folder that keeps the CA's root and the key of join tokens; made if it is missing. Copy its root.pem to
-    /// whoever connects.
-    #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
-    pub state: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TULLE_MANIFESTS",
+        required_unless_present = "kubernetes",
+        conflicts_with = "kubernetes"
+    )]
+    pub manifests: Option<PathBuf>,
+    /// The folder that keeps the CA's root, the key of join tokens and virtual addresses; made if it is missing. Copy its
+    /// root.pem to whoever connects. In a cluster none is used: the CA is a Secret, and no virtual addresses are given.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TULLE_STATE",
+        required_unless_present = "kubernetes",
+        conflicts_with = "kubernetes"
+    )]
+    pub state: Option<PathBuf>,
+    /// Where the cluster is.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Where xDS and the CA are served, over TLS. Port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", env = "TULLE_LISTEN", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
@@ -84,6 +99,23 @@ pub struct Args {
     pub log_format: LogFormat,
 }
 
+/// Where the cluster is.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ClusterArgs {
+    /// Use a Kubernetes API server: that of the cluster that this pod runs in, or that of --kubeconfig.
+    #[arg(long, env = "TULLE_KUBERNETES")]
+    pub kubernetes: bool,
+    /// The kubeconfig to use instead of the pod's service account.
+    #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in the kubeconfig, where that is not its current one.
+    #[arg(long, value_name = "NAME", env = "TULLE_CONTEXT", requires = "kubeconfig")]
+    pub context: Option<String>,
+    /// The namespace that the control plane keeps its own objects in: the Secret of its CA, its Lease.
+    #[arg(long, value_name = "NAME", env = "TULLE_NAMESPACE", default_value = "tulle-system")]
+    pub namespace: String,
+}
+
 fn percent(text: &str) -> Result<PerMillion, String> {
     match text.parse::<f64>() {
         Ok(percent) if (0.0..=100.0).contains(&percent) => {
@@ -109,13 +141,22 @@ pub enum Command {
     ///
     /// `prepare` adds a root that everybody trusts and that does not sign yet; `switch` lets it sign; `retire` drops the
     /// old one. Run `retire` when GET /api/v1/proxies shows the new root for every proxy. A control plane that runs on
-    /// the same folder follows by itself.
+    /// the same folder or in the same cluster follows by itself.
     RotateRoot {
         /// The step.
         step: Step,
         /// The folder that keeps the CA's root.
-        #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
-        state: PathBuf,
+        #[arg(
+            long,
+            value_name = "DIR",
+            env = "TULLE_STATE",
+            required_unless_present = "kubernetes",
+            conflicts_with = "kubernetes"
+        )]
+        state: Option<PathBuf>,
+        /// Where the cluster is whose Secret keeps it.
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
     /// Delete pods that were made before the CNI plugin was on their node, so that their owners make them again.
     ///
@@ -175,10 +216,23 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_needs_no_folder() {
+        let cli =
+            Cli::try_parse_from(["x", "--kubernetes", "--kubeconfig", "k", "--context", "c"]).expect("valid");
+        let args = cli.serve.expect("to serve");
+        assert!(args.cluster.kubernetes && args.manifests.is_none() && args.state.is_none());
+        assert_eq!(args.cluster.namespace, "tulle-system");
+        Cli::try_parse_from(["x", "rotate-root", "prepare", "--kubernetes"]).expect("valid");
+    }
+
+    #[test]
     fn what_is_missing_or_wrong_is_named() {
         for (flags, word) in [
             (vec!["x"], "--manifests"),
             (vec!["x", "--manifests", "m"], "--state"),
+            (vec!["x", "--kubernetes", "--manifests", "m"], "--kubernetes"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--kubeconfig", "k"], "--kubernetes"),
+            (vec!["x", "rotate-root", "prepare"], "--state"),
             (vec!["x", "--manifests", "m", "--state", "s", "--listen", "15012"], "--listen"),
             (vec!["x", "--manifests", "m", "--state", "s", "--trust-domain", "A_B!"], "trust domain"),
             (vec!["x", "--manifests", "m", "--state", "s", "--trace-sampling", "101"], "0 to 100"),

@@ -1,4 +1,5 @@
-//! Who is calling: an identity that was proven, by a certificate of the mesh or by a join token.
+//! Who is calling: an identity that was proven, by a certificate of the mesh, by a join token, or by the
+//! token of a service account.
 //!
 //! Everything that the control plane says depends on this and on nothing that the caller merely claims, such as the
 //! node id in an xDS request.
@@ -11,7 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 use tulle_mesh::identity::SpiffeId;
 
-use crate::ca::Authority;
+use crate::ca::{Authority, tokens};
 
 /// A caller whose identity was proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl Caller {
 pub enum Proof {
     /// A certificate of the mesh.
     Certificate(PeerCertificate),
-    /// A join token.
+    /// A join token, or a service account's.
     Token {
         /// Until when it is valid.
         expires: SystemTime,
@@ -66,8 +67,9 @@ pub struct PeerCertificate {
 /// Finds out who sent a request. A certificate counts before a token.
 ///
 /// # Errors
-/// `UNAUTHENTICATED` when there is no proof, or none that holds; it says why and never what the token was.
-pub fn authenticate(
+/// `UNAUTHENTICATED` when there is no proof, or none that holds; it says why and never what the token was. `UNAVAILABLE`
+/// when nobody can tell now.
+pub async fn authenticate(
     metadata: &MetadataMap,
     extensions: &Extensions,
     authority: &Authority,
@@ -100,10 +102,14 @@ pub fn authenticate(
     let Some(token) = token else {
         return Err(Status::unauthenticated("the authorization header is not of the form `Bearer <token>`"));
     };
-    match authority.token_key().verify(token, authority.trust_domain(), now) {
-        Ok(proven) => {
-            Ok(Caller { identity: proven.identity, proof: Proof::Token { expires: proven.expires } })
+    let proven = match authority.reviewer() {
+        Some(reviewer) if !tokens::claims_to_join(token) => {
+            reviewer.prove(token, authority.trust_domain()).await.map_err(|error| error.status())?
         }
-        Err(error) => Err(Status::unauthenticated(error.to_string())),
-    }
+        _ => authority
+            .token_key()
+            .verify(token, authority.trust_domain(), now)
+            .map_err(|error| Status::unauthenticated(error.to_string()))?,
+    };
+    Ok(Caller { identity: proven.identity, proof: Proof::Token { expires: proven.expires } })
 }

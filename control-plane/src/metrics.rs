@@ -30,6 +30,8 @@ pub struct Metrics {
     push_latency: Histogram,
     objects: Gauge,
     problems: Gauge,
+    source_failing: Family<Label, Gauge>,
+    source_lists: Family<Label, Counter>,
 }
 
 impl Metrics {
@@ -47,6 +49,8 @@ impl Metrics {
             push_latency: Histogram::new([0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
             objects: Gauge::default(),
             problems: Gauge::default(),
+            source_failing: Family::default(),
+            source_lists: Family::default(),
             registry: Registry::default(),
         };
         registry.register("xds_streams", "Open xDS streams, by protocol", metrics.streams.clone());
@@ -71,6 +75,16 @@ impl Metrics {
         );
         registry.register("objects", "Configuration objects", metrics.objects.clone());
         registry.register("problems", "Problems in configuration objects", metrics.problems.clone());
+        registry.register(
+            "source_failing",
+            "1 while objects of a kind can't be followed and may be out of date, by kind",
+            metrics.source_failing.clone(),
+        );
+        registry.register(
+            "source_lists",
+            "How often all objects of a kind were listed, by kind",
+            metrics.source_lists.clone(),
+        );
         metrics.registry = registry;
         metrics
     }
@@ -92,6 +106,8 @@ impl Metrics {
             Some(Code::Unauthenticated) => "unauthenticated",
             Some(Code::PermissionDenied) => "permission_denied",
             Some(Code::InvalidArgument) => "invalid_argument",
+            Some(Code::Unavailable) => "unavailable",
+            Some(Code::ResourceExhausted) => "resource_exhausted",
             Some(_) => "internal",
         };
         self.certificates.get_or_create(&[("result", result)]).inc();
@@ -124,6 +140,16 @@ impl Metrics {
     /// A change took this long to get into a response.
     pub(crate) fn push_latency(&self, took: Duration) {
         self.push_latency.observe(took.as_secs_f64());
+    }
+
+    /// Whether objects of a kind can't be followed.
+    pub(crate) fn source_failing(&self, kind: &'static str, failing: bool) {
+        self.source_failing.get_or_create(&[("kind", kind)]).set(failing.into());
+    }
+
+    /// All objects of a kind were listed.
+    pub(crate) fn source_listed(&self, kind: &'static str) {
+        self.source_lists.get_or_create(&[("kind", kind)]).inc();
     }
 
     /// How many objects there are, and how many problems in them.

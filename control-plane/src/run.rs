@@ -1,9 +1,10 @@
-//! Puts the parts together: a folder of manifests and a state folder come in, a control plane that serves goes out.
+//! Puts the parts together: a folder of manifests and a state folder, or a cluster, come in ([`origin`]), a control plane
+//! that serves goes out.
 //!
 //! ```text
-//! manifests ─► ManifestsSource ─► World ─┬─► Hub ─► xDS streams
+//! manifests, cluster ─► Source ─► World ─┬─► Hub ─► xDS streams
 //!                                        └─► Board ─► HTTP API, log
-//! state ─► Authority ─┬─► certificates, proof of identity
+//! state, cluster ─► Authority ─┬─► certificates, proof of identity
 //!                     └─► trust bundle ─► Hub
 //! ```
 
@@ -26,14 +27,17 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::api::Api;
-use crate::args::{Args, Cli, Command, LogFormat, Step};
-use crate::ca::{Authority, CaError, follow, rotation};
+use crate::args::{Args, Cli, ClusterArgs, Command, LogFormat, Step};
+use crate::ca::{CaError, rotation, secret};
 use crate::grpc::{GrpcError, Services};
+use crate::health::Health;
+use crate::kubernetes::ConnectError;
 use crate::metrics::Metrics;
+use crate::origin::{self, Origin};
 use crate::repair::{RepairError, repair};
-use crate::source::{ManifestsSource, SourceError};
+use crate::source::SourceError;
 use crate::status::Board;
-use crate::virtual_addresses::{Kept, KeptError};
+use crate::virtual_addresses::KeptError;
 use crate::world::MeshSettings;
 use crate::xds::hub::Hub;
 use crate::xds::proxies::Proxies;
@@ -49,7 +53,9 @@ const DEFAULT_LOG: &str = "info,notify=error";
 /// When the control plane can't start, or fails as a whole.
 pub fn run(cli: Cli) -> Result<(), Error> {
     match (cli.command, cli.serve) {
-        (Some(Command::RotateRoot { step, state }), _) => rotate(step, &state).map_err(Error::Ca),
+        (Some(Command::RotateRoot { step, state, cluster }), _) => {
+            runtime()?.block_on(rotate(step, state.as_deref(), &cluster))
+        }
         (Some(Command::Repair { namespace, log_format }), _) => {
             start_log(log_format)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -61,9 +67,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         }
         (None, Some(args)) => {
             start_log(args.log_format)?;
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-            runtime.block_on(async {
+            runtime()?.block_on(async {
                 let stop = CancellationToken::new();
                 end_on_signals(stop.clone())?;
                 serve(args, stop, |ready| ready.print()).await
@@ -87,20 +91,34 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
         xds: xds.local_addr().map_err(Error::Runtime)?,
         http: http.local_addr().map_err(Error::Runtime)?,
     };
-    let authority = Authority::open(&args.state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?;
-    let authority = Arc::new(authority.with_leaf_lifetime(args.leaf_lifetime));
-    let (source, loaded) = ManifestsSource::load(&args.manifests).map_err(Error::Source)?;
+    let health = Arc::new(Health::default());
+    let metrics = Arc::new(Metrics::new());
+    let proxies = Arc::new(Proxies::default());
+    let board = Arc::new(Board::new(Arc::clone(&metrics), Arc::clone(&proxies)));
+    // Who asks meanwhile is told what is waited for.
+    let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
+    let api = Api {
+        proxies: Arc::clone(&proxies),
+        board: Arc::clone(&board),
+        health: Arc::clone(&health),
+        metrics: Arc::clone(&metrics),
+        stop: stop.clone(),
+    };
+    parts.spawn(async { api.serve(http).await.map_err(Error::Http) });
 
+    let opening = origin::open(&args, Arc::clone(&health), Arc::clone(&metrics));
+    let Origin { authority, source, loaded, kept, cluster } = tokio::select! {
+        opened = opening => opened?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let authority = Arc::new(authority.with_leaf_lifetime(args.leaf_lifetime));
     let settings = MeshSettings {
         trust_domain: args.trust_domain,
         cluster_domain: args.cluster_domain,
         sampling: args.trace_sampling,
-        virtual_ranges: args.virtual_addresses,
+        // What nobody keeps would move with each restart.
+        virtual_ranges: if kept.is_some() { args.virtual_addresses } else { Vec::new() },
     };
-    let metrics = Arc::new(Metrics::new());
-    let proxies = Arc::new(Proxies::default());
-    let board = Arc::new(Board::new(Arc::clone(&metrics), Arc::clone(&proxies)));
-    let kept = Kept::open(&args.state).map_err(Error::VirtualAddresses)?;
     let resources = Arc::new(Resources::new(settings, authority.bundle(), kept));
     let hub = Hub::new(Arc::clone(&resources) as Arc<_>);
     board.publish(&loaded, resources.update(&loaded), hub.published());
@@ -110,7 +128,6 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     let mut bundle = authority.bundle();
     bundle.mark_unchanged();
 
-    let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
     let services = Services {
         authority: Arc::clone(&authority),
         hub: hub.clone(),
@@ -121,22 +138,12 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     };
     let serving = services.serve(xds, stop.clone());
     parts.spawn(async { serving.await.map_err(Error::Grpc) });
-    let api = Api { proxies, board: Arc::clone(&board), metrics, stop: stop.clone() };
-    parts.spawn(async { api.serve(http).await.map_err(Error::Http) });
-    let following = follow::follow(authority, stop.clone());
-    parts.spawn(async {
-        following.await;
-        Ok(())
-    });
-    let watching = source.watch(sender);
-    let watched = stop.clone();
-    parts.spawn(async move {
-        tokio::select! {
-            () = watching => {}
-            () = watched.cancelled() => {}
-        }
-        Ok(())
-    });
+    for part in origin::parts(authority, source, sender, cluster, &stop) {
+        parts.spawn(async {
+            part.await;
+            Ok(())
+        });
+    }
     let updating = stop.clone();
     parts.spawn(async move {
         loop {
@@ -162,6 +169,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
             }
         }
     });
+    health.started();
     tracing::info!(xds = %addresses.xds, http = %addresses.http, "ready");
     ready(addresses);
 
@@ -204,15 +212,19 @@ async fn bind(what: &'static str, flag: &'static str, address: SocketAddr) -> Re
     TcpListener::bind(address).await.map_err(|error| Error::Bind { what, flag, address, error })
 }
 
-fn rotate(step: Step, state: &Path) -> Result<(), CaError> {
-    let said = match step {
-        Step::Prepare => format!("the root {} is trusted now", rotation::prepare(state, SystemTime::now())?),
-        Step::Switch => format!("the root {} signs now", rotation::switch(state)?),
-        Step::Retire => format!("no longer trusted: {}", rotation::retire(state)?.join(", ")),
+async fn rotate(step: Step, state: Option<&Path>, cluster: &ClusterArgs) -> Result<(), Error> {
+    let now = SystemTime::now();
+    let said = match state {
+        Some(state) => rotation::step_in_folder(state, step, now),
+        None => secret::rotate(&origin::connect(cluster).await?, step, now).await,
     };
     // As with the line that says ready: nobody may be reading.
-    let _ = writeln!(io::stdout(), "{said}");
+    let _ = writeln!(io::stdout(), "{}", said.map_err(Error::Ca)?);
     Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)
 }
 
 fn start_log(format: LogFormat) -> Result<(), Error> {
@@ -259,6 +271,8 @@ pub enum Error {
     },
     /// The state folder can't be used.
     Ca(CaError),
+    /// No client for the API server can be made.
+    Cluster(ConnectError),
     /// The folder of manifests can't be read.
     Source(SourceError),
     /// The virtual addresses of before can't be read.
@@ -288,6 +302,7 @@ impl fmt::Display for Error {
                 write!(f, "can't serve {what} on {address}: {error}; give {flag} an address of this host")
             }
             Self::Ca(error) => error.fmt(f),
+            Self::Cluster(error) => error.fmt(f),
             Self::Source(error) => write!(f, "{error}; give --manifests a folder that this user may read"),
             Self::VirtualAddresses(error) => error.fmt(f),
             Self::Grpc(error) => error.fmt(f),
@@ -304,6 +319,7 @@ impl std::error::Error for Error {
         match self {
             Self::Bind { error, .. } | Self::Http(error) | Self::Runtime(error) => Some(error),
             Self::Ca(error) => Some(error),
+            Self::Cluster(error) => Some(error),
             Self::Source(error) => Some(error),
             Self::VirtualAddresses(error) => Some(error),
             Self::Grpc(error) => Some(error),

@@ -2,7 +2,7 @@
 //!
 //! | path | answer |
 //! | --- | --- |
-//! | `/ready` | 200 when sidecars are served; 503 while the control plane stops |
+//! | `/ready` | 200 when sidecars are served; 503 before, and while the control plane stops; a line for what is waited for |
 //! | `/metrics` | Prometheus text |
 //! | `/api/v1/proxies` | [`types::ProxyList`] |
 //! | `/api/v1/objects` | [`types::ObjectList`] |
@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::types::{ObjectList, ProxyList};
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::status::Board;
 use crate::xds::proxies::Proxies;
@@ -37,6 +38,8 @@ pub struct Api {
     pub board: Arc<Board>,
     /// What was counted.
     pub metrics: Arc<Metrics>,
+    /// Whether it serves, and what it waits for.
+    pub health: Arc<Health>,
     /// Cancelled when the control plane stops.
     pub stop: CancellationToken,
 }
@@ -61,11 +64,12 @@ impl Api {
     }
 }
 
-async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, &'static str) {
+async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, String) {
     if api.stop.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into());
     }
-    (StatusCode::OK, "ready\n")
+    let (started, text) = api.health.report();
+    (if started { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> Response {

@@ -1,15 +1,18 @@
 //! The certificate authority: it gives every workload a short-lived certificate for the identity that it proved.
 //!
-//! In: the state folder (see `store`), and certificate requests over the API that Istio's CA also speaks
+//! In: the state folder (see `store`) or, in a cluster, a Secret ([`secret`]), and certificate requests over the API that Istio's CA also speaks
 //! ([`service`]). Out: leaf certificates, and the trust bundle, whose every change is told to who [subscribed].
-//! A certificate never says anything that the caller did not prove: the identity comes from its join token or from the
+//! A certificate never says anything that the caller did not prove: the identity comes from its token or from the
 //! certificate that it renews, the request gives nothing but the public key. Private keys never leave this module.
 //!
 //! [subscribed]: Authority::bundle
 
+pub mod distribute;
 pub mod follow;
 pub mod issuer;
+pub mod review;
 pub mod rotation;
+pub mod secret;
 pub mod service;
 mod store;
 pub mod tokens;
@@ -27,6 +30,7 @@ use tokio::sync::watch;
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 
 use self::issuer::{IssueError, Leaf};
+use self::review::Reviewer;
 use self::store::Store;
 use self::tokens::TokenKey;
 
@@ -45,6 +49,8 @@ pub struct Authority {
     roots: RwLock<Arc<Roots>>,
     bundle: watch::Sender<Bundle>,
     leaf_lifetime: Duration,
+    /// In a cluster: who proves the tokens of service accounts.
+    reviewer: Option<Reviewer>,
 }
 
 /// The roots at one moment.
@@ -90,14 +96,28 @@ impl Authority {
     /// another trust domain.
     pub fn open(dir: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
         let store = Store::create(dir)?;
-        let lock = store.lock()?;
+        let _lock = store.lock()?;
+        Self::fill(&store, trust_domain, now)?;
+        Self::load(store, trust_domain)
+    }
+
+    /// Makes a root and a key for join tokens where there are none.
+    fn fill(store: &Store, trust_domain: &TrustDomain, now: SystemTime) -> Result<(), CaError> {
         if store.root_ids()?.is_empty() {
-            let id = rotation::make_root(&store, trust_domain, now)?;
+            let id = rotation::make_root(store, trust_domain, now)?;
             store.set_signing(&id)?;
         }
+        TokenKey::load_or_make(store).map(drop)
+    }
+
+    /// Whether the roots of a store can be used; writes its bundle.
+    fn check(store: &Store, trust_domain: &TrustDomain) -> Result<(), CaError> {
+        Roots::load(store, trust_domain).map(drop)
+    }
+
+    fn load(store: Store, trust_domain: &TrustDomain) -> Result<Self, CaError> {
         let token_key = TokenKey::load_or_make(&store)?;
         let roots = Roots::load(&store, trust_domain)?;
-        drop(lock);
         Ok(Self {
             bundle: watch::Sender::new(roots.bundle.clone()),
             roots: RwLock::new(Arc::new(roots)),
@@ -105,6 +125,7 @@ impl Authority {
             token_key,
             store,
             leaf_lifetime: LEAF_LIFETIME,
+            reviewer: None,
         })
     }
 
@@ -112,6 +133,17 @@ impl Authority {
     #[must_use]
     pub fn with_leaf_lifetime(self, lifetime: Duration) -> Self {
         Self { leaf_lifetime: lifetime, ..self }
+    }
+
+    /// Lets the tokens of service accounts prove identities.
+    #[must_use]
+    pub fn with_reviewer(self, reviewer: Reviewer) -> Self {
+        Self { reviewer: Some(reviewer), ..self }
+    }
+
+    /// Who proves the tokens of service accounts, in a cluster.
+    pub fn reviewer(&self) -> Option<&Reviewer> {
+        self.reviewer.as_ref()
     }
 
     /// The trust domain whose identities it certifies.
@@ -139,10 +171,13 @@ impl Authority {
     /// # Errors
     /// As [`Authority::open`]; the roots stay as they were.
     pub fn reload(&self) -> Result<bool, CaError> {
-        let roots = {
-            let _lock = self.store.lock()?;
-            Roots::load(&self.store, &self.trust_domain)?
-        };
+        let _lock = self.store.lock()?;
+        self.adopt(&self.store)
+    }
+
+    /// Takes the roots of a store. Says whether anything changed.
+    fn adopt(&self, store: &Store) -> Result<bool, CaError> {
+        let roots = Roots::load(store, &self.trust_domain)?;
         let old = self.roots();
         if old.bundle == roots.bundle && old.signing == roots.signing {
             return Ok(false);
@@ -279,6 +314,11 @@ pub enum CaError {
         /// The folder.
         dir: PathBuf,
     },
+    /// The Secret can't be read or written.
+    Secret {
+        /// Which, and what the API server says.
+        reason: String,
+    },
     /// The folder belongs to another trust domain.
     TrustDomain {
         /// The folder.
@@ -352,7 +392,7 @@ impl fmt::Display for CaError {
                 "{} holds several roots, but no file `signing` that names the one that signs; write its id there",
                 dir.display()
             ),
-            Self::Rotation { reason } => f.write_str(reason),
+            Self::Rotation { reason } | Self::Secret { reason } => f.write_str(reason),
             Self::Crypto { reason } => write!(f, "can't make a key: {reason}"),
         }
     }

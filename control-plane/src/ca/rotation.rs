@@ -1,4 +1,4 @@
-//! A new root without an outage, in three steps on the state folder, each safe to repeat and to be interrupted:
+//! A new root without an outage, in three steps on the state folder (in a cluster: on the Secret), each safe to repeat and to be interrupted:
 //!
 //! 1. [`prepare`] adds a root. Every sidecar gets it in its bundle; the old one still signs.
 //! 2. [`switch`] lets the new root sign. Leaves of both are trusted; each sidecar moves over as it renews.
@@ -17,9 +17,29 @@ use tulle_mesh::identity::TrustDomain;
 
 use super::store::Store;
 use super::{BACKDATE, CaError, issuer};
+use crate::args::Step;
 
 /// How long a root lives.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Does a step on a store; says what was done.
+pub(super) fn step(store: &Store, step: Step, now: SystemTime) -> Result<String, CaError> {
+    Ok(match step {
+        Step::Prepare => format!("the root {} is trusted now", prepare_in(store, now)?),
+        Step::Switch => format!("the root {} signs now", switch_in(store)?),
+        Step::Retire => format!("no longer trusted: {}", retire_in(store)?.join(", ")),
+    })
+}
+
+/// Does a step on a state folder; says what was done.
+///
+/// # Errors
+/// When the folder holds no CA or can't be written, or the step is not possible now.
+pub fn step_in_folder(dir: &Path, which: Step, now: SystemTime) -> Result<String, CaError> {
+    let store = Store::existing(dir)?;
+    let _lock = store.lock()?;
+    step(&store, which, now)
+}
 
 /// Adds a root that is trusted but does not sign yet; yields its id. A root that was prepared before is taken.
 ///
@@ -28,11 +48,15 @@ pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub fn prepare(dir: &Path, now: SystemTime) -> Result<String, CaError> {
     let store = Store::existing(dir)?;
     let _lock = store.lock()?;
-    let signing = signing(&store)?;
+    prepare_in(&store, now)
+}
+
+pub(super) fn prepare_in(store: &Store, now: SystemTime) -> Result<String, CaError> {
+    let signing = signing(store)?;
     if let Some(prepared) = store.root_ids()?.into_iter().find(|id| *id != signing) {
         return Ok(prepared);
     }
-    make_root(&store, &trust_domain(&store, &signing)?, now)
+    make_root(store, &trust_domain(store, &signing)?, now)
 }
 
 /// Lets the prepared root sign; yields its id.
@@ -42,7 +66,12 @@ pub fn prepare(dir: &Path, now: SystemTime) -> Result<String, CaError> {
 pub fn switch(dir: &Path) -> Result<String, CaError> {
     let store = Store::existing(dir)?;
     let _lock = store.lock()?;
-    let signing = signing(&store)?;
+    switch_in(&store)
+}
+
+pub(super) fn switch_in(store: &Store) -> Result<String, CaError> {
+    let dir = store.dir();
+    let signing = signing(store)?;
     let mut others = store.root_ids()?.into_iter().filter(|id| *id != signing);
     match (others.next(), others.next()) {
         (Some(prepared), None) => store.set_signing(&prepared).map(|()| prepared),
@@ -62,7 +91,11 @@ pub fn switch(dir: &Path) -> Result<String, CaError> {
 pub fn retire(dir: &Path) -> Result<Vec<String>, CaError> {
     let store = Store::existing(dir)?;
     let _lock = store.lock()?;
-    let signing = signing(&store)?;
+    retire_in(&store)
+}
+
+pub(super) fn retire_in(store: &Store) -> Result<Vec<String>, CaError> {
+    let signing = signing(store)?;
     let old: Vec<_> = store.root_ids()?.into_iter().filter(|id| *id != signing).collect();
     for id in &old {
         store.remove_root(id)?;

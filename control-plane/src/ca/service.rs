@@ -16,7 +16,7 @@ use tonic_prost::ProstCodec;
 
 use super::Authority;
 use super::issuer::IssueError;
-use crate::caller::{Caller, authenticate};
+use crate::caller::{Caller, Proof, authenticate};
 use crate::metrics::Metrics;
 
 /// The path of the only method.
@@ -54,9 +54,18 @@ impl CertificateService {
         Self { authority, metrics }
     }
 
-    fn create(&self, request: &Request<CertificateRequest>) -> Result<CertificateResponse, Status> {
+    async fn create(&self, request: &Request<CertificateRequest>) -> Result<CertificateResponse, Status> {
         let now = SystemTime::now();
-        let caller = authenticate(request.metadata(), request.extensions(), &self.authority, now)?;
+        let caller = authenticate(request.metadata(), request.extensions(), &self.authority, now)
+            .await
+            .inspect_err(|status| tracing::warn!(reason = status.message(), "refused a caller"))?;
+        // In a cluster a pod's right to its identity ends with the pod, which its certificate outlives.
+        if self.authority.reviewer().is_some() && matches!(caller.proof, Proof::Certificate(_)) {
+            return Err(Status::unauthenticated(
+                "in a cluster a certificate is given for a token only: send the pod's own as `authorization: Bearer \
+                 <token>`, on a connection without a client certificate",
+            ));
+        }
         let issued = self.issue(&caller, request.get_ref(), now);
         match &issued {
             Ok(_) => tracing::info!(identity = %caller.identity, "issued a certificate"),
@@ -92,12 +101,15 @@ impl CertificateService {
 
 impl UnaryService<CertificateRequest> for CertificateService {
     type Response = CertificateResponse;
-    type Future = std::future::Ready<Result<Response<CertificateResponse>, Status>>;
+    type Future = BoxFuture<'static, Result<Response<CertificateResponse>, Status>>;
 
     fn call(&mut self, request: Request<CertificateRequest>) -> Self::Future {
-        let created = self.create(&request);
-        self.metrics.certificate(created.as_ref().err().map(Status::code));
-        std::future::ready(created.map(Response::new))
+        let service = self.clone();
+        Box::pin(async move {
+            let created = service.create(&request).await;
+            service.metrics.certificate(created.as_ref().err().map(Status::code));
+            created.map(Response::new)
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! The state folder: what must survive a restart of the control plane.
+//! The state: what must survive a restart of the control plane, in a folder, or in a cluster in a Secret, whose keys are
+//! these paths with dots for slashes.
 //!
 //! ```text
 //! DIR/                      0700
@@ -12,20 +13,39 @@
 //! Every file appears whole or not at all (written beside its place, then renamed), and with mode 0600 from its first
 //! byte. A key that others can read is never used. Contents of keys never reach an error or a log.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::CaError;
 
 /// The most bytes that a file of the folder may have.
 const MAX_FILE: u64 = 1 << 20;
 
-/// A state folder that exists.
+/// Where it is kept.
 #[derive(Debug)]
-pub(super) struct Store {
-    dir: PathBuf,
+pub(super) enum Store {
+    /// A state folder that exists.
+    Folder(PathBuf),
+    /// What a Secret holds, read and written as a whole by [`super::secret`].
+    Secret(Held),
+}
+
+/// The content of a Secret, by the path that each text has in a folder.
+pub(super) struct Held {
+    /// What it is called in messages.
+    name: PathBuf,
+    files: Mutex<BTreeMap<String, String>>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -34,7 +54,7 @@ impl Store {
         for dir in [dir.to_path_buf(), dir.join("roots")] {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| unwritable(&dir, e))?;
         }
-        Ok(Self { dir: dir.into() })
+        Ok(Self::Folder(dir.into()))
     }
 
     /// Opens a folder that must hold a CA already.
@@ -42,25 +62,49 @@ impl Store {
         if !dir.join("roots").is_dir() {
             return Err(CaError::Empty { dir: dir.into() });
         }
-        Ok(Self { dir: dir.into() })
+        Ok(Self::Folder(dir.into()))
     }
 
-    /// Keeps other processes from changing the folder until the file is dropped.
-    pub(super) fn lock(&self) -> Result<File, CaError> {
-        let path = self.dir.join("lock");
+    /// What a Secret of a name holds.
+    pub(super) fn of_secret(name: &str, files: BTreeMap<String, String>) -> Self {
+        Self::Secret(Held { name: name.into(), files: Mutex::new(files) })
+    }
+
+    /// What a Secret is to hold; nothing for a folder.
+    pub(super) fn held(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Folder(_) => BTreeMap::new(),
+            Self::Secret(held) => held.lock().clone(),
+        }
+    }
+
+    /// Keeps other processes from changing a folder until the file is dropped. A Secret is replaced only as it was read.
+    pub(super) fn lock(&self) -> Result<Option<File>, CaError> {
+        let Self::Folder(dir) = self else { return Ok(None) };
+        let path = dir.join("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        file.and_then(|file| file.lock().map(|()| file)).map_err(|e| unwritable(&path, e))
+        file.and_then(|file| file.lock().map(|()| Some(file))).map_err(|e| unwritable(&path, e))
     }
 
     /// The ids of all roots, sorted.
     pub(super) fn root_ids(&self) -> Result<Vec<String>, CaError> {
-        let roots = self.dir.join("roots");
         let mut ids = Vec::new();
-        for entry in fs::read_dir(&roots).map_err(|e| unreadable(&roots, e))? {
-            let name = entry.map_err(|e| unreadable(&roots, e))?.file_name();
-            // A name with a dot is a root that was being written when its writer died.
-            if let Some(id) = name.to_str().filter(|id| !id.starts_with('.')) {
-                ids.push(id.to_owned());
+        match self {
+            Self::Folder(dir) => {
+                let roots = dir.join("roots");
+                for entry in fs::read_dir(&roots).map_err(|e| unreadable(&roots, e))? {
+                    let name = entry.map_err(|e| unreadable(&roots, e))?.file_name();
+                    // A name with a dot is a root that was being written when its writer died.
+                    if let Some(id) = name.to_str().filter(|id| !id.starts_with('.')) {
+                        ids.push(id.to_owned());
+                    }
+                }
+            }
+            Self::Secret(held) => {
+                let files = held.lock();
+                let id =
+                    |path: &String| Some(path.strip_prefix("roots/")?.strip_suffix("/cert.pem")?.to_owned());
+                ids.extend(files.keys().filter_map(id));
             }
         }
         ids.sort();
@@ -69,78 +113,131 @@ impl Store {
 
     /// A root's certificate, in PEM.
     pub(super) fn root_certificate(&self, id: &str) -> Result<String, CaError> {
-        read(&self.dir.join("roots").join(id).join("cert.pem"), false)
+        self.read(&format!("roots/{id}/cert.pem"), false)
     }
 
     /// A root's key, in PEM.
     pub(super) fn root_key(&self, id: &str) -> Result<String, CaError> {
-        read(&self.root_key_path(id), true)
+        self.read(&format!("roots/{id}/key.pem"), true)
     }
 
     /// Where a root's key is, for messages.
     pub(super) fn root_key_path(&self, id: &str) -> PathBuf {
-        self.dir.join("roots").join(id).join("key.pem")
+        self.dir().join("roots").join(id).join("key.pem")
     }
 
     /// Adds a root, whole or not at all.
     pub(super) fn add_root(&self, id: &str, certificate: &str, key: &str) -> Result<(), CaError> {
-        let roots = self.dir.join("roots");
-        let half = roots.join(format!(".{id}"));
-        DirBuilder::new().mode(0o700).create(&half).map_err(|e| unwritable(&half, e))?;
-        write(&half.join("cert.pem"), certificate)?;
-        write(&half.join("key.pem"), key)?;
-        fs::rename(&half, roots.join(id)).and_then(|()| sync(&roots)).map_err(|e| unwritable(&roots, e))
+        match self {
+            Self::Folder(dir) => {
+                let roots = dir.join("roots");
+                let half = roots.join(format!(".{id}"));
+                DirBuilder::new().mode(0o700).create(&half).map_err(|e| unwritable(&half, e))?;
+                write(&half.join("cert.pem"), certificate)?;
+                write(&half.join("key.pem"), key)?;
+                fs::rename(&half, roots.join(id))
+                    .and_then(|()| sync(&roots))
+                    .map_err(|e| unwritable(&roots, e))
+            }
+            Self::Secret(held) => {
+                let mut files = held.lock();
+                files.insert(format!("roots/{id}/cert.pem"), certificate.into());
+                files.insert(format!("roots/{id}/key.pem"), key.into());
+                Ok(())
+            }
+        }
     }
 
     /// Takes a root away, with its key.
     pub(super) fn remove_root(&self, id: &str) -> Result<(), CaError> {
-        let roots = self.dir.join("roots");
-        let gone = roots.join(format!(".{id}"));
-        fs::rename(roots.join(id), &gone)
-            .and_then(|()| fs::remove_dir_all(&gone))
-            .and_then(|()| sync(&roots))
-            .map_err(|e| unwritable(&roots, e))
+        match self {
+            Self::Folder(dir) => {
+                let roots = dir.join("roots");
+                let gone = roots.join(format!(".{id}"));
+                fs::rename(roots.join(id), &gone)
+                    .and_then(|()| fs::remove_dir_all(&gone))
+                    .and_then(|()| sync(&roots))
+                    .map_err(|e| unwritable(&roots, e))
+            }
+            Self::Secret(held) => {
+                held.lock().retain(|path, _| !path.starts_with(&format!("roots/{id}/")));
+                Ok(())
+            }
+        }
     }
 
     /// The id of the root that signs, where one was chosen.
     pub(super) fn signing(&self) -> Result<Option<String>, CaError> {
-        let path = self.dir.join("signing");
-        Ok(if path.exists() { Some(read(&path, false)?.trim().to_owned()) } else { None })
+        Ok(if self.has("signing") { Some(self.read("signing", false)?.trim().to_owned()) } else { None })
     }
 
     /// Chooses the root that signs.
     pub(super) fn set_signing(&self, id: &str) -> Result<(), CaError> {
-        write(&self.dir.join("signing"), &format!("{id}\n"))
+        self.write("signing", &format!("{id}\n"))
     }
 
     /// The key that signs join tokens, where there is one.
     pub(super) fn token_key(&self) -> Result<Option<String>, CaError> {
-        let path = self.token_key_path();
-        if path.exists() { read(&path, true).map(Some) } else { Ok(None) }
+        if self.has("token.key") { self.read("token.key", true).map(Some) } else { Ok(None) }
     }
 
     /// Where the key that signs join tokens is, for messages.
     pub(super) fn token_key_path(&self) -> PathBuf {
-        self.dir.join("token.key")
+        self.dir().join("token.key")
     }
 
     /// Keeps the key that signs join tokens.
     pub(super) fn set_token_key(&self, key: &str) -> Result<(), CaError> {
-        write(&self.token_key_path(), key)
+        self.write("token.key", key)
     }
 
     /// Writes the trust bundle for others to copy.
     pub(super) fn set_bundle(&self, pem: &str) -> Result<(), CaError> {
-        let path = self.dir.join("root.pem");
-        if fs::read_to_string(&path).is_ok_and(|old| old == pem) {
+        if self.has("root.pem") && self.read("root.pem", false).is_ok_and(|old| old == pem) {
             return Ok(());
         }
-        write(&path, pem)
+        self.write("root.pem", pem)
     }
 
-    /// The folder.
+    /// The folder, or what stands for it in messages.
     pub(super) fn dir(&self) -> &Path {
-        &self.dir
+        match self {
+            Self::Folder(dir) => dir,
+            Self::Secret(held) => &held.name,
+        }
+    }
+
+    fn has(&self, path: &str) -> bool {
+        match self {
+            Self::Folder(dir) => dir.join(path).exists(),
+            Self::Secret(held) => held.lock().contains_key(path),
+        }
+    }
+
+    fn read(&self, path: &str, private: bool) -> Result<String, CaError> {
+        match self {
+            Self::Folder(dir) => read(&dir.join(path), private),
+            Self::Secret(held) => {
+                let missing = || unreadable(&held.name.join(path), io::ErrorKind::NotFound.into());
+                held.lock().get(path).cloned().ok_or_else(missing)
+            }
+        }
+    }
+
+    fn write(&self, path: &str, text: &str) -> Result<(), CaError> {
+        match self {
+            Self::Folder(dir) => write(&dir.join(path), text),
+            Self::Secret(held) => {
+                held.lock().insert(path.into(), text.into());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine;
 use jiff::Timestamp;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -21,11 +22,11 @@ use super::{CaError, rotation};
 /// The `iss` of every join token.
 pub const ISSUER: &str = "tulle";
 
-/// The `aud` of every join token.
+/// The `aud` of every token that is for a control plane: join tokens, and those that the kubelet asks for.
 pub const AUDIENCE: &str = "tulle-control-plane";
 
 /// The longest token that is looked at, in bytes.
-const MAX_TOKEN: usize = 8 * 1024;
+pub(super) const MAX_TOKEN: usize = 8 * 1024;
 
 /// Makes a token with the key of a state folder, for a service account in the folder's trust domain. This is what
 /// `tulle token --state DIR` prints.
@@ -46,6 +47,23 @@ pub fn mint(
         .map_err(|e| MintError::Identity(e.to_string()))?;
     let key = TokenKey::load(&store).map_err(MintError::State)?;
     key.mint(&identity, ttl, now).map_err(MintError::Signing)
+}
+
+/// Whether a token says of itself that it is a join token. Nothing of it is proven yet: this only tells who can.
+pub(crate) fn claims_to_join(token: &str) -> bool {
+    claims::<Issued>(token).is_some_and(|said| said.iss == ISSUER)
+}
+
+/// What a JWT says, without any proof.
+pub(super) fn claims<T: serde::de::DeserializeOwned>(token: &str) -> Option<T> {
+    let payload = token.split('.').nth(1).filter(|_| token.len() <= MAX_TOKEN)?;
+    serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
+}
+
+/// Who made a token.
+#[derive(Deserialize)]
+struct Issued {
+    iss: String,
 }
 
 /// Signs join tokens, and checks them.

@@ -1,9 +1,10 @@
 //! Where configuration comes from.
 //!
-//! In: a folder of manifests ([`manifests`]). Out: [`Objects`], typed Kubernetes objects, each with the place where it
+//! In: a folder of manifests ([`manifests`]), or a Kubernetes API server ([`kubernetes`]). Out: [`Objects`], typed Kubernetes objects, each with the place where it
 //! was written, and the [`Problem`]s of what could not be read. Whatever the source, [`crate::world`] sees the same
 //! types. A source never hands out half an object: one that is broken is left out, or kept as it was.
 
+pub mod kubernetes;
 pub mod manifests;
 mod problem;
 mod read;
@@ -14,12 +15,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::kinds;
 
+pub use kubernetes::KubernetesSource;
 pub use manifests::{ManifestsSource, SourceError};
 pub use problem::{ObjectRef, Problem, Severity};
 
@@ -190,6 +192,8 @@ macro_rules! kinds {
 kinds! {
     /// Namespaces.
     namespaces: Namespace = "" ["v1"] "Namespace" false false;
+    /// Nodes, for the zones of their pods.
+    nodes: Node = "" ["v1"] "Node" false false;
     /// Services.
     services: Service = "" ["v1"] "Service" false true;
     /// The endpoints of Services, as Kubernetes keeps them.

@@ -11,7 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tulle_mesh::model::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
 
 use super::services::{Port, Service, port_number};
-use super::workloads::{Workload, Workloads};
+use super::workloads::{Workload, Workloads, locality};
 use crate::source::{Key, Objects};
 
 /// The EndpointSlices of each Service.
@@ -47,6 +47,8 @@ impl<'a> Slices<'a> {
 
 /// Finds endpoints.
 pub(super) struct Endpoints<'a> {
+    /// For the zones of nodes.
+    pub(super) objects: &'a Objects,
     pub(super) workloads: &'a Workloads,
     pub(super) slices: &'a Slices<'a>,
     /// Addresses whose sidecar takes only plaintext.
@@ -142,13 +144,14 @@ impl Endpoints<'_> {
                 (_, Some(true), Some(true)) => Health::Draining,
                 _ => continue,
             };
-            let zone = endpoint.zone.clone().unwrap_or_default();
+            let node = endpoint.node_name.as_deref().unwrap_or_default();
+            let place = place(&locality(self.objects, node, endpoint.zone.as_deref().unwrap_or_default()));
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>() else { continue };
                 let address = SocketAddr::new(ip, number);
                 let hostname = endpoint.hostname.clone().unwrap_or_default();
                 let made = self.endpoint(address, self.workloads.at(address), 1, health, hostname);
-                found.push(((String::new(), zone.clone(), String::new()), made));
+                found.push((place.clone(), made));
             }
         }
     }

@@ -148,7 +148,7 @@ impl World {
             trust_domain: &settings.trust_domain,
         };
         let plaintext = inbound.plaintext(&workloads, &before);
-        let endpoints = Endpoints { workloads: &workloads, slices: &slices, plaintext: &plaintext };
+        let endpoints = Endpoints { objects, workloads: &workloads, slices: &slices, plaintext: &plaintext };
         let routes = read_all(objects, &services, &mut report);
         let attachments = Attachments::collect(&routes, &services, &mut report);
 

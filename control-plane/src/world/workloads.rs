@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::Locality;
 
@@ -108,7 +108,8 @@ impl Workloads {
     ) -> Self {
         let mut workloads = Self::default();
         for (key, object) in &objects.pods {
-            workloads.add(pod(key, object, trust_domain));
+            let place = |node: &str| locality(objects, node, "");
+            workloads.add(pod(key, object, place, trust_domain));
         }
         let mut taken: BTreeMap<SocketAddr, Key> = BTreeMap::new();
         for (key, object) in &objects.workloads {
@@ -186,7 +187,12 @@ impl Workloads {
 }
 
 /// `None` while a pod has no address, when it is over, or when it shares its node's address.
-fn pod(key: &Key, pod: &Pod, trust_domain: &TrustDomain) -> Option<Workload> {
+fn pod(
+    key: &Key,
+    pod: &Pod,
+    place: impl Fn(&str) -> Locality,
+    trust_domain: &TrustDomain,
+) -> Option<Workload> {
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
     let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     if over || spec.host_network == Some(true) {
@@ -212,7 +218,7 @@ fn pod(key: &Key, pod: &Pod, trust_domain: &TrustDomain) -> Option<Workload> {
         meshed: is_injected(pod, spec),
         ready: ready && pod.metadata.deletion_timestamp.is_none(),
         weight: 1,
-        locality: Locality::default(),
+        locality: spec.node_name.as_deref().map(place).unwrap_or_default(),
         ports: container_ports(spec),
         skipped: pod
             .metadata
@@ -242,6 +248,18 @@ fn port_ranges(text: &str) -> PortRanges {
     };
     text.split(',').filter_map(range).collect()
 }
+
+/// Where a node is, by its labels; `zone` counts where it has none.
+pub(super) fn locality(objects: &Objects, node: &str, zone: &str) -> Locality {
+    let labels = objects.find::<Node>("", node).and_then(|node| node.metadata.labels.as_ref());
+    let label = |name: &str| labels.and_then(|labels| labels.get(name)).cloned();
+    Locality {
+        region: label("topology.kubernetes.io/region").unwrap_or_default(),
+        zone: label("topology.kubernetes.io/zone").unwrap_or_else(|| zone.into()),
+        sub_zone: String::new(),
+    }
+}
+
 
 fn is_injected(pod: &Pod, spec: &PodSpec) -> bool {
     let labels = pod.metadata.labels.as_ref();

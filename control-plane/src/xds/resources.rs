@@ -28,7 +28,8 @@ pub const TRUST_BUNDLE: &str = "ROOTCA";
 /// The catalog.
 pub struct Resources {
     settings: MeshSettings,
-    kept: Kept,
+    /// `None` where no virtual addresses are given.
+    kept: Option<Kept>,
     /// Replaced whole; held only to clone the `Arc`.
     view: RwLock<Arc<View>>,
 }
@@ -61,8 +62,9 @@ pub struct Update {
 
 impl Resources {
     /// A catalog without objects. The virtual addresses that are chosen for them are those of before, and are kept.
-    pub fn new(settings: MeshSettings, bundle: watch::Receiver<Bundle>, kept: Kept) -> Self {
-        let world = World::with_virtual_addresses(kept.addresses());
+    pub fn new(settings: MeshSettings, bundle: watch::Receiver<Bundle>, kept: Option<Kept>) -> Self {
+        let before = kept.as_ref().map(Kept::addresses).unwrap_or_default();
+        let world = World::with_virtual_addresses(before);
         let view = View { world, bundle: Some(encode_bundle(&bundle.borrow())), ..View::default() };
         Self { settings, kept, view: RwLock::new(Arc::new(view)) }
     }
@@ -74,7 +76,7 @@ impl Resources {
         let changes = world.update(&loaded.objects, &self.settings);
         // Before anybody hears of an address, it is certain that a restart leaves it as it is.
         if world.virtual_addresses() != before.world.virtual_addresses()
-            && let Err(error) = self.kept.save(world.virtual_addresses())
+            && let Some(Err(error)) = self.kept.as_ref().map(|kept| kept.save(world.virtual_addresses()))
         {
             tracing::error!("a restart may move virtual addresses: {error}");
         }

@@ -145,12 +145,12 @@ impl DiscoveryService {
         AggregatedDiscoveryServiceServer::new(self)
     }
 
-    fn start<S: Session>(
+    async fn start<S: Session>(
         &self,
         request: Request<Streaming<S::Request>>,
     ) -> Result<Response<Responses<S::Response>>, Status> {
         let now = SystemTime::now();
-        let caller = authenticate(request.metadata(), request.extensions(), &self.authority, now)?;
+        let caller = authenticate(request.metadata(), request.extensions(), &self.authority, now).await?;
         let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
             return Err(Status::resource_exhausted(
                 "this control plane serves all the streams it can; try again",
@@ -186,14 +186,14 @@ impl AggregatedDiscoveryService for DiscoveryService {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.start::<StateOfTheWorld>(request)
+        self.start::<StateOfTheWorld>(request).await
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.start::<Delta>(request)
+        self.start::<Delta>(request).await
     }
 }
 

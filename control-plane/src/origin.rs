@@ -1,0 +1,101 @@
+//! What a control plane stands on: folders of this machine, or a cluster.
+//!
+//! In: the flags. Out: the authority, the source with its first objects, and the tasks that keep both up to date. What
+//! comes after does not know which it is.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Args, ClusterArgs};
+use crate::ca::review::Reviewer;
+use crate::ca::{Authority, distribute, follow, secret};
+use crate::health::Health;
+use crate::kubernetes::Cluster;
+use crate::leader;
+use crate::metrics::Metrics;
+use crate::run::Error;
+use crate::source::{KubernetesSource, Loaded, ManifestsSource};
+use crate::virtual_addresses::Kept;
+
+/// Everything that comes from outside.
+pub(crate) struct Origin {
+    pub(crate) authority: Authority,
+    pub(crate) source: Source,
+    /// What the source read first.
+    pub(crate) loaded: Loaded,
+    /// Where virtual addresses are kept, if anywhere.
+    pub(crate) kept: Option<Kept>,
+    pub(crate) cluster: Option<Cluster>,
+}
+
+/// Where objects come from.
+pub(crate) enum Source {
+    Manifests(ManifestsSource),
+    Kubernetes(KubernetesSource),
+}
+
+/// Opens everything. In a cluster it waits until the API server answers and has listed all.
+pub(crate) async fn open(args: &Args, health: Arc<Health>, metrics: Arc<Metrics>) -> Result<Origin, Error> {
+    // The parser asks for both folders, or for a cluster.
+    if let (Some(state), Some(manifests)) = (&args.state, &args.manifests) {
+        let authority = Authority::open(state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?;
+        let (source, loaded) = ManifestsSource::load(manifests).map_err(Error::Source)?;
+        let kept = Some(Kept::open(state).map_err(Error::VirtualAddresses)?);
+        return Ok(Origin { authority, source: Source::Manifests(source), loaded, kept, cluster: None });
+    }
+    let cluster = connect(&args.cluster).await?;
+    let authority = secret::open(&cluster, &args.trust_domain, &health).await.map_err(Error::Ca)?;
+    let authority = authority.with_reviewer(Reviewer::new(cluster.client.clone()));
+    let source = KubernetesSource::start(cluster.client.clone(), health, metrics);
+    let loaded = source.load().await;
+    Ok(Origin { authority, source: Source::Kubernetes(source), loaded, kept: None, cluster: Some(cluster) })
+}
+
+/// Makes the client for the cluster that the flags name.
+pub(crate) async fn connect(args: &ClusterArgs) -> Result<Cluster, Error> {
+    let ClusterArgs { kubeconfig, context, namespace, .. } = args;
+    let cluster = Cluster::connect(kubeconfig.as_deref(), context.as_deref(), namespace).await;
+    cluster.map_err(Error::Cluster)
+}
+
+/// What runs beside the servers: `sender` gets each new state of the source, the authority follows its state.
+pub(crate) fn parts(
+    authority: Arc<Authority>,
+    source: Source,
+    sender: watch::Sender<Arc<Loaded>>,
+    cluster: Option<Cluster>,
+    stop: &CancellationToken,
+) -> Vec<BoxFuture<'static, ()>> {
+    let watching = match source {
+        Source::Manifests(source) => until(stop, source.watch(sender)),
+        Source::Kubernetes(source) => until(stop, source.watch(sender)),
+    };
+    let Some(cluster) = cluster else {
+        return vec![watching, Box::pin(follow::follow(authority, stop.clone()))];
+    };
+    // The process's own name: two processes are never one candidate.
+    let name = std::env::var("HOSTNAME").unwrap_or_else(|_| "control-plane".into());
+    let name = format!("{name}_{:016x}", fastrand::u64(..));
+    let (leads, electing) = leader::elect(cluster.clone(), name, stop.clone());
+    let distributing = distribute::distribute(cluster.clone(), authority.bundle(), leads);
+    let following = secret::follow(cluster, authority);
+    vec![watching, until(stop, following), until(stop, distributing), Box::pin(electing)]
+}
+
+/// Ends a part when the control plane stops.
+fn until(
+    stop: &CancellationToken,
+    part: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, ()> {
+    let stop = stop.clone();
+    Box::pin(async move {
+        tokio::select! {
+            () = part => {}
+            () = stop.cancelled() => {}
+        }
+    })
+}
