@@ -56,9 +56,18 @@ pub struct Args {
         conflicts_with = "kubernetes"
     )]
     pub state: Option<PathBuf>,
-    /// Where the cluster is.
-    #[command(flatten)]
-    pub cluster: ClusterArgs,
+    /// Use a Kubernetes API server: that of the cluster that this pod runs in, or that of --kubeconfig.
+    #[arg(long, env = "TULLE_KUBERNETES")]
+    pub kubernetes: bool,
+    /// The kubeconfig to use instead of the pod's service account.
+    #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in the kubeconfig, where that is not its current one.
+    #[arg(long, value_name = "NAME", env = "TULLE_CONTEXT", requires = "kubeconfig")]
+    pub context: Option<String>,
+    /// The namespace that the control plane keeps its own objects in: the Secret of its CA, its Lease.
+    #[arg(long, value_name = "NAME", env = "TULLE_NAMESPACE", default_value = "tulle-system")]
+    pub namespace: String,
     /// Where xDS and the CA are served, over TLS. Port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", env = "TULLE_LISTEN", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
@@ -114,6 +123,18 @@ pub struct ClusterArgs {
     /// The namespace that the control plane keeps its own objects in: the Secret of its CA, its Lease.
     #[arg(long, value_name = "NAME", env = "TULLE_NAMESPACE", default_value = "tulle-system")]
     pub namespace: String,
+}
+
+impl Args {
+    /// Where the cluster is. The parser can't tell whether flags were given at all where they are in a group of their own.
+    pub fn cluster(&self) -> ClusterArgs {
+        ClusterArgs {
+            kubernetes: self.kubernetes,
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            namespace: self.namespace.clone(),
+        }
+    }
 }
 
 fn percent(text: &str) -> Result<PerMillion, String> {
@@ -220,8 +241,8 @@ mod tests {
         let cli =
             Cli::try_parse_from(["x", "--kubernetes", "--kubeconfig", "k", "--context", "c"]).expect("valid");
         let args = cli.serve.expect("to serve");
-        assert!(args.cluster.kubernetes && args.manifests.is_none() && args.state.is_none());
-        assert_eq!(args.cluster.namespace, "tulle-system");
+        assert!(args.kubernetes && args.manifests.is_none() && args.state.is_none());
+        assert_eq!(args.cluster().namespace, "tulle-system");
         Cli::try_parse_from(["x", "rotate-root", "prepare", "--kubernetes"]).expect("valid");
     }
 

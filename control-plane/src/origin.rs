@@ -47,7 +47,7 @@ pub(crate) async fn open(args: &Args, health: Arc<Health>, metrics: Arc<Metrics>
         let kept = Some(Kept::open(state).map_err(Error::VirtualAddresses)?);
         return Ok(Origin { authority, source: Source::Manifests(source), loaded, kept, cluster: None });
     }
-    let cluster = connect(&args.cluster).await?;
+    let cluster = connect(&args.cluster()).await?;
     let authority = secret::open(&cluster, &args.trust_domain, &health).await.map_err(Error::Ca)?;
     let authority = authority.with_reviewer(Reviewer::new(cluster.client.clone()));
     let source = KubernetesSource::start(cluster.client.clone(), health, metrics);

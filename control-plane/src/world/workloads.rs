@@ -260,7 +260,6 @@ pub(super) fn locality(objects: &Objects, node: &str, zone: &str) -> Locality {
     }
 }
 
-
 fn is_injected(pod: &Pod, spec: &PodSpec) -> bool {
     let labels = pod.metadata.labels.as_ref();
     let labelled = labels.and_then(|labels| labels.get(TLS_LABEL)).is_some_and(|value| value == TLS_MESH);

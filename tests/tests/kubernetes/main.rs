@@ -1,5 +1,11 @@
-//! Tests against a real Kubernetes API server.
+//! Tests against a real Kubernetes API server: the control plane reads it, proves tokens with it, keeps its CA there and
+//! writes status.
 
+mod ca;
+mod identity;
+mod plane;
+mod pods;
 mod routes;
 mod server;
+mod source;
 mod status;

@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
         let state = folder.path().join("state");
         let authority = Authority::open(&state, &settings.trust_domain, SystemTime::now()).expect("it opens");
         let kept = Kept::open(&state).expect("it opens");
-        let resources = Arc::new(Resources::new(settings, authority.bundle(), kept));
+        let resources = Arc::new(Resources::new(settings, authority.bundle(), Some(kept)));
         let board = Arc::new(Board::new(Arc::new(Metrics::new()), Arc::new(Proxies::default())));
         let config = Kubeconfig::read_from(&api.kubeconfig).expect("it is written");
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;

@@ -158,7 +158,7 @@ async fn answers(api: &Api<DynamicObject>) {
 }
 
 /// Reads an object, without what nobody here needs of it.
-fn reading<T: Kind>(object: DynamicObject) -> Reading<T> {
+pub(super) fn reading<T: Kind>(object: DynamicObject) -> Reading<T> {
     let key = key::<T>(&object);
     let DynamicObject { mut metadata, mut data, .. } = object;
     prune::metadata(&mut metadata);
