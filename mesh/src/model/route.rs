@@ -164,6 +164,10 @@ impl RouteMatch {
 /// What happens to a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost every route forwards, so that a box would only cost a step"
+)]
 pub enum RouteAction {
     /// It goes to a backend.
     Forward(Forward),
