@@ -45,7 +45,13 @@ pub(crate) async fn open(args: &Args, health: Arc<Health>, metrics: Arc<Metrics>
         let authority = Authority::open(state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?;
         let (source, loaded) = ManifestsSource::load(manifests).map_err(Error::Source)?;
         let kept = Some(Kept::open(state).map_err(Error::VirtualAddresses)?);
-        return Ok(Origin { authority, source: Source::Manifests(Box::new(source)), loaded, kept, cluster: None });
+        return Ok(Origin {
+            authority,
+            source: Source::Manifests(Box::new(source)),
+            loaded,
+            kept,
+            cluster: None,
+        });
     }
     let cluster = connect(&args.cluster()).await?;
     let authority = secret::open(&cluster, &args.trust_domain, &health).await.map_err(Error::Ca)?;

@@ -110,7 +110,7 @@ async fn nothing_is_sent_to_another_or_without_a_certificate() {
 
 #[tokio::test]
 async fn a_drain_closes_an_idle_connection_with_the_proof_that_nothing_was_processed() {
-    local(async {
+    local(Box::pin(async {
         let ca = Authority::new("root");
         let (web, cart) = (ca.material(WEB), ca.material(CART));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -147,7 +147,7 @@ async fn a_drain_closes_an_idle_connection_with_the_proof_that_nothing_was_proce
             assert!(answer.contains(part), "{part} in {answer}");
         }
         assert_eq!(handled.get(), 1);
-    })
+    }))
     .await;
 }
 
