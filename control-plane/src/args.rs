@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long, env = "TULLE_KUBERNETES")]
     pub kubernetes: bool,
     /// The kubeconfig to use instead of the pod's service account.
-    #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG", requires = "kubernetes")]
+    #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
     /// The context in the kubeconfig, where that is not its current one.
     #[arg(long, value_name = "NAME", env = "TULLE_CONTEXT", requires = "kubeconfig")]
@@ -115,7 +115,7 @@ pub struct ClusterArgs {
     #[arg(long, env = "TULLE_KUBERNETES")]
     pub kubernetes: bool,
     /// The kubeconfig to use instead of the pod's service account.
-    #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG", requires = "kubernetes")]
+    #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG", conflicts_with = "state")]
     pub kubeconfig: Option<PathBuf>,
     /// The context in the kubeconfig, where that is not its current one.
     #[arg(long, value_name = "NAME", env = "TULLE_CONTEXT", requires = "kubeconfig")]
@@ -252,7 +252,8 @@ mod tests {
             (vec!["x"], "--manifests"),
             (vec!["x", "--manifests", "m"], "--state"),
             (vec!["x", "--kubernetes", "--manifests", "m"], "--kubernetes"),
-            (vec!["x", "--manifests", "m", "--state", "s", "--kubeconfig", "k"], "--kubernetes"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--kubeconfig", "k"], "--kubeconfig"),
+            (vec!["x", "rotate-root", "prepare", "--state", "s", "--kubeconfig", "k"], "--kubeconfig"),
             (vec!["x", "rotate-root", "prepare"], "--state"),
             (vec!["x", "--manifests", "m", "--state", "s", "--listen", "15012"], "--listen"),
             (vec!["x", "--manifests", "m", "--state", "s", "--trust-domain", "A_B!"], "trust domain"),

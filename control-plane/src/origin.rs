@@ -1,6 +1,6 @@
 //! What a control plane stands on: folders of this machine, or a cluster.
 //!
-//! In: the flags. Out: the authority, the source with its first objects, and the tasks that keep both up to date. What
+//! In: the flags. Out: the authority, the source with its first objects, and the tasks that keep both up to date and, in a cluster, write status. What
 //! comes after does not know which it is.
 
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use crate::leader;
 use crate::metrics::Metrics;
 use crate::run::Error;
 use crate::source::{KubernetesSource, Loaded, ManifestsSource};
+use crate::status::Board;
+use crate::status::writer::StatusWriter;
 use crate::virtual_addresses::Kept;
 
 /// Everything that comes from outside.
@@ -74,6 +76,7 @@ pub(crate) fn parts(
     source: Source,
     sender: watch::Sender<Arc<Loaded>>,
     cluster: Option<Cluster>,
+    board: Arc<Board>,
     stop: &CancellationToken,
 ) -> Vec<BoxFuture<'static, ()>> {
     let watching = match source {
@@ -87,9 +90,11 @@ pub(crate) fn parts(
     let name = std::env::var("HOSTNAME").unwrap_or_else(|_| "control-plane".into());
     let name = format!("{name}_{:016x}", fastrand::u64(..));
     let (leads, electing) = leader::elect(cluster.clone(), name, stop.clone());
-    let distributing = distribute::distribute(cluster.clone(), authority.bundle(), leads);
+    let distributing = distribute::distribute(cluster.clone(), authority.bundle(), leads.clone());
+    let writer = StatusWriter { client: cluster.client.clone(), board, leader: leads, stop: stop.clone() };
     let following = secret::follow(cluster, authority);
-    vec![watching, until(stop, following), until(stop, distributing), Box::pin(electing)]
+    let (following, distributing) = (until(stop, following), until(stop, distributing));
+    vec![watching, following, distributing, Box::pin(writer.run()), Box::pin(electing)]
 }
 
 /// Ends a part when the control plane stops.

@@ -138,7 +138,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     };
     let serving = services.serve(xds, stop.clone());
     parts.spawn(async { serving.await.map_err(Error::Grpc) });
-    for part in origin::parts(authority, source, sender, cluster, &stop) {
+    for part in origin::parts(authority, source, sender, cluster, Arc::clone(&board), &stop) {
         parts.spawn(async {
             part.await;
             Ok(())

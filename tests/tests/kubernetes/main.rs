@@ -6,6 +6,7 @@ mod identity;
 mod plane;
 mod pods;
 mod routes;
+mod scale;
 mod server;
 mod source;
 mod status;

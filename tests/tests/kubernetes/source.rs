@@ -47,6 +47,15 @@ async fn what_is_applied_changes_traffic() {
 
     cluster.api.apply(&route(&json!({ "name": "stock-v2", "port": 80 }))).await;
     client.reaches(&url, "v2").await;
+    until(async || {
+        match cluster.api.get(SHOP, "httproute", "stock").await["status"]["parents"].to_string() {
+            parents if parents.contains(r#""type":"Accepted""#) && parents.contains(r#""status":"True""#) => {
+                Ok(())
+            }
+            parents => Err(format!("the route does not say that it is accepted: {parents}")),
+        }
+    })
+    .await;
 
     // A cluster whose definitions are older, or looser, than what they should be: it lets through what no type allows.
     let schema = json!([{
