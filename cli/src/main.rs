@@ -35,6 +35,12 @@ enum Command {
     /// Show what a running sidecar believes: listeners, routes, clusters, endpoints, certificates.
     #[command(after_help = commands::config::EXAMPLES)]
     Config(commands::config::ConfigArgs),
+    /// Print the manifests of the control plane, for `kubectl apply -f -`.
+    #[command(after_help = commands::install::INSTALL_EXAMPLES)]
+    Install(commands::install::InstallArgs),
+    /// Print what was installed, for `kubectl delete -f -`.
+    #[command(after_help = commands::install::UNINSTALL_EXAMPLES)]
+    Uninstall(commands::install::UninstallArgs),
     /// Put sidecars into the pods of manifests.
     #[command(after_help = commands::inject::INJECT_EXAMPLES)]
     Inject(Box<commands::inject::InjectCommand>),
@@ -75,6 +81,8 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => return commands::explain::run(&args).await,
         Command::Status(args) => commands::status::run(&args).await?,
         Command::Config(args) => commands::config::run(&args).await?,
+        Command::Install(args) => commands::install::install(&args)?,
+        Command::Uninstall(args) => commands::install::uninstall(&args)?,
         Command::Inject(args) => commands::inject::inject(&args)?,
         Command::Uninject(args) => commands::inject::uninject(&args)?,
         Command::Token(args) => commands::token::run(&args)?,

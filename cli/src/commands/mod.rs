@@ -5,6 +5,7 @@ pub mod check;
 pub mod config;
 pub mod explain;
 pub mod inject;
+pub mod install;
 mod manifests;
 mod remote;
 pub mod status;

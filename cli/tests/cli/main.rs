@@ -4,6 +4,7 @@ mod analyze;
 mod check;
 mod explain;
 mod inject;
+mod install;
 mod program;
 mod remote;
 mod tulle;

@@ -44,9 +44,19 @@ fn every_shell_gets_its_completions() {
 #[test]
 fn every_command_has_examples() {
     let folder = folder(&[]);
-    for command in
-        ["demo", "check", "explain", "status", "config", "inject", "uninject", "token", "completions"]
-    {
+    for command in [
+        "demo",
+        "check",
+        "explain",
+        "status",
+        "config",
+        "inject",
+        "uninject",
+        "install",
+        "uninstall",
+        "token",
+        "completions",
+    ] {
         let run = tulle(folder.path(), &[command, "--help"]);
         assert_eq!(run.code, 0, "{command}");
         assert!(run.out.contains(&format!("Examples:\n  tulle {command}")), "{command}: {}", run.out);
