@@ -9,6 +9,7 @@ use tulle_mesh::identity::TrustDomain;
 use tulle_mesh::model::PerMillion;
 
 use crate::ca::LEAF_LIFETIME;
+use crate::inject::args::InjectArgs;
 use crate::world::VirtualRange;
 
 /// The control plane of a Tulle mesh.
@@ -29,6 +30,10 @@ pub struct Cli {
     /// How to serve.
     #[command(flatten)]
     pub serve: Option<Args>,
+    /// How sidecars are injected. In a group of their own within the others, the parser could not tell whether any of those
+    /// were given.
+    #[command(flatten)]
+    pub inject: InjectArgs,
     /// Something else than serving.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -75,6 +80,12 @@ pub struct Args {
     /// authenticates. Port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", env = "TULLE_HTTP", default_value = "127.0.0.1:15014")]
     pub http: SocketAddr,
+    /// Where the admission webhooks are served, over TLS; in a cluster alone. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT", env = "TULLE_WEBHOOK", default_value = "0.0.0.0:15017")]
+    pub webhook: SocketAddr,
+    /// How sidecars are injected; in a cluster alone. Its flags are [`Cli::inject`].
+    #[arg(skip)]
+    pub inject: InjectArgs,
     /// The first part of every identity: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
     #[arg(long, value_name = "NAME", env = "TULLE_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: TrustDomain,

@@ -31,6 +31,7 @@ use crate::args::{Args, Cli, ClusterArgs, Command, LogFormat, Step};
 use crate::ca::{CaError, rotation, secret};
 use crate::grpc::{GrpcError, Services};
 use crate::health::Health;
+use crate::inject::webhook;
 use crate::kubernetes::ConnectError;
 use crate::metrics::Metrics;
 use crate::origin::{self, Origin};
@@ -65,7 +66,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 repair(&namespace, stop).await.map_err(Error::Repair)
             })
         }
-        (None, Some(args)) => {
+        (None, Some(mut args)) => {
+            args.inject = cli.inject;
             start_log(args.log_format)?;
             runtime()?.block_on(async {
                 let stop = CancellationToken::new();
@@ -86,11 +88,17 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready)) -> Result<(), Error> {
     let xds = bind("xDS and the CA", "--listen", args.listen).await?;
     let http = bind("the HTTP API", "--http", args.http).await?;
+    let webhook = match args.kubernetes {
+        true => Some(bind("the webhooks", "--webhook", args.webhook).await?),
+        false => None,
+    };
     let addresses = Ready {
         ready: true,
         xds: xds.local_addr().map_err(Error::Runtime)?,
         http: http.local_addr().map_err(Error::Runtime)?,
+        webhook: webhook.as_ref().map(TcpListener::local_addr).transpose().map_err(Error::Runtime)?,
     };
+    let sidecars = args.inject.settings(&args.trust_domain, &args.cluster_domain, &args.namespace);
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::new());
     let proxies = Arc::new(Proxies::default());
@@ -128,6 +136,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     let mut bundle = authority.bundle();
     bundle.mark_unchanged();
 
+    let names = args.names.clone();
     let services = Services {
         authority: Arc::clone(&authority),
         hub: hub.clone(),
@@ -138,6 +147,17 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     };
     let serving = services.serve(xds, stop.clone());
     parts.spawn(async { serving.await.map_err(Error::Grpc) });
+    if let (Some(listener), Some(cluster)) = (webhook, &cluster) {
+        let serving = webhook::Serving {
+            client: cluster.client.clone(),
+            settings: sidecars,
+            names,
+            loaded: updates.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let serving = Box::pin(serving.run(listener, stop.clone()));
+        parts.spawn(async { serving.await.map_err(Error::Webhook) });
+    }
     for part in origin::parts(authority, source, sender, cluster, Arc::clone(&board), &stop) {
         parts.spawn(async {
             part.await;
@@ -195,6 +215,9 @@ pub struct Ready {
     pub xds: SocketAddr,
     /// The address of the HTTP API.
     pub http: SocketAddr,
+    /// The address of the webhooks, in a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<SocketAddr>,
 }
 
 impl Ready {
@@ -283,6 +306,8 @@ pub enum Error {
     Http(io::Error),
     /// Nothing is repaired.
     Repair(RepairError),
+    /// Port 15017 does not serve.
+    Webhook(io::Error),
     /// The log can't be written as asked.
     Log(String),
     /// The process can't do what every process can.
@@ -308,6 +333,7 @@ impl fmt::Display for Error {
             Self::Grpc(error) => error.fmt(f),
             Self::Http(error) => write!(f, "the HTTP API failed: {error}"),
             Self::Repair(error) => error.fmt(f),
+            Self::Webhook(error) => write!(f, "the webhooks failed: {error}"),
             Self::Log(reason) => write!(f, "can't start the log: {reason}; check TULLE_LOG"),
             Self::Runtime(error) => write!(f, "can't run: {error}"),
         }
@@ -317,7 +343,9 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Bind { error, .. } | Self::Http(error) | Self::Runtime(error) => Some(error),
+            Self::Bind { error, .. } | Self::Http(error) | Self::Webhook(error) | Self::Runtime(error) => {
+                Some(error)
+            }
             Self::Ca(error) => Some(error),
             Self::Cluster(error) => Some(error),
             Self::Source(error) => Some(error),

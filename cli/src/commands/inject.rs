@@ -62,7 +62,8 @@ Examples:
 /// # Errors
 /// When manifests can't be read.
 pub fn inject(args: &InjectCommand) -> Result<(), Failure> {
-    let settings = args.inject.settings(&args.mesh.trust_domain, &args.mesh.cluster_domain);
+    let system = Settings::default().namespace;
+    let settings = args.inject.settings(&args.mesh.trust_domain, &args.mesh.cluster_domain, &system);
     let documents = args.files.read()?;
     let namespaces = namespaces(&documents);
     rewrite(documents, &|object| injected(object, &namespaces, &settings))

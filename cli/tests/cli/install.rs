@@ -11,11 +11,26 @@ use crate::tulle::{folder, tulle};
 type Objects = BTreeMap<(String, String), Value>;
 
 fn objects(text: &str) -> Objects {
-    let all: Vec<Value> = serde_saphyr::from_multiple(text).expect("YAML");
+    let mut all: Vec<Value> = serde_saphyr::from_multiple(text).expect("YAML");
+    all.iter_mut().for_each(whole_numbers);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     all.into_iter()
         .map(|object| ((text(&object["kind"]), text(&object["metadata"]["name"])), object))
         .collect()
+}
+
+/// kustomize writes `65535.0` as `65535`.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            if let Some(float) = number.as_f64().filter(|float| float.fract() == 0.0) {
+                *value = json!(float as i64);
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
 }
 
 fn installed(args: &[&str]) -> Objects {

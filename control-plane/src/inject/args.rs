@@ -21,9 +21,6 @@ pub struct InjectArgs {
         default_value_t = Settings::default().control_plane
     )]
     pub control_plane_address: String,
-    /// The namespace of the control plane, in which nothing is injected.
-    #[arg(long, value_name = "NAME", env = "TULLE_SYSTEM_NAMESPACE", default_value_t = Settings::default().namespace)]
-    pub system_namespace: String,
     /// Who redirects the traffic of pods: an init container with the capability NET_ADMIN, or the CNI plugin.
     #[arg(long, value_name = "WHO", env = "TULLE_REDIRECTION", default_value = "init")]
     pub redirection: RedirectionArg,
@@ -60,11 +57,27 @@ pub enum RedirectionArg {
     Cni,
 }
 
+impl Default for InjectArgs {
+    fn default() -> Self {
+        let settings = Settings::default();
+        Self {
+            sidecar_image: settings.image,
+            sidecar_pull_policy: None,
+            control_plane_address: settings.control_plane,
+            redirection: RedirectionArg::Init,
+            classic_sidecar: false,
+            sidecar_log_level: settings.log_level,
+            sidecar_otlp: None,
+        }
+    }
+}
+
 impl InjectArgs {
-    /// The settings that follow, in a mesh of this trust domain and cluster domain.
-    pub fn settings(&self, trust_domain: &TrustDomain, cluster_domain: &str) -> Settings {
+    /// The settings that follow, in a mesh of this trust domain and cluster domain, whose control plane is in this
+    /// namespace.
+    pub fn settings(&self, trust_domain: &TrustDomain, cluster_domain: &str, namespace: &str) -> Settings {
         Settings {
-            namespace: self.system_namespace.clone(),
+            namespace: namespace.into(),
             image: self.sidecar_image.clone(),
             pull_policy: self.sidecar_pull_policy.map(|policy| format!("{policy:?}")),
             control_plane: self.control_plane_address.clone(),

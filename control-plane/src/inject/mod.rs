@@ -46,11 +46,6 @@ pub const VALIDATE: &str = "tulle-validate";
 pub const SIDECAR_USER: i64 = 2102;
 /// The port of the sidecar that answers `/ready`, `/live` and `/metrics`.
 pub const HEALTH_PORT: u16 = 15020;
-/// The ConfigMap of each namespace that holds the trust bundle.
-pub const TRUST_CONFIG_MAP: &str = "tulle-trust-bundle";
-/// Its key.
-pub const TRUST_KEY: &str = "root.pem";
-
 /// What is known of a pod's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {

@@ -16,7 +16,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::decide::Facts;
 use super::options::{Options, Quantity, Redirection, Settings};
-use super::{HEALTH_PORT, INIT, SIDECAR, SIDECAR_USER, TRUST_CONFIG_MAP, TRUST_KEY, VALIDATE};
+use super::{HEALTH_PORT, INIT, SIDECAR, SIDECAR_USER, VALIDATE};
+use crate::ca::distribute::{KEY as TRUST_KEY, NAME as TRUST_CONFIG_MAP};
 
 /// The names of all volumes of a sidecar.
 pub(super) const VOLUMES: [&str; 3] = [TOKEN, TRUST, STATE];

@@ -5,6 +5,7 @@
 //! meets a certificate whose root it was not told of. Pure but for new keys.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -102,7 +103,10 @@ impl Roots {
         params.not_after = not_after.into();
         params.distinguished_name = DistinguishedName::new();
         for name in names {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+            params.subject_alt_names.push(match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into()?),
+            });
         }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -37,10 +37,9 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Keeps both up to date, for a Service of this name, for as long as it is polled.
-    pub async fn keep(self, client: Client, namespace: &str, service: &str) {
+    /// Keeps both up to date, for a server of these names and addresses, for as long as it is polled.
+    pub async fn keep(self, client: Client, namespace: &str, names: &[String]) {
         let secrets = Api::<Secret>::namespaced(client, namespace);
-        let names = [format!("{service}.{namespace}.svc"), format!("{service}.{namespace}")];
         let mut renewal = SystemTime::UNIX_EPOCH;
         let mut held = String::new();
         loop {
@@ -57,7 +56,7 @@ impl Certificates {
                     });
                     // With other roots the certificate may be one that nobody trusts.
                     if now >= renewal || held != bundle {
-                        match roots.serve(&names, now) {
+                        match roots.serve(names, now) {
                             Ok((tls, next)) => {
                                 self.tls.send_replace(Some(tls));
                                 (renewal, held) = (next, bundle);

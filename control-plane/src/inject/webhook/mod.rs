@@ -55,31 +55,49 @@ const MAX_REVIEWS: usize = 16;
 /// How long the API server may take to tell of a namespace. It gives up on webhooks after ten seconds.
 const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves the webhooks on `listener` and keeps everything around them up to date, with the API server's help, until
-/// `stop`: the certificate authority in its Secret, the bundle in the webhooks' configurations, Events.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn run(
-    client: kube::Client,
-    listener: TcpListener,
-    settings: Settings,
-    loaded: watch::Receiver<Arc<Loaded>>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let namespace = settings.namespace.clone();
-    let (events, waiting) = events::channel();
-    let (tls, served) = watch::channel(None);
-    let (bundle, trusted) = watch::channel(String::new());
-    let namespaces = Namespaces { loaded, client: Some(client.clone()) };
-    let webhook = Webhook { settings, namespaces, metrics, events: Some(events) };
-    let certificates = Certificates { tls, bundle };
-    tokio::select! {
-        result = webhook.serve(listener, served, stop) => result,
-        () = certificates.keep(client.clone(), &namespace, SERVICE) => Ok(()),
-        () = configuration::keep(client.clone(), trusted) => Ok(()),
-        () = async { events::publish(client, waiting).await; std::future::pending().await } => Ok(()),
+/// What the webhooks of a cluster stand on.
+pub struct Serving {
+    /// The API server.
+    pub client: kube::Client,
+    /// How sidecars are.
+    pub settings: Settings,
+    /// Names and addresses under which the webhooks are reached, beside the Service's.
+    pub names: Vec<String>,
+    /// What was read.
+    pub loaded: watch::Receiver<Arc<Loaded>>,
+    /// What became of reviews is counted here.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Serving {
+    /// Serves on `listener` and keeps everything around the webhooks up to date, until `stop`: the certificate authority
+    /// in its Secret, the bundle in the webhooks' configurations, Events.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
+        let Self { client, settings, mut names, loaded, metrics } = self;
+        let namespace = settings.namespace.clone();
+        names.extend([format!("{SERVICE}.{namespace}.svc"), format!("{SERVICE}.{namespace}")]);
+        let (events, waiting) = events::channel();
+        let (tls, served) = watch::channel(None);
+        let (bundle, trusted) = watch::channel(String::new());
+        let namespaces = Namespaces { loaded, client: Some(client.clone()) };
+        let webhook = Webhook { settings, namespaces, metrics, events: Some(events) };
+        let certificates = Certificates { tls, bundle };
+        // All but the first have no end of their own.
+        let around = async {
+            tokio::join!(
+                certificates.keep(client.clone(), &namespace, &names),
+                configuration::keep(client.clone(), trusted),
+                events::publish(client, waiting),
+            );
+            std::future::pending().await
+        };
+        tokio::select! {
+            result = webhook.serve(listener, served, stop) => result,
+            () = around => Ok(()),
+        }
     }
 }
 
