@@ -3,6 +3,7 @@
 
 mod ca;
 mod identity;
+mod injection;
 mod plane;
 mod pods;
 mod routes;
