@@ -6,6 +6,7 @@ mod identity;
 mod injection;
 mod plane;
 mod pods;
+mod repair;
 mod routes;
 mod scale;
 mod server;
