@@ -61,6 +61,8 @@ impl Network {
         }
         // Applications serve on port 80 without being root.
         namespace.set("ipv4/ip_unprivileged_port_start", "0");
+        // As large as receive buffers get by default, however large this machine's may get: some tests fill all on the way.
+        namespace.set("ipv4/tcp_rmem", "4096 131072 6291456");
         let port = format!("p{number}");
         self.bridge.ip(&format!(
             "link add {port} type veth peer name eth0 netns {}\n\
