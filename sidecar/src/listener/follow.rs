@@ -120,63 +120,65 @@ impl Connection {
             return Stream::from(socket).reset();
         };
         let session = self.session(None);
-        let mut connect = std::pin::pin!(route.connect(&self.worker, current.tls.as_ref()));
-        let mut upstream: Option<Upstream> = None;
-        let may_be_tls = listener.model.chains.iter().any(|chain| chain.tls.is_some());
-        let hello_by = may_be_tls.then(|| Instant::now() + HELLO);
-        let race = async {
-            loop {
-                let Some(upstream) = &mut upstream else {
+        let races = &self.worker.races;
+        let outcome = {
+            let mut connect = std::pin::pin!(route.connect(&self.worker, current.tls.as_ref()));
+            let mut upstream: Option<Upstream> = None;
+            let may_be_tls = listener.model.chains.iter().any(|chain| chain.tls.is_some());
+            let hello_by = may_be_tls.then(|| Instant::now() + HELLO);
+            let race = async {
+                loop {
+                    let Some(upstream) = &mut upstream else {
+                        tokio::select! {
+                            spoken = detector.detect(&mut socket) => return First::Client(spoken),
+                            connected = &mut connect => match connected {
+                                Ok(connected) => upstream = Some(connected),
+                                Err(error) => return First::Refused(error),
+                            },
+                        }
+                        continue;
+                    };
                     tokio::select! {
                         spoken = detector.detect(&mut socket) => return First::Client(spoken),
-                        connected = &mut connect => match connected {
-                            Ok(connected) => upstream = Some(connected),
-                            Err(error) => return First::Refused(error),
-                        },
+                        () = upstream.speaks() => {}
                     }
-                    continue;
-                };
-                tokio::select! {
-                    spoken = detector.detect(&mut socket) => return First::Client(spoken),
-                    () = upstream.speaks() => {}
+                    let Some(hello_by) = hello_by else { return First::Server };
+                    return match timeout_at(hello_by, detector.detect(&mut socket)).await {
+                        Ok(spoken) => First::Client(spoken),
+                        Err(_) if detector.is_silent() => First::Server,
+                        Err(_) => First::Client(detector.detect(&mut socket).await),
+                    };
                 }
-                let Some(hello_by) = hello_by else { return First::Server };
-                return match timeout_at(hello_by, detector.detect(&mut socket)).await {
-                    Ok(spoken) => First::Client(spoken),
-                    Err(_) if detector.is_silent() => First::Server,
-                    Err(_) => First::Client(detector.detect(&mut socket).await),
-                };
+            };
+            let limit = route.idle_timeout().unwrap_or(Duration::MAX);
+            let Some(first) = self.while_idle(limit, race).await else {
+                self.refused(Refusal::Silent);
+                return Stream::from(socket).reset();
+            };
+            match first {
+                First::Client(Err(error)) => {
+                    return tracing::debug!(client = %self.client, %error, "the client left");
+                }
+                First::Client(Ok(spoken)) if self.choose(listener, &spoken) != Some(index) => {
+                    races.unused.increment();
+                    Raced::Elsewhere(spoken)
+                }
+                First::Client(Ok(_)) | First::Server => {
+                    let who = if matches!(first, First::Server) { &races.server } else { &races.client };
+                    who.increment();
+                    Raced::Here(match upstream {
+                        Some(upstream) => Ok(upstream),
+                        None => connect.await,
+                    })
+                }
+                First::Refused(error) => Raced::Here(Err(error)),
             }
         };
-        let limit = route.idle_timeout().unwrap_or(Duration::MAX);
-        let Some(first) = self.while_idle(limit, race).await else {
-            self.refused(Refusal::Silent);
-            return Stream::from(socket).reset();
-        };
-        let races = &self.worker.races;
+        // From here on, what was opened in vain is closed: its server would have it for as long as the client stays.
         let stream = detector.into_stream(socket);
-        let refused = match first {
-            First::Client(Err(error)) => {
-                return tracing::debug!(client = %self.client, %error, "the client left");
-            }
-            First::Client(Ok(spoken)) if self.choose(listener, &spoken) != Some(index) => {
-                races.unused.increment();
-                return self.spoken(stream, &spoken, current, listener).await;
-            }
-            First::Client(Ok(_)) => {
-                races.client.increment();
-                None
-            }
-            First::Server => {
-                races.server.increment();
-                None
-            }
-            First::Refused(error) => Some(error),
-        };
-        let connected = match (refused, upstream) {
-            (Some(error), _) => Err(error),
-            (None, Some(upstream)) => Ok(upstream),
-            (None, None) => connect.await,
+        let connected = match outcome {
+            Raced::Elsewhere(spoken) => return self.spoken(stream, &spoken, current, listener).await,
+            Raced::Here(connected) => connected,
         };
         let mut client = Stream::Tcp(stream);
         let ending = match connected {
@@ -261,6 +263,14 @@ impl Connection {
             TrafficDirection::Outbound => Target::Service(listener.name.clone()),
         }
     }
+}
+
+/// Where a client that had said nothing goes.
+enum Raced {
+    /// Where its silence would have led, if there is a connection.
+    Here(Result<Upstream, NoUpstream>),
+    /// Where its words lead.
+    Elsewhere(Spoken),
 }
 
 /// Who spoke first.

@@ -191,6 +191,30 @@ async fn a_client_that_takes_its_time_is_served_as_what_it_turns_out_to_be() {
 }
 
 #[tokio::test]
+async fn what_was_opened_in_vain_is_closed_while_its_client_stays() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pair = Pair::start_untold(listener.local_addr().expect("it is bound")).await;
+    let mut client = TcpStream::connect(pair.port()).await.expect("it listens");
+    let (mut vain, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a connection");
+    client.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
+    // An application of HTTP, which answers on the connection that the request comes on.
+    let app = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tulle_tests::read_head(&mut stream).await;
+                let _ = stream.write_all(&tulle_tests::script(200, "")).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            });
+        }
+    });
+    let head = tulle_tests::read_head(&mut client).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let ended = timeout(LIMIT, vain.read(&mut [0])).await.expect("it ends in time");
+    assert!(matches!(ended, Ok(0) | Err(_)), "nothing is said on it");
+    app.abort();
+}
+
+#[tokio::test]
 async fn garbage_at_a_port_of_mtls_is_reset_at_once_and_counted() {
     let pair = echo().await;
     make_strict(&pair).await;
