@@ -1,7 +1,7 @@
 //! Tulle's own kinds of objects, `tulle.dev/v1alpha1`: what no standard covers yet.
 //!
 //! The Rust types here are the only definition. Manifests are read into them, and the CRDs in `manifests/crds/` are
-//! generated from them, descriptions included ([`crds`]). Field names follow the Gateway API's experimental kinds and
+//! generated from them, descriptions included ([`crds()`]). Field names follow the Gateway API's experimental kinds and
 //! GEPs wherever those have a shape for the same thing, so that moving to them later is a change of `apiVersion`.
 //! Policies attach directly to their targets (GEP-713, class Direct): of two that say the same about one target, the
 //! older wins.

@@ -3,7 +3,7 @@
 //! In: the injected pods of all namespaces, and the plugin's own, which tell the nodes on which it is installed. Out:
 //! deletions of pods whose `tulle-validate` has found that nothing redirects their traffic, each with an Event. Their
 //! owners make new ones, which get their rules. A pod that nobody would make again is never deleted, nor one on a node
-//! without plugin, which would not fare better; and no more than [`limit`] allows.
+//! without plugin, which would not fare better; and no more than `limit` allows.
 //!
 //! It runs once in a cluster, and no node has a token that could delete pods. Two at once do no harm: a deletion is of one
 //! pod at one version.
