@@ -4,6 +4,7 @@
 //! owner was dropped or this process is gone, the shell kills the process.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -38,6 +39,8 @@ impl Kept {
         let mut shell = Command::new("sh");
         shell.args(["-c", KEEPER, "sh"]).arg(folder.unwrap_or(Path::new(""))).args(command);
         shell.stdin(Stdio::piped()).stdout(log).stderr(again);
+        // A group of its own: what is meant for the test program alone must not end the keeper before its process.
+        shell.process_group(0);
         let shell = shell.spawn().expect("every system has a shell");
         Self { shell }
     }
