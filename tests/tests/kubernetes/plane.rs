@@ -22,7 +22,8 @@ pub(crate) struct Plane {
 impl Plane {
     /// One on this machine's loopback, which may do everything.
     pub(crate) async fn start(api: &ApiServer) -> Self {
-        Self::start_at(api, &["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"], |command| command).await
+        let ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--webhook", "127.0.0.1:0"];
+        Self::start_at(api, &ports, |command| command).await
     }
 
     /// One with other flags, in the place where `place` puts its command.

@@ -66,6 +66,25 @@ async fn what_is_applied_changes_traffic() {
     let schema = schema.to_string();
     let definition = ["patch", "crd", "httproutes.gateway.networking.k8s.io", "--type=json", "-p", &schema];
     cluster.api.kubectl(&definition).await;
+    // Until it is in force, the API server drops the field, and what is left is a good route.
+    let misspelt = r#"[{"op":"add","path":"/spec/rules/0/backendRefs/0/weigth","value":1}]"#;
+    let trial = [
+        "-n",
+        SHOP,
+        "patch",
+        "httproute",
+        "stock",
+        "--type=json",
+        "--dry-run=server",
+        "-o=json",
+        "-p",
+        misspelt,
+    ];
+    until(async || match cluster.api.try_kubectl(&trial).await {
+        Ok(kept) if kept.contains("weigth") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     let broken = route(&json!({ "name": "stock", "port": 80, "weigth": 1 }));
     until(async || {
         cluster.api.apply(&broken).await;
