@@ -177,10 +177,21 @@ async fn the_demo_applies_and_is_shown() {
     cluster.api.make_namespace("shop").await;
     cluster.api.kubectl(&["apply", "-f", &manifests("demo"), "--dry-run=server"]).await;
     cluster.api.kubectl(&["apply", "-f", &manifests("demo")]).await;
-    let shown = cluster.api.kubectl(&["get", "tulle", "-n", "shop"]).await;
+    // With the rights of its service account the control plane reads all of it, and writes what became of it.
+    let shown = until(async || {
+        let shown = cluster.api.kubectl(&["get", "tulle", "-n", "shop"]).await;
+        if shown.matches("True").count() >= 4 {
+            Ok(shown)
+        } else {
+            Err(format!("not all is accepted: {shown}"))
+        }
+    })
+    .await;
     for word in ["ALGORITHM", "PeakEWMA", "MTLS", "Strict", "ACCEPTED", "ACTION", "ALLOW"] {
         assert!(shown.contains(word), "{word} is not in {shown}");
     }
+    let log = cluster.plane.log();
+    assert!(!log.contains("orbidden"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
