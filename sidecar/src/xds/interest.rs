@@ -223,16 +223,21 @@ pub(crate) fn is_settled(cache: &Cache, name: &str, resolved: impl Fn(&Discovery
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_application_that_tries_every_address_pushes_nothing_out_that_is_in_use() {
-        let mut interest = Interest {
+    /// The interest of a sidecar that has just started and is configured with nothing.
+    fn nothing() -> Interest {
+        Interest {
             fixed: BTreeSet::new(),
             inbound: BTreeSet::new(),
             names: HashMap::new(),
             demanded: HashMap::new(),
             make_room_at: MAX_UNKNOWN + SLACK,
             secrets: BTreeSet::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn an_application_that_tries_every_address_pushes_nothing_out_that_is_in_use() {
+        let mut interest = nothing();
         let (start, mark) = (Instant::now(), Arc::new(LastUse::default()));
         let in_use = |name: &str| name.starts_with("used").then(|| Arc::clone(&mark));
         for service in 0..100 {
@@ -251,14 +256,7 @@ mod tests {
 
     #[test]
     fn an_application_that_dials_every_port_of_an_address_is_remembered_by_the_last_ones() {
-        let mut interest = Interest {
-            fixed: BTreeSet::new(),
-            inbound: BTreeSet::new(),
-            names: HashMap::new(),
-            demanded: HashMap::new(),
-            make_room_at: MAX_UNKNOWN + SLACK,
-            secrets: BTreeSet::new(),
-        };
+        let mut interest = nothing();
         let (start, mark) = (Instant::now(), Arc::new(LastUse::default()));
         let other: Arc<str> = "cart.shop:80".into();
         interest.demand(other.clone(), start, |_| None);
