@@ -140,9 +140,9 @@ impl InFlight {
         let rule = self.cluster.outlier_detection();
         match outcome {
             Outcome::Success => stats.succeed(rule, now),
-            Outcome::Refused => stats.observe(PENALTY, now),
+            Outcome::Refused => stats.penalize(now),
             Outcome::Failure => {
-                stats.observe(PENALTY, now);
+                stats.penalize(now);
                 if stats.fail(rule, now) {
                     self.cluster.eject(&self.endpoint, now, random);
                 }
@@ -150,10 +150,6 @@ impl InFlight {
         }
     }
 }
-
-/// The latency that a failure counts as. Failing fast must not look like being fast, or the one broken endpoint would
-/// draw all requests.
-const PENALTY: Duration = Duration::from_secs(1);
 
 impl Drop for InFlight {
     fn drop(&mut self) {

@@ -14,6 +14,12 @@ use super::ewma::Ewma;
 /// A new endpoint of a cluster that has others reaches its full share after this long.
 pub(super) const RAMP: Duration = Duration::from_secs(30);
 
+/// The latency that a failure counts as at first. Failing fast must not look like being fast, or the one broken endpoint
+/// would draw all requests. It is forgotten with a time constant of 1 s, far faster than a latency that was measured: an
+/// endpoint that fails once, or is started again at its address, has its share back within seconds. The breaker takes care
+/// of those that go on failing.
+const PENALTY: Duration = Duration::from_secs(1);
+
 /// Load and health of an endpoint.
 #[repr(align(64))]
 pub(crate) struct EndpointStats {
@@ -31,6 +37,8 @@ pub(crate) struct EndpointStats {
     breaker: AtomicU64,
     /// How often it was ejected and is not yet forgiven.
     ejections: AtomicU32,
+    /// When it last failed or refused, as [`tenths`] of a second and one more; 0: never.
+    failed: AtomicU32,
     /// A packed [`Window`].
     window: AtomicU64,
 }
@@ -49,6 +57,7 @@ impl EndpointStats {
             ewma_at: AtomicU64::new(since_epoch),
             breaker: AtomicU64::new(State::Closed { since: 0 }.pack()),
             ejections: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
             window: AtomicU64::new(Window::default().pack()),
         }
     }
@@ -80,7 +89,19 @@ impl EndpointStats {
     pub(super) fn cost(&self, now: Instant) -> f64 {
         // Without the floor, idle endpoints would all cost nothing, however many requests wait for them.
         const FLOOR: f64 = 100_000.0;
-        self.ewma().at(self.clock(now)).max(FLOOR) * (f64::from(self.in_flight()) + 1.0)
+        let clock = self.clock(now);
+        (self.ewma().at(clock).max(FLOOR) + self.penalty(clock)) * (f64::from(self.in_flight()) + 1.0)
+    }
+
+    /// What is left, in nanoseconds, of the latency that the last failure counts as.
+    fn penalty(&self, clock: u64) -> f64 {
+        let failed = self.failed.load(Relaxed);
+        if failed == 0 {
+            return 0.0;
+        }
+        let age = tenths(clock).saturating_sub(failed - 1);
+        // After so long nothing is left that could decide.
+        if age > 200 { 0.0 } else { PENALTY.as_nanos() as f64 * (-f64::from(age) / 10.0).exp() }
     }
 
     /// The share of its traffic that the endpoint is ready for: from a tenth to all of it over [`RAMP`].
@@ -94,6 +115,11 @@ impl EndpointStats {
         let next = self.ewma().observe(latency, self.clock(now));
         self.ewma.store(next.value.to_bits(), Relaxed);
         self.ewma_at.store(next.at, Relaxed);
+    }
+
+    /// Has the endpoint passed over for some seconds, where there are others: it failed, or refused.
+    pub(super) fn penalize(&self, now: Instant) {
+        self.failed.store(tenths(self.clock(now)).saturating_add(1), Relaxed);
     }
 
     pub(super) fn standing(&self, now: Instant) -> Standing {
@@ -179,6 +205,11 @@ impl EndpointStats {
     }
 }
 
+/// Tenths of a second of an endpoint's clock: 13 years of them fit.
+fn tenths(clock: u64) -> u32 {
+    u32::try_from(clock / 100_000_000).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,5 +290,18 @@ mod tests {
         stats.end();
         stats.observe(100 * MS, now);
         assert!((stats.cost(now) / idle - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_failure_weighs_more_than_any_usual_latency_and_is_forgotten_within_seconds() {
+        let now = Instant::now();
+        let [fast, failing] = [MS, Duration::ZERO].map(|usual| EndpointStats::new(now, false, usual));
+        failing.penalize(now);
+        assert!(failing.cost(now) > 500.0 * fast.cost(now), "it fails fast");
+        let later = now + Duration::from_secs(3);
+        assert!(failing.cost(later) > 10.0 * fast.cost(later), "one second is not enough");
+        let later = now + Duration::from_secs(9);
+        assert!(failing.cost(later) < fast.cost(later), "an idle endpoint comes back by itself");
+        assert_eq!(failing.latency(now), Duration::ZERO, "a failure is no latency");
     }
 }

@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tulle_tests::{App, LIMIT, TestMesh, Workload, only_on_loopback, read_head, wait_for};
+use tulle_tests::{App, LIMIT, TestMesh, Workload, read_head, wait_for};
 
 #[tokio::test]
 async fn a_rolling_restart_under_load_fails_no_request() {
-    only_on_loopback!("an open fault: on hosts, the workload that comes back gets no traffic within 20 s");
     let apps = [App::fixed(200, "ok").await, App::fixed(200, "ok").await];
     let mesh = TestMesh::start().await;
     let workloads = [
