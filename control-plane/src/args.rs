@@ -198,6 +198,12 @@ pub enum Command {
         /// The namespace of the plugin's own pods.
         #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "tulle-cni")]
         namespace: String,
+        /// The kubeconfig to use instead of the pod's service account.
+        #[arg(long, value_name = "FILE", env = "TULLE_KUBECONFIG")]
+        kubeconfig: Option<PathBuf>,
+        /// The context in the kubeconfig, where that is not its current one.
+        #[arg(long, value_name = "NAME", env = "TULLE_CONTEXT", requires = "kubeconfig")]
+        context: Option<String>,
         /// How log lines are written.
         #[arg(long, value_name = "FORMAT", env = "TULLE_LOG_FORMAT", default_value = "text")]
         log_format: LogFormat,

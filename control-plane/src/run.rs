@@ -32,10 +32,10 @@ use crate::ca::{CaError, rotation, secret};
 use crate::grpc::{GrpcError, Services};
 use crate::health::Health;
 use crate::inject::webhook;
-use crate::kubernetes::ConnectError;
+use crate::kubernetes::{Cluster, ConnectError};
 use crate::metrics::Metrics;
 use crate::origin::{self, Origin};
-use crate::repair::{RepairError, repair};
+use crate::repair::repair;
 use crate::source::SourceError;
 use crate::status::Board;
 use crate::virtual_addresses::KeptError;
@@ -57,13 +57,15 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         (Some(Command::RotateRoot { step, state, cluster }), _) => {
             runtime()?.block_on(rotate(step, state.as_deref(), &cluster))
         }
-        (Some(Command::Repair { namespace, log_format }), _) => {
+        (Some(Command::Repair { namespace, kubeconfig, context, log_format }), _) => {
             start_log(log_format)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map_err(Error::Runtime)?.block_on(async {
                 let stop = CancellationToken::new();
                 end_on_signals(stop.clone())?;
-                repair(&namespace, stop).await.map_err(Error::Repair)
+                let cluster = Cluster::connect(kubeconfig.as_deref(), context.as_deref(), &namespace).await;
+                repair(cluster.map_err(Error::Cluster)?, stop).await;
+                Ok(())
             })
         }
         (None, Some(mut args)) => {
@@ -304,8 +306,6 @@ pub enum Error {
     Grpc(GrpcError),
     /// Port 15014 does not serve.
     Http(io::Error),
-    /// Nothing is repaired.
-    Repair(RepairError),
     /// Port 15017 does not serve.
     Webhook(io::Error),
     /// The log can't be written as asked.
@@ -332,7 +332,6 @@ impl fmt::Display for Error {
             Self::VirtualAddresses(error) => error.fmt(f),
             Self::Grpc(error) => error.fmt(f),
             Self::Http(error) => write!(f, "the HTTP API failed: {error}"),
-            Self::Repair(error) => error.fmt(f),
             Self::Webhook(error) => write!(f, "the webhooks failed: {error}"),
             Self::Log(reason) => write!(f, "can't start the log: {reason}; check TULLE_LOG"),
             Self::Runtime(error) => write!(f, "can't run: {error}"),
@@ -351,7 +350,6 @@ impl std::error::Error for Error {
             Self::Source(error) => Some(error),
             Self::VirtualAddresses(error) => Some(error),
             Self::Grpc(error) => Some(error),
-            Self::Repair(error) => Some(error),
             Self::Log(_) => None,
         }
     }

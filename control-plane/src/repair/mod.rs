@@ -15,7 +15,6 @@ mod stranded;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
 use futures_util::{StreamExt, pin_mut};
@@ -32,6 +31,7 @@ use limit::Limit;
 use stranded::{Stranded, is_ready};
 
 use crate::inject::{COMPONENT_LABEL, TLS_LABEL, TLS_MESH};
+use crate::kubernetes::Cluster;
 
 /// The component that the plugin's own pods are.
 const PLUGIN: &str = "cni";
@@ -39,13 +39,11 @@ const PLUGIN: &str = "cni";
 /// How often what waits is looked at again.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// Repairs until `stop`. `namespace` is that of the plugin's own pods.
-///
-/// # Errors
-/// When there is no API server to ask. One that does not answer for a while is asked again.
-pub async fn repair(namespace: &str, stop: CancellationToken) -> Result<(), RepairError> {
-    let client = Client::try_default().await.map_err(RepairError::Client)?;
-    let mut repairs = Repairs::new(client.clone(), namespace);
+/// Repairs until `stop`. The cluster's namespace is that of the plugin's own pods. An API server that does not answer for a
+/// while is asked again.
+pub async fn repair(cluster: Cluster, stop: CancellationToken) {
+    let Cluster { client, namespace } = cluster;
+    let mut repairs = Repairs::new(client.clone(), &namespace);
     let seen = watcher(
         Api::<Pod>::all(client),
         watcher::Config::default().labels(&format!("{TLS_LABEL}={TLS_MESH}")),
@@ -57,11 +55,11 @@ pub async fn repair(namespace: &str, stop: CancellationToken) -> Result<(), Repa
     tracing::info!(namespace, "repairing");
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return,
             event = seen.next() => match event {
                 Some(Ok(event)) => repairs.see(event),
                 Some(Err(error)) => tracing::warn!(%error, "can't watch pods"),
-                None => return Ok(()),
+                None => return,
             },
             _ = ticks.tick() => repairs.work().await,
         }
@@ -193,29 +191,4 @@ async fn tell(recorder: &Recorder, stranded: &Stranded, type_: EventType, reason
 
 fn node(pod: &Pod) -> Option<String> {
     pod.spec.as_ref()?.node_name.clone()
-}
-
-/// Why nothing is repaired.
-#[derive(Debug)]
-pub enum RepairError {
-    /// There is no API server to ask.
-    Client(kube::Error),
-}
-
-impl fmt::Display for RepairError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Client(error) => {
-                write!(f, "no API server: {error}; run it in a pod with a service account, or set KUBECONFIG")
-            }
-        }
-    }
-}
-
-impl std::error::Error for RepairError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Client(error) => Some(error),
-        }
-    }
 }

@@ -62,7 +62,7 @@ async fn plugin(api: &ApiServer, node: &str, ready: &str) {
 async fn repair(api: &ApiServer) -> Child {
     let kubeconfig = api.kubeconfig_of("tulle-cni", "tulle-cni-repair").await;
     let mut command = Command::new(binary("tulle-control-plane"));
-    command.arg("repair").env("KUBECONFIG", kubeconfig).env("POD_NAMESPACE", "tulle-cni");
+    command.args(["repair", "--kubeconfig"]).arg(kubeconfig).env("POD_NAMESPACE", "tulle-cni");
     command.stdin(Stdio::null()).kill_on_drop(true).spawn().expect("it can be started")
 }
 
