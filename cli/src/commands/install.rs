@@ -1,7 +1,8 @@
 //! `tulle install` and `tulle uninstall`: the manifests of the control plane, for kubectl.
 //!
 //! In: the files of `manifests/`, which are a part of this program, and what the user sets. Out: YAML. Without settings it is
-//! what `kubectl kustomize manifests/base` makes, and with `--ha` what `manifests/ha` makes: those folders are the truth.
+//! what `kubectl kustomize manifests/base` makes, and with `--ha` what `manifests/ha` makes: those folders are the truth. The
+//! chart in `manifests/helm` knows the same settings by the same names.
 
 use std::str::FromStr;
 
@@ -20,8 +21,17 @@ const BASE: [&str; 4] = [
     include_str!("../../../manifests/base/control-plane.yaml"),
     include_str!("../../../manifests/base/webhooks.yaml"),
 ];
-/// What `manifests/ha` lays over the Deployment.
+/// The name of the control plane's Deployment.
+const CONTROL_PLANE: &str = tulle_control_plane::inject::webhook::SERVICE;
+/// What `manifests/ha` lays over it.
 const HA: &str = include_str!("../../../manifests/ha/control-plane.yaml");
+
+/// The files of `manifests/cni`, in its order.
+const CNI: [&str; 3] = [
+    include_str!("../../../manifests/cni/namespace.yaml"),
+    include_str!("../../../manifests/cni/plugin.yaml"),
+    include_str!("../../../manifests/cni/repair.yaml"),
+];
 
 /// What is installed.
 #[derive(Debug, Args)]
@@ -40,6 +50,9 @@ pub struct UninstallArgs {
     /// The CustomResourceDefinitions too, and with them all policies in the cluster.
     #[arg(long)]
     crds: bool,
+    /// The CNI plugin too. Pods that it redirects must be gone before.
+    #[arg(long)]
+    cni: bool,
 }
 
 /// Examples of `tulle install`, for `--help`.
@@ -49,16 +62,19 @@ Examples:
   tulle install --ha --set trustDomain=example.com | kubectl apply -f -
 
 Keys of --set:
+  ha               true or false: the same as --ha
+  createNamespace  false where the namespace tulle-system is there already
   image            the control plane's image
   sidecarImage     the sidecars' image
-  imagePullPolicy  of both: Always, IfNotPresent or Never
+  cniImage         the CNI plugin's image
+  imagePullPolicy  of all of them: Always, IfNotPresent or Never
   replicas         of the control plane
   cpuRequest, memoryRequest, memoryLimit
                    of the control plane
   trustDomain      the first part of identities; it can't be changed later
   clusterDomain    the end of Services' names
   failurePolicy    Ignore or Fail: what becomes of new pods while no control plane answers
-  redirection      init or cni: who redirects pods' traffic
+  redirection      init or cni: who redirects pods' traffic; with cni its plugin is installed as well
   sidecarLogLevel, sidecarOtlp
                    what sidecars log, and where their spans go";
 
@@ -75,10 +91,17 @@ Pods keep their sidecars until they are made anew. The trust bundles that the co
 /// # Errors
 /// When standard output can't be written.
 pub fn install(args: &InstallArgs) -> Result<(), Failure> {
-    let mut objects = crds()?;
-    objects.extend(base()?);
-    if args.ha {
+    let mut objects = manifests()?;
+    let given = |wanted: &Key| args.settings.iter().rev().find(|setting| setting.key == *wanted);
+    let is = |key: &Key, value: &str| given(key).is_some_and(|setting| setting.value == value);
+    if given(&Key::Ha).map_or(args.ha, |setting| setting.value == "true") {
         make_available(&mut objects)?;
+    }
+    if is(&Key::CreateNamespace, "false") {
+        objects.retain(|object| object["kind"] != "Namespace");
+    }
+    if is(&Key::Flag("--redirection"), "cni") {
+        objects.extend(read(&CNI)?);
     }
     for setting in &args.settings {
         setting.apply(&mut objects);
@@ -92,9 +115,22 @@ pub fn install(args: &InstallArgs) -> Result<(), Failure> {
 /// When standard output can't be written.
 pub fn uninstall(args: &UninstallArgs) -> Result<(), Failure> {
     let mut objects = if args.crds { crds()? } else { Vec::new() };
-    objects.extend(base()?);
+    objects.extend(read(&BASE)?);
+    if args.cni {
+        objects.extend(read(&CNI)?);
+    }
     objects.reverse();
     print(&objects)
+}
+
+/// All that is installed without settings.
+///
+/// # Errors
+/// When this program's own manifests can't be read.
+pub(super) fn manifests() -> Result<Vec<Value>, Failure> {
+    let mut objects = crds()?;
+    objects.extend(read(&BASE)?);
+    Ok(objects)
 }
 
 fn crds() -> Result<Vec<Value>, Failure> {
@@ -102,9 +138,9 @@ fn crds() -> Result<Vec<Value>, Failure> {
     files.iter().map(|(_, yaml)| serde_saphyr::from_str(yaml).map_err(Failure::new)).collect()
 }
 
-fn base() -> Result<Vec<Value>, Failure> {
+fn read(files: &[&str]) -> Result<Vec<Value>, Failure> {
     let mut objects = Vec::new();
-    for file in BASE {
+    for file in files {
         objects.extend(serde_saphyr::from_multiple::<Value>(file).map_err(Failure::new)?);
     }
     Ok(objects)
@@ -122,7 +158,7 @@ fn print(objects: &[Value]) -> Result<(), Failure> {
 /// As the overlay `manifests/ha` does.
 fn make_available(objects: &mut [Value]) -> Result<(), Failure> {
     let overlay: Value = serde_saphyr::from_str(HA).map_err(Failure::new)?;
-    if let Some(deployment) = find(objects, "Deployment") {
+    if let Some(deployment) = find(objects, "Deployment", CONTROL_PLANE) {
         merge(deployment, &overlay);
     }
     fail_policy(objects, "Fail");
@@ -141,15 +177,20 @@ fn merge(into: &mut Value, overlay: &Value) {
 }
 
 fn fail_policy(objects: &mut [Value], policy: &str) {
-    let configuration = find(objects, "MutatingWebhookConfiguration");
+    let configuration = find(objects, "MutatingWebhookConfiguration", "tulle");
     let webhooks = configuration.and_then(|object| object["webhooks"].as_array_mut());
     for webhook in webhooks.into_iter().flatten() {
         webhook["failurePolicy"] = policy.into();
     }
 }
 
-fn find<'a>(objects: &'a mut [Value], kind: &str) -> Option<&'a mut Value> {
-    objects.iter_mut().find(|object| object["kind"] == kind)
+fn find<'a>(objects: &'a mut [Value], kind: &str, name: &str) -> Option<&'a mut Value> {
+    objects.iter_mut().find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+}
+
+/// The container of a workload that has one.
+fn container<'a>(objects: &'a mut [Value], kind: &str, name: &str) -> Option<&'a mut Value> {
+    find(objects, kind, name).map(|object| &mut object["spec"]["template"]["spec"]["containers"][0])
 }
 
 /// One setting, of which the value is known to be of its form.
@@ -159,9 +200,12 @@ struct Setting {
     value: String,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
+    Ha,
+    CreateNamespace,
     Image,
+    CniImage,
     PullPolicy,
     Replicas,
     CpuRequest,
@@ -182,7 +226,12 @@ impl FromStr for Setting {
             found.then_some(()).ok_or_else(|| format!("{key} is one of {}", known.join(", ")))
         };
         let key = match key {
+            "ha" | "createNamespace" => {
+                one_of(&["true", "false"])?;
+                if key == "ha" { Key::Ha } else { Key::CreateNamespace }
+            }
             "image" => Key::Image,
+            "cniImage" => Key::CniImage,
             "sidecarImage" => Key::Flag("--sidecar-image"),
             "imagePullPolicy" => {
                 one_of(&["Always", "IfNotPresent", "Never"])?;
@@ -230,24 +279,39 @@ impl Setting {
         if let Key::FailurePolicy = self.key {
             return fail_policy(objects, &self.value);
         }
-        let Some(deployment) = find(objects, "Deployment") else { return };
         let text = Value::from(self.value.as_str());
-        if let Key::Replicas = self.key {
-            deployment["spec"]["replicas"] = json!(self.value.parse::<u16>().unwrap_or(1));
-            return;
-        }
-        let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
-        match self.key {
-            Key::Image => container["image"] = text,
+        // Of two programs there are several containers.
+        let of_plugin = [("DaemonSet", "tulle-cni")];
+        let of_control_plane = [("Deployment", CONTROL_PLANE), ("Deployment", "tulle-cni-repair")];
+        let (field, images) = match self.key {
+            Key::Image => ("image", &of_control_plane[..]),
+            Key::CniImage => ("image", &of_plugin[..]),
             Key::PullPolicy => {
-                container["imagePullPolicy"] = text;
-                flag(container, "--sidecar-pull-policy", &self.value);
+                ("imagePullPolicy", &[of_plugin[0], of_control_plane[0], of_control_plane[1]][..])
             }
+            _ => ("", &[][..]),
+        };
+        for (kind, name) in images {
+            if let Some(container) = container(objects, kind, name) {
+                container[field] = text.clone();
+            }
+        }
+        if let (Key::Replicas, Some(deployment)) = (self.key, find(objects, "Deployment", CONTROL_PLANE)) {
+            deployment["spec"]["replicas"] = json!(self.value.parse::<u16>().unwrap_or(1));
+        }
+        let Some(container) = container(objects, "Deployment", CONTROL_PLANE) else { return };
+        match self.key {
+            Key::PullPolicy => flag(container, "--sidecar-pull-policy", &self.value),
             Key::CpuRequest => container["resources"]["requests"]["cpu"] = text,
             Key::MemoryRequest => container["resources"]["requests"]["memory"] = text,
             Key::MemoryLimit => container["resources"]["limits"]["memory"] = text,
             Key::Flag(name) => flag(container, name, &self.value),
-            Key::Replicas | Key::FailurePolicy => {}
+            Key::Ha
+            | Key::CreateNamespace
+            | Key::Image
+            | Key::CniImage
+            | Key::Replicas
+            | Key::FailurePolicy => {}
         }
     }
 }

@@ -42,8 +42,10 @@ fn installed(args: &[&str]) -> Objects {
 
 /// As `kubectl apply -k` sees a folder.
 fn kustomized(name: &str) -> Objects {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(name);
-    let output = Command::new("kubectl").arg("kustomize").arg(folder).output().expect("kubectl is there");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut kubectl = Command::new(root.join("target/kubernetes/kubectl"));
+    let output = kubectl.arg("kustomize").arg(root.join("manifests").join(name)).output();
+    let output = output.expect("tests/setup has built kubectl");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     objects(&String::from_utf8(output.stdout).expect("UTF-8"))
 }
@@ -53,6 +55,14 @@ fn what_is_installed_is_what_the_folders_say() {
     assert_eq!(installed(&[]), kustomized("base"));
     assert_eq!(installed(&["--ha"]), kustomized("ha"));
     assert_ne!(installed(&["--ha"]), installed(&[]));
+    assert_eq!(installed(&["--set", "ha=true"]), installed(&["--ha"]));
+    // Who has the plugin redirect gets it, and the control plane is told.
+    let mut with_plugin = installed(&["--set", "redirection=cni"]);
+    let own: Vec<_> = kustomized("cni").into_iter().collect();
+    for (name, object) in own {
+        assert_eq!(with_plugin.remove(&name), Some(object), "{name:?}");
+    }
+    assert!(with_plugin.keys().eq(kustomized("base").keys()));
 }
 
 #[test]
@@ -126,4 +136,6 @@ fn what_is_taken_down_leaves_the_users_objects_unless_told_otherwise() {
         kustomized("base").into_iter().filter(|((kind, _), _)| kind != "CustomResourceDefinition").collect();
     assert_eq!(objects(&run.out), left);
     assert_eq!(objects(&tulle(folder.path(), &["uninstall", "--crds"]).out), kustomized("base"));
+    let all = objects(&tulle(folder.path(), &["uninstall", "--cni"]).out);
+    assert!(kustomized("cni").iter().all(|(name, object)| all.get(name) == Some(object)));
 }

@@ -319,8 +319,8 @@ fn start_etcd(folder: &Path, address: SocketAddr) -> Kept {
     Kept::start(&command, &folder.join("etcd.log"), Some(folder))
 }
 
-/// Where `tests/apiserver/build` has put the programs.
-fn programs() -> PathBuf {
+/// Where `tests/apiserver/build` has put the programs: kubectl and helm for those who run them by themselves.
+pub fn programs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kubernetes")
 }
 

@@ -1,97 +1,31 @@
-//! `manifests/base` on a real API server, and the webhooks of the control plane that it describes, which runs with the
-//! rights of its service account and nothing else.
+//! The webhooks of the control plane that `manifests/base` describes, asked by a real API server.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::process::Command;
-use tokio::sync::OnceCell;
-use tulle_cli::local::Process;
-use tulle_tests::apiserver::{ApiServer, Channel};
-use tulle_tests::binaries;
+use tulle_tests::apiserver::ApiServer;
 
-use crate::plane::{SYSTEM, until};
+use crate::installed::{Installed, manifests};
+use crate::plane::until;
 
-/// A cluster with the manifests, and a control plane outside of it.
-struct Cluster {
-    api: ApiServer,
-    plane: Process,
-    _folder: TempDir,
-}
-
-static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
-
-impl Cluster {
-    async fn shared() -> &'static Self {
-        CLUSTER.get_or_init(Self::start).await
-    }
-
-    async fn start() -> Self {
-        let api = ApiServer::start().await;
-        api.install_gateway_api(Channel::Experimental).await;
-        api.kubectl(&["apply", "-k", &manifests("base")]).await;
-        let kubeconfig = api.kubeconfig_of(SYSTEM, "tulle-control-plane").await;
-        let folder = tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder");
-        let mut command = Command::new(&binaries().control_plane);
-        command.args(["--kubernetes", "--name", "127.0.0.1", "--sidecar-image", "sidecar:test"]);
-        command.args([
-            "--listen",
-            "127.0.0.1:0",
-            "--http",
-            "127.0.0.1:0",
-            "--webhook",
-            "127.0.0.1:0",
-            "--kubeconfig",
-        ]);
-        command.arg(kubeconfig);
-        let plane = Process::start("control-plane", command, folder.path()).await;
-        let plane = plane.unwrap_or_else(|error| panic!("{error}"));
-        let cluster = Self { api, plane, _folder: folder };
-        cluster.reach().await;
-        cluster
-    }
-
-    /// No Service leads anywhere here: the API server is told the control plane's address instead.
-    async fn reach(&self) {
-        let address = self.plane.started["webhook"].as_str().expect("it says where it listens").to_owned();
-        for (kind, paths) in [
-            ("mutatingwebhookconfiguration", &["/inject", "/inject"][..]),
-            ("validatingwebhookconfiguration", &["/validate"][..]),
-        ] {
-            let operations: Vec<Value> = (0..)
-                .zip(paths)
-                .flat_map(|(index, path)| {
-                    let config = format!("/webhooks/{index}/clientConfig");
-                    [
-                        json!({"op": "remove", "path": format!("{config}/service")}),
-                        json!({"op": "add", "path": format!("{config}/url"), "value": format!("https://{address}{path}")}),
-                    ]
-                })
-                .collect();
-            let patch = Value::from(operations).to_string();
-            self.api.kubectl(&["patch", kind, "tulle", "--type=json", "-p", &patch]).await;
-        }
-    }
-
-    /// Makes a pod again and again until it is as it should be: webhooks and namespaces are known after a while.
-    async fn pod(&self, namespace: &str, name: &str, manifest: &str, is: impl Fn(&Value) -> bool) -> Value {
-        until(async || {
-            let _ = self
-                .api
-                .try_kubectl(&["-n", namespace, "delete", "pod", name, "--force", "--ignore-not-found"])
-                .await;
-            self.api.try_apply(manifest).await?;
-            let pod = self.api.get(namespace, "pod", name).await;
-            if is(&pod) { Ok(pod) } else { Err(format!("it is {pod}")) }
-        })
-        .await
-    }
-}
-
-fn manifests(folder: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(folder).display().to_string()
+/// Makes a pod again and again until it is as it should be: webhooks and namespaces are known after a while.
+async fn make(
+    cluster: &Installed,
+    namespace: &str,
+    name: &str,
+    manifest: &str,
+    is: impl Fn(&Value) -> bool,
+) -> Value {
+    until(async || {
+        let _ = cluster
+            .api
+            .try_kubectl(&["-n", namespace, "delete", "pod", name, "--force", "--ignore-not-found"])
+            .await;
+        cluster.api.try_apply(manifest).await?;
+        let pod = cluster.api.get(namespace, "pod", name).await;
+        if is(&pod) { Ok(pod) } else { Err(format!("it is {pod}")) }
+    })
+    .await
 }
 
 fn containers(pod: &Value) -> Vec<&str> {
@@ -108,21 +42,20 @@ fn pod(namespace: &str, name: &str, extra: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_of_a_labelled_namespace_is_made_with_a_sidecar() {
-    let cluster = Cluster::shared().await;
+    let cluster = Installed::shared().await;
     let namespace = cluster.api.namespace("injected").await;
     cluster.api.kubectl(&["label", "namespace", &namespace, "tulle.dev/inject=enabled"]).await;
-    let made = cluster
-        .pod(&namespace, "web", &pod(&namespace, "web", ""), |pod| {
-            containers(pod) == ["tulle-init", "tulle-sidecar"]
-        })
-        .await;
+    let made = make(cluster, &namespace, "web", &pod(&namespace, "web", ""), |pod| {
+        containers(pod) == ["tulle-init", "tulle-sidecar"]
+    })
+    .await;
     assert_eq!(made["spec"]["initContainers"][1]["image"], "sidecar:test");
     assert_eq!(made["spec"]["initContainers"][1]["restartPolicy"], "Always");
     assert_eq!(made["metadata"]["labels"]["tulle.dev/tls"], "mesh");
 
     // One that can't have a sidecar is made without, and its owner is told.
     let plain = pod(&namespace, "node", "hostNetwork: true, ");
-    let made = cluster.pod(&namespace, "node", &plain, |_| true).await;
+    let made = make(cluster, &namespace, "node", &plain, |_| true).await;
     assert!(containers(&made).is_empty());
     until(async || {
         let events = cluster.api.kubectl(&["-n", &namespace, "get", "events", "-o", "json"]).await;
@@ -134,7 +67,7 @@ async fn a_pod_of_a_labelled_namespace_is_made_with_a_sidecar() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_changes_the_bundle_changes_it_for_a_moment() {
-    let cluster = Cluster::shared().await;
+    let cluster = Installed::shared().await;
     let bundles = [
         "get",
         "validatingwebhookconfiguration",
@@ -161,7 +94,7 @@ async fn who_changes_the_bundle_changes_it_for_a_moment() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_in_force_is_not_stored() {
-    let cluster = Cluster::shared().await;
+    let cluster = Installed::shared().await;
     let namespace = cluster.api.namespace("refused").await;
     let filter = format!(
         "apiVersion: tulle.dev/v1alpha1\nkind: HTTPFaultFilter\nmetadata: {{name: slow, namespace: {namespace}}}\nspec: \
@@ -173,7 +106,7 @@ async fn what_could_not_be_in_force_is_not_stored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_applies_and_is_shown() {
-    let cluster = Cluster::shared().await;
+    let cluster = Installed::shared().await;
     cluster.api.make_namespace("shop").await;
     cluster.api.kubectl(&["apply", "-f", &manifests("demo"), "--dry-run=server"]).await;
     cluster.api.kubectl(&["apply", "-f", &manifests("demo")]).await;
@@ -196,7 +129,7 @@ async fn the_demo_applies_and_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_cni_an_injected_pod_is_restricted() {
-    let cluster = Cluster::shared().await;
+    let cluster = Installed::shared().await;
     let namespace = cluster.api.namespace("restricted").await;
     let level = "pod-security.kubernetes.io/enforce=restricted";
     cluster.api.kubectl(&["label", "namespace", &namespace, level]).await;

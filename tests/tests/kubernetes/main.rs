@@ -2,8 +2,10 @@
 //! writes status.
 
 mod ca;
+mod helm;
 mod identity;
 mod injection;
+mod installed;
 mod plane;
 mod pods;
 mod repair;
