@@ -20,7 +20,7 @@ enum Command {
     /// Run a bookshop with a sidecar beside every service, and watch its traffic.
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
-    /// Check manifests: what is wrong, in which line, and how to mend it.
+    /// Check a cluster, before or after the installation, or manifests: what is wrong, and how to mend it.
     #[command(after_help = commands::check::EXAMPLES)]
     Check(commands::check::CheckArgs),
     /// Analyze objects, on files or in a running mesh: what is wrong, and what may not be meant so.
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Demo(args) => demo::run(args).await?,
-        Command::Check(args) => return commands::check::run(&args),
+        Command::Check(args) => return commands::check::run(&args).await,
         Command::Analyze(args) => return commands::analyze::run(&args).await,
         Command::Explain(args) => return commands::explain::run(&args).await,
         Command::Status(args) => commands::status::run(&args).await?,

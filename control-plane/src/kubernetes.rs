@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
 /// How long a connection to the API server may take.
@@ -42,21 +42,50 @@ impl Cluster {
         context: Option<&str>,
         namespace: &str,
     ) -> Result<Self, ConnectError> {
-        let mut config = match kubeconfig {
+        let config = match kubeconfig {
             None => Config::incluster().map_err(|error| ConnectError::new(None, &error))?,
             Some(path) => {
-                let failed = |error: &dyn std::error::Error| ConnectError::new(Some(path), error);
-                let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(&error))?;
-                let options =
-                    KubeConfigOptions { context: context.map(Into::into), ..KubeConfigOptions::default() };
-                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-                config.map_err(|error| failed(&error))?
+                let read =
+                    Kubeconfig::read_from(path).map_err(|error| ConnectError::new(Some(path), &error))?;
+                configure(read, context).await.map_err(|error| ConnectError::new(Some(path), &error))?
             }
         };
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        let client = Client::try_from(config).map_err(|error| ConnectError::new(kubeconfig, &error))?;
+        let client = client(config).map_err(|error| ConnectError::new(kubeconfig, &error))?;
         Ok(Self { client, namespace: namespace.into() })
     }
+
+    /// The same for a user, whose kubeconfig is where kubectl looks for it when no path is given: `$KUBECONFIG`, then
+    /// `~/.kube/config`.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be used.
+    pub async fn connect_as_user(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+        namespace: &str,
+    ) -> Result<Self, ConnectError> {
+        if kubeconfig.is_some() {
+            return Self::connect(kubeconfig, context, namespace).await;
+        }
+        let failed = |error: &dyn std::error::Error| ConnectError {
+            kubeconfig: Some("of $KUBECONFIG or ~/.kube/config".into()),
+            reason: with_causes(error),
+        };
+        let read = Kubeconfig::read().map_err(|error| failed(&error))?;
+        let config = configure(read, context).await.map_err(|error| failed(&error))?;
+        let client = client(config).map_err(|error| failed(&error))?;
+        Ok(Self { client, namespace: namespace.into() })
+    }
+}
+
+async fn configure(kubeconfig: Kubeconfig, context: Option<&str>) -> Result<Config, KubeconfigError> {
+    let options = KubeConfigOptions { context: context.map(Into::into), ..KubeConfigOptions::default() };
+    Config::from_custom_kubeconfig(kubeconfig, &options).await
+}
+
+fn client(mut config: Config) -> Result<Client, kube::Error> {
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config)
 }
 
 /// No client can be made. The fault is the operator's.

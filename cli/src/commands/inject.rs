@@ -63,7 +63,8 @@ Examples:
 /// When manifests can't be read.
 pub fn inject(args: &InjectCommand) -> Result<(), Failure> {
     let system = Settings::default().namespace;
-    let settings = args.inject.settings(&args.mesh.trust_domain, &args.mesh.cluster_domain, &system);
+    let mesh = args.mesh.settings();
+    let settings = args.inject.settings(&mesh.trust_domain, &mesh.cluster_domain, &system);
     let documents = args.files.read()?;
     let namespaces = namespaces(&documents);
     rewrite(documents, &|object| injected(object, &namespaces, &settings))

@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod check;
+mod cluster;
 pub mod config;
 pub mod explain;
 pub mod inject;

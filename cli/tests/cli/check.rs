@@ -116,5 +116,8 @@ fn a_wrong_call_is_no_verdict() {
     let missing = tulle(folder.path(), &["check", "-f", "nowhere"]);
     assert_eq!(missing.code, 2);
     assert!(missing.err.starts_with("error: can't read manifests from nowhere: "), "{}", missing.err);
-    assert_eq!(tulle(folder.path(), &["check"]).code, 2);
+    // Without files a cluster is meant.
+    let nowhere = tulle_with(folder.path(), &["check"], &[("KUBECONFIG", "/nowhere")], "");
+    assert_eq!(nowhere.code, 2);
+    assert!(nowhere.err.contains("kubeconfig"), "{}", nowhere.err);
 }

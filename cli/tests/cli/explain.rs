@@ -86,8 +86,8 @@ fn who_is_not_let_in_learns_by_which_condition() {
     let run = explain(&["shop/web", "--to", "stock:80"]);
     assert_eq!(run.code, 3);
     assert_line(&run, "inbound", "identity: expected = \"spiffe://cluster.local/ns/shop/sa/cart\"");
-    assert_line(&run, "note", "no workload in these manifests is spiffe://cluster.local/ns/shop/sa/web");
-    assert_line(&run, "note", "`tulle check` finds 1 problem in these manifests");
+    assert_line(&run, "note", "no workload that is known here is spiffe://cluster.local/ns/shop/sa/web");
+    assert_line(&run, "note", "`tulle analyze` finds 1 problem in these objects");
 }
 
 #[test]

@@ -236,6 +236,21 @@ impl Objects {
         T::table(self).get(&Key::new(namespace, name))
     }
 
+    /// The kinds of an API group, each with the versions that are read here, the preferred one first.
+    pub fn kinds(group: &str) -> Vec<(&'static str, &'static [&'static str])> {
+        struct Collect<'a>(&'a str, Vec<(&'static str, &'static [&'static str])>);
+        impl KindVisitor for Collect<'_> {
+            fn visit<T: Kind>(&mut self) {
+                if T::GROUP == self.0 {
+                    self.1.push((T::KIND, T::VERSIONS));
+                }
+            }
+        }
+        let mut collect = Collect(group, Vec::new());
+        Self::visit_kinds(&mut collect);
+        collect.1
+    }
+
     /// Names every object, by kind and then in order.
     pub fn refs(&self) -> Vec<ObjectRef> {
         struct Collect<'a>(&'a Objects, Vec<ObjectRef>);

@@ -2,6 +2,7 @@
 //! writes status.
 
 mod ca;
+mod check;
 mod helm;
 mod identity;
 mod injection;

@@ -1,6 +1,6 @@
 //! `tulle analyze`: what is wrong, and what may not be meant so, across all objects.
 //!
-//! In: manifests, or a running control plane. Out: findings, each with a code that can be looked up ([`codes`]), the object,
+//! In: manifests, the objects of a cluster, or a running control plane. Out: findings, each with a code that can be looked up ([`codes`]), the object,
 //! and what to do. It is `tulle check` and more: what no object is wrong about by itself.
 
 pub mod codes;
@@ -18,19 +18,22 @@ use serde::Serialize;
 use tulle_control_plane::source::Place;
 
 use self::codes::{Code, Level};
+use super::cluster::ClusterArgs;
 use super::manifests::{Manifests, MeshArgs};
 use crate::output::{Failure, OutputArgs, print, style, write};
 
 /// What is looked at.
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
-    /// A manifest, a folder of manifests, or - for standard input; may be given several times. Without it, the running
-    /// control plane is asked.
+    /// A manifest, a folder of manifests, or - for standard input; may be given several times. Without it, the objects of
+    /// the cluster are read.
     #[arg(short = 'f', long = "filename", value_name = "DIR_OR_FILE", num_args = 1.., conflicts_with = "control_plane")]
     files: Vec<PathBuf>,
-    /// The control plane's HTTP API.
-    #[arg(long, value_name = "URL", env = "TULLE_CONTROL_PLANE", default_value = "http://127.0.0.1:15014")]
-    control_plane: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// The HTTP API of a control plane that is asked instead: what became of its objects, and what sidecars say.
+    #[arg(long, value_name = "URL", env = "TULLE_CONTROL_PLANE")]
+    control_plane: Option<String>,
     #[command(flatten)]
     mesh: MeshArgs,
     /// Only findings of this namespace, and of no namespace.
@@ -53,7 +56,8 @@ pub struct AnalyzeArgs {
 pub const EXAMPLES: &str = "\
 Examples:
   tulle analyze -f manifests/                        files, before they are applied
-  tulle analyze                                      what runs: objects, sidecars and what those reject
+  tulle analyze                                      the objects of the cluster, as the control plane reads them
+  tulle analyze --control-plane 127.0.0.1:15014      what runs: objects, sidecars and what those reject
   tulle analyze -n shop --failure-threshold warning  one namespace; warnings fail too
   kubectl get ns,svc,pods,httproutes -A -o yaml | tulle analyze -f -
 
@@ -127,7 +131,7 @@ struct Findings {
 /// Looks, and prints what was found.
 ///
 /// # Errors
-/// When manifests can't be read, or the control plane does not answer.
+/// When objects can't be read, or the control plane does not answer.
 pub async fn run(args: &AnalyzeArgs) -> Result<ExitCode, Failure> {
     if args.list {
         write(&codes::document())?;
@@ -138,14 +142,10 @@ pub async fn run(args: &AnalyzeArgs) -> Result<ExitCode, Failure> {
             return Err(Failure::usage(format!("there is no code {code}; tulle analyze --list names all")));
         }
     }
-    let mut findings = if args.files.is_empty() {
-        live::findings(&args.control_plane).await?
-    } else {
-        let manifests = Manifests::load(&args.files, &args.mesh)?;
-        let mut findings = problems::findings(manifests.problems());
-        findings.extend(objects::findings(&manifests.objects, &manifests.world));
-        findings.extend(pods::findings(&manifests.objects));
-        findings
+    let mut findings = match (&args.files[..], &args.control_plane) {
+        ([], Some(control_plane)) => live::findings(control_plane).await?,
+        ([], None) => of_objects(&Manifests::read(&args.cluster, &args.mesh).await?),
+        (files, _) => of_objects(&Manifests::load(files, &args.mesh)?),
     };
     findings.retain(|finding| {
         let wanted = args.namespace.as_ref();
@@ -160,6 +160,13 @@ pub async fn run(args: &AnalyzeArgs) -> Result<ExitCode, Failure> {
     let failed = findings.iter().any(|finding| finding.level >= args.failure_threshold);
     print(args.output.output, &Findings { findings, errors, warnings, infos }, table)?;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn of_objects(manifests: &Manifests) -> Vec<Finding> {
+    let mut findings = problems::findings(manifests.problems());
+    findings.extend(objects::findings(&manifests.objects, &manifests.world));
+    findings.extend(pods::findings(&manifests.objects));
+    findings
 }
 
 fn table(all: &Findings) -> String {

@@ -16,17 +16,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Serialize;
 use tulle_mesh::explain::{Explanation, Outcome};
 
-use super::manifests::MeshArgs;
+use super::cluster::ClusterArgs;
+use super::manifests::{Manifests, MeshArgs};
 use crate::output::{Failure, OutputArgs, print};
 
 /// The request, and whom to ask.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// A manifest, a folder of manifests, or - for standard input; may be given several times.
+    /// A manifest, a folder of manifests, or - for standard input; may be given several times. Without it, the objects of
+    /// the cluster are read.
     #[arg(short = 'f', long = "filename", value_name = "DIR_OR_FILE", num_args = 1..)]
-    #[arg(required_unless_present = "sidecar", conflicts_with = "sidecar")]
+    #[arg(conflicts_with = "sidecar")]
     files: Vec<PathBuf>,
-    /// Ask this running sidecar (its admin address) instead of manifests.
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Ask this running sidecar (its admin address) instead.
     #[arg(long, value_name = "ADDR")]
     sidecar: Option<String>,
     /// Who asks: the namespace and the service account of the client.
@@ -63,6 +67,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   tulle explain -f manifests/ --from shop/cart --to stock.shop --path /stock/1
   tulle explain -f manifests/ --from shop/web --to cart.shop:80 --method POST -H 'x-user: ada' -o json
+  tulle explain --from shop/web --to cart.shop --path /cart/1        the objects of the cluster
   tulle explain --sidecar 127.0.0.1:15000 --to stock.shop
 
 Exit status: 0 when the request is forwarded and let in whichever backend is drawn (or answered by a redirect),
@@ -90,11 +95,17 @@ struct Answer {
 /// Explains a request.
 ///
 /// # Errors
-/// When manifests can't be read, the sidecar does not answer, or the destination is not known.
+/// When objects can't be read, the sidecar does not answer, or the destination is not known.
 pub async fn run(args: &ExplainArgs) -> Result<ExitCode, Failure> {
     let answer = match (&args.sidecar, &args.from) {
         (Some(sidecar), _) => live::ask(sidecar, &args.request).await?,
-        (None, Some(from)) => offline::ask(&args.files, &args.mesh, from, &args.request)?,
+        (None, Some(from)) => {
+            let manifests = match &args.files[..] {
+                [] => Manifests::read(&args.cluster, &args.mesh).await?,
+                files => Manifests::load(files, &args.mesh)?,
+            };
+            offline::ask(&manifests, from, &args.request)?
+        }
         (None, None) => return Err(Failure::usage("--from is missing: say who asks, as NAMESPACE/ACCOUNT")),
     };
     print(args.output.output, &answer, render::text)?;

@@ -1,8 +1,7 @@
-//! The answer from manifests.
+//! The answer from objects: manifests, or those of a cluster.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 
 use tulle_control_plane::source::{Key, Kind, Objects};
 use tulle_control_plane::world::World;
@@ -15,18 +14,16 @@ use tulle_mesh::model::{
 use tulle_mesh::route::RequestView;
 
 use super::{Answer, REFUSED, RequestArgs};
-use crate::commands::manifests::{Manifests, MeshArgs};
+use crate::commands::manifests::Manifests;
 use crate::output::Failure;
 
-/// Builds the mesh from manifests and follows a request through it.
+/// Follows a request through the mesh that objects make.
 pub(super) fn ask(
-    files: &[PathBuf],
-    mesh: &MeshArgs,
+    manifests: &Manifests,
     (namespace, account): &(String, String),
     request: &RequestArgs,
 ) -> Result<Answer, Failure> {
-    let manifests = Manifests::load(files, mesh)?;
-    let client = SpiffeId::workload(&mesh.trust_domain, namespace, account).map_err(Failure::usage)?;
+    let client = SpiffeId::workload(&manifests.trust_domain, namespace, account).map_err(Failure::usage)?;
     let dialled = request.dialled();
     let world = &manifests.world;
     let listener = world.resolve(&dialled, namespace).and_then(|key| world.listener(&key));
@@ -43,12 +40,12 @@ pub(super) fn ask(
 
     let mut notes = Vec::new();
     if !world.workloads().iter().any(|workload| workload.identity.as_ref() == Some(&client)) {
-        notes.push(format!("no workload in these manifests is {client}"));
+        notes.push(format!("no workload that is known here is {client}"));
     }
     let problems = manifests.problems().len();
     if problems > 0 {
         let plural = if problems == 1 { "" } else { "s" };
-        notes.push(format!("`tulle check` finds {problems} problem{plural} in these manifests"));
+        notes.push(format!("`tulle analyze` finds {problems} problem{plural} in these objects"));
     }
     let places = places(&explanation, &manifests.objects);
     Ok(Answer { dialled, explanation, places, notes })

@@ -18,7 +18,8 @@ use super::authority::{AuthorityError, Roots};
 
 /// The Secret that keeps the authority.
 pub const SECRET: &str = "tulle-webhook-ca";
-const CERTIFICATES: &str = "ca.crt";
+/// The entry of that Secret with the certificates, in PEM.
+pub const CERTIFICATES: &str = "ca.crt";
 const KEYS: &str = "ca.key";
 
 /// How often the Secret is looked at.

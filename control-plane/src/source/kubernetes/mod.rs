@@ -11,6 +11,7 @@
 
 mod crds;
 mod mirror;
+pub mod once;
 mod prune;
 mod reflect;
 

@@ -75,7 +75,7 @@ async fn locate<T: Kind>(
 }
 
 /// The first of the versions that are read here which the API server serves.
-async fn served<T: Kind>(client: &Client) -> Result<Option<&'static str>, kube::Error> {
+pub(super) async fn served<T: Kind>(client: &Client) -> Result<Option<&'static str>, kube::Error> {
     for version in T::VERSIONS {
         match client.list_api_group_resources(&format!("{}/{version}", T::GROUP)).await {
             Ok(list) if list.resources.iter().any(|resource| resource.kind == T::KIND) => {
@@ -189,7 +189,7 @@ fn key<T: Kind>(object: &DynamicObject) -> Key {
     Key::new(namespace, object.metadata.name.clone().unwrap_or_default())
 }
 
-fn resource<T: Kind>(version: &str) -> ApiResource {
+pub(super) fn resource<T: Kind>(version: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk(T::GROUP, version, T::KIND))
 }
 

@@ -1,38 +1,13 @@
-//! `tulle check`: what is wrong with manifests, before they are applied.
+//! What is wrong with manifests, before they are applied.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
 use serde::Serialize;
 use tulle_control_plane::source::{Problem, Severity};
 
-use super::manifests::{Manifests, MeshArgs};
+use crate::commands::manifests::{Manifests, MeshArgs};
 use crate::output::{Failure, OutputArgs, print, style};
-
-/// What is checked.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    /// A manifest, a folder of manifests, or - for standard input; may be given several times.
-    #[arg(short = 'f', long = "filename", value_name = "DIR_OR_FILE", required = true, num_args = 1..)]
-    files: Vec<PathBuf>,
-    #[command(flatten)]
-    mesh: MeshArgs,
-    /// End with status 1 on warnings too.
-    #[arg(long)]
-    strict: bool,
-    #[command(flatten)]
-    output: OutputArgs,
-}
-
-/// Examples, for `--help`.
-pub const EXAMPLES: &str = "\
-Examples:
-  tulle check -f manifests/               every manifest below a folder
-  tulle check -f routes.yaml --strict     one file; warnings fail too
-  kubectl get services,httproutes -A -o yaml | tulle check -f -
-
-Exit status: 0 without errors (with --strict: without warnings too), 1 with some, 2 when called wrongly.";
 
 /// What was found.
 #[derive(Debug, Serialize)]
@@ -48,8 +23,13 @@ struct Findings {
 ///
 /// # Errors
 /// When the manifests can't be read.
-pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
-    let manifests = Manifests::load(&args.files, &args.mesh)?;
+pub(super) fn run(
+    files: &[PathBuf],
+    mesh: &MeshArgs,
+    strict: bool,
+    output: OutputArgs,
+) -> Result<ExitCode, Failure> {
+    let manifests = Manifests::load(files, mesh)?;
     let problems = manifests.problems();
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     let findings = Findings {
@@ -58,8 +38,8 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
         objects: manifests.objects.refs().len(),
         problems,
     };
-    print(args.output.output, &findings, table)?;
-    let failed = findings.errors > 0 || (args.strict && findings.warnings > 0);
+    print(output.output, &findings, table)?;
+    let failed = findings.errors > 0 || (strict && findings.warnings > 0);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
