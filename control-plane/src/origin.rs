@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::run::Error;
 use crate::source::{KubernetesSource, Loaded, ManifestsSource};
 use crate::status::Board;
+use crate::status::exchange::Exchange;
 use crate::status::writer::StatusWriter;
 use crate::virtual_addresses::Kept;
 
@@ -89,12 +90,20 @@ pub(crate) fn parts(
     // The process's own name: two processes are never one candidate.
     let name = std::env::var("HOSTNAME").unwrap_or_else(|_| "control-plane".into());
     let name = format!("{name}_{:016x}", fastrand::u64(..));
-    let (leads, electing) = leader::elect(cluster.clone(), name, stop.clone());
+    let (leads, electing) = leader::elect(cluster.clone(), name.clone(), stop.clone());
     let distributing = distribute::distribute(cluster.clone(), authority.bundle(), leads.clone());
+    let exchange = Exchange {
+        cluster: cluster.clone(),
+        name,
+        board: Arc::clone(&board),
+        leader: leads.clone(),
+        stop: stop.clone(),
+    };
     let writer = StatusWriter { client: cluster.client.clone(), board, leader: leads, stop: stop.clone() };
     let following = secret::follow(cluster, authority);
     let (following, distributing) = (until(stop, following), until(stop, distributing));
-    vec![watching, following, distributing, Box::pin(writer.run()), Box::pin(electing)]
+    let (writing, telling) = (Box::pin(writer.run()), Box::pin(exchange.run()));
+    vec![watching, following, distributing, writing, telling, Box::pin(electing)]
 }
 
 /// Ends a part when the control plane stops.

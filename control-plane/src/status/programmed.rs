@@ -1,14 +1,17 @@
 //! Whether what an object asks for is in force everywhere: the condition `Programmed`.
 //!
-//! In: the resources that the object has a part in, and how far each connected proxy is ([`Standing`]). Out: a condition.
-//! True only when each proxy that holds one of those resources has acknowledged its last version; a rejection is shown
-//! with the proxy's own words. Pure: what is not known here (a proxy that is not connected) does not count.
+//! In: the resources that the object has a part in, how far each connected proxy is ([`Standing`]), and what other replicas
+//! say of theirs ([`Report`]). Out: a condition. True only when each proxy that holds one of those resources has
+//! acknowledged its last version; a rejection is shown with the proxy's own words. Pure: what is not known here (a proxy
+//! that is not connected) does not count.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tulle_mesh::xds::Kind;
 
+use super::replicas::{Digests, Report};
+use crate::source::ObjectRef;
 use crate::world::{Affected, Condition};
 
 /// The condition's type on a policy (GEP-713).
@@ -42,6 +45,17 @@ pub struct Progress<'a> {
     rejected: HashMap<(Kind, &'a str), Vec<(usize, &'a str)>>,
 }
 
+/// What keeps an object from being in force everywhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What a proxy says against it.
+    pub rejected: Option<String>,
+    /// How many proxies have not answered yet.
+    pub waiting: usize,
+    /// A replica that has not said that it knows the object as it is now.
+    pub unknown_to: Option<String>,
+}
+
 impl<'a> Progress<'a> {
     /// Sorts what is known of proxies. `published`: the last change.
     pub fn new(standings: &'a [Standing], published: u64) -> Self {
@@ -58,9 +72,13 @@ impl<'a> Progress<'a> {
         progress
     }
 
-    /// The condition of an object that has a part in these resources.
-    pub fn condition(&self, kind: &'static str, affected: &BTreeSet<Affected>) -> Condition {
-        let failed = |reason, message| Condition { kind, status: false, reason, message };
+    /// How many proxies have not been sent the last change yet.
+    pub fn behind(&self) -> usize {
+        self.behind
+    }
+
+    /// What those who were sent all say of these resources.
+    pub fn outcome(&self, affected: &BTreeSet<Affected>) -> Outcome {
         let mut rejections = Vec::new();
         let mut waiting = BTreeSet::new();
         for resource in affected {
@@ -73,27 +91,64 @@ impl<'a> Progress<'a> {
             rejections.extend(rejected.map(|(at, reason)| (*at, resource, *reason)));
             waiting.extend(self.unanswered.get(&key).into_iter().flatten().copied().filter(meant));
         }
-        if let Some((at, resource, reason)) = rejections.first() {
+        let rejected = rejections.first().map(|(at, resource, reason)| {
             let proxies: BTreeSet<_> = rejections.iter().map(|(at, ..)| at).collect();
             let others = match proxies.len() - 1 {
                 0 => String::new(),
                 others => format!(" (and {others} more)"),
             };
             let standing = &self.standings[*at];
-            let message =
-                format!("{}{others} rejects {} {:?}: {reason}", standing.node, resource.kind, resource.name);
-            return failed("PartiallyProgrammed", message);
+            format!("{}{others} rejects {} {:?}: {reason}", standing.node, resource.kind, resource.name)
+        });
+        Outcome { rejected, waiting: waiting.len(), unknown_to: None }
+    }
+
+    /// The condition of an object that has a part in these resources. `known`: what is known here of all objects, as
+    /// `others` (by the name of the replica) say it of theirs.
+    pub fn condition(
+        &self,
+        kind: &'static str,
+        object: &ObjectRef,
+        affected: &BTreeSet<Affected>,
+        known: &Digests,
+        others: &[(String, Arc<Report>)],
+    ) -> Condition {
+        let mut outcome = self.outcome(affected);
+        // Whoever is behind may be waited for as well: the larger number is no less than the truth.
+        outcome.waiting = outcome.waiting.max(self.behind);
+        for (replica, report) in others {
+            outcome.add(report.outcome(replica, object, known));
         }
-        if self.behind > 0 || !waiting.is_empty() {
-            // Whoever is behind may be waited for as well: the larger number is no less than the truth.
-            let count = self.behind.max(waiting.len());
-            let message = match count {
-                1 => "1 connected sidecar has not acknowledged it yet".to_owned(),
-                count => format!("{count} connected sidecars have not acknowledged it yet"),
-            };
-            return failed("Reconciling", message);
+        outcome.condition(kind)
+    }
+}
+
+impl Outcome {
+    /// Adds what another replica says.
+    fn add(&mut self, other: Self) {
+        self.waiting += other.waiting;
+        self.rejected = self.rejected.take().or(other.rejected);
+        self.unknown_to = self.unknown_to.take().or(other.unknown_to);
+    }
+
+    fn condition(self, kind: &'static str) -> Condition {
+        let failed = |reason, message| Condition { kind, status: false, reason, message };
+        match self {
+            Self { rejected: Some(message), .. } => failed("PartiallyProgrammed", message),
+            Self { waiting: 0, unknown_to: None, .. } => {
+                Condition { kind, status: true, reason: PROGRAMMED, message: String::new() }
+            }
+            Self { waiting: 0, unknown_to: Some(replica), .. } => failed(
+                "Reconciling",
+                format!("the control plane {replica} has not said yet that its sidecars have it"),
+            ),
+            Self { waiting: 1, .. } => {
+                failed("Reconciling", "1 connected sidecar has not acknowledged it yet".into())
+            }
+            Self { waiting, .. } => {
+                failed("Reconciling", format!("{waiting} connected sidecars have not acknowledged it yet"))
+            }
         }
-        Condition { kind, status: true, reason: PROGRAMMED, message: String::new() }
     }
 }
 
@@ -110,9 +165,29 @@ mod tests {
     }
 
     fn said(standings: &[Standing], published: u64, affected: &[Affected]) -> (bool, &'static str, String) {
+        said_with(standings, published, affected, &[])
+    }
+
+    fn said_with(
+        standings: &[Standing],
+        published: u64,
+        affected: &[Affected],
+        others: &[(String, Arc<Report>)],
+    ) -> (bool, &'static str, String) {
         let affected = affected.iter().cloned().collect();
-        let condition = Progress::new(standings, published).condition(PROGRAMMED, &affected);
+        let progress = Progress::new(standings, published);
+        let condition = progress.condition(PROGRAMMED, &cart(), &affected, &known(1), others);
         (condition.status, condition.reason, condition.message)
+    }
+
+    fn cart() -> ObjectRef {
+        ObjectRef { kind: "HTTPRoute", namespace: "shop".into(), name: "cart".into() }
+    }
+
+    fn known(generation: i64) -> Digests {
+        let mut digests = Digests::default();
+        digests.add(&cart(), &generation);
+        digests
     }
 
     #[test]
@@ -151,5 +226,31 @@ mod tests {
         assert!(said(&[proxy.clone()], 7, &consumer).0, "its listener of that name is another one");
         proxy.namespace = "readers".into();
         assert!(!said(&[proxy], 7, &consumer).0);
+    }
+
+    #[test]
+    fn what_other_replicas_say_counts_as_well() {
+        let cart_route = [resource(Kind::Route, "cart", None)];
+        let said = |reports: Vec<Report>| {
+            let others: Vec<_> =
+                (1..).map(|at| format!("r{at}")).zip(reports.into_iter().map(Arc::new)).collect();
+            said_with(&[standing("a", "shop")], 7, &cart_route, &others)
+        };
+        let fine = || Report::new(known(1), 0);
+        assert_eq!(said(vec![fine(), fine()]), (true, "Programmed", String::new()));
+        let older = said(vec![fine(), Report::new(known(0), 0)]);
+        assert_eq!(older.1, "Reconciling");
+        assert!(older.2.contains("r2"), "{older:?}");
+        assert_eq!(said(vec![Report::default()]).1, "Reconciling", "it has said nothing");
+        let mut waits = fine();
+        waits.add(&cart(), Outcome { waiting: 2, ..Outcome::default() });
+        let behind = Report::new(known(1), 1);
+        assert_eq!(said(vec![waits, behind]).2, "3 connected sidecars have not acknowledged it yet");
+        let mut refuses = fine();
+        refuses.add(&cart(), Outcome { rejected: Some("cart-7 rejects it".into()), ..Outcome::default() });
+        assert_eq!(
+            said(vec![Report::new(known(0), 3), refuses]),
+            (false, "PartiallyProgrammed", "cart-7 rejects it".into())
+        );
     }
 }

@@ -107,6 +107,8 @@ impl StatusWriter {
             if done == Some(turn) {
                 continue;
             }
+            self.board.settle().await;
+            let turn = self.board.turn();
             let wanted = self.board.wanted();
             let mut failed = false;
             known.retain(|object, _| wanted.contains_key(object));

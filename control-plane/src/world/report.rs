@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::source::{Key, Kind, Object, ObjectRef, Place, Problem, Severity, object_ref};
 
 /// What became of an object at one parent (a route) or target (a policy).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParentStatus {
     /// The parent or target.
@@ -23,7 +23,7 @@ pub struct ParentStatus {
 }
 
 /// A reference to a parent or target, as it is written in a spec.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reference {
     /// The API group.
@@ -41,7 +41,7 @@ pub struct Reference {
 }
 
 /// A condition, as in Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// `Accepted` or `ResolvedRefs`. Whether a configuration is in force (`Programmed`) is known by who sends it.

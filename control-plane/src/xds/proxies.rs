@@ -56,6 +56,12 @@ impl Proxies {
         proxies.iter().map(|proxy| proxy.standing()).collect()
     }
 
+    /// How many have not been sent all changes until `sequence`.
+    pub fn behind(&self, sequence: u64) -> usize {
+        let connected = locked(&self.connected);
+        connected.values().filter(|proxy| proxy.seen.load(Ordering::Acquire) < sequence).count()
+    }
+
     /// Another number after each change of [`Self::standings`].
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Acquire)

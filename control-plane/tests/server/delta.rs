@@ -156,12 +156,24 @@ async fn who_reconnects_with_what_it_holds_gets_nothing_but_news() {
     stream.silent().await;
     drop(stream);
 
-    // Only what an alias means can't be told from what is held.
+    // What an alias means can't be told from what is held, but for who says which version it meant.
     let mut stream = plane.delta("shop", "web").await;
     stream.resume(Listener, &["10.0.0.1:80", "b:80", "c:80"], &held).await;
     assert_eq!(stream.next_names().await.1, [format!("{CART} [\"10.0.0.1:80\"]")]);
     stream.silent().await;
     drop(stream);
+    let told = [&held[..], &[("10.0.0.1:80", cart.as_str())]].concat();
+    let mut stream = plane.delta("shop", "web").await;
+    stream.resume(Listener, &["10.0.0.1:80", "b:80", "c:80"], &told).await;
+    stream.silent().await;
+    drop(stream);
+    plane.alias(Listener, "shop", "10.0.0.1:80", "b:80");
+    let mut stream = plane.delta("shop", "web").await;
+    stream.resume(Listener, &["10.0.0.1:80", "b:80", "c:80"], &told).await;
+    assert_eq!(stream.next_names().await.1, ["b:80 [\"10.0.0.1:80\"]"]);
+    stream.silent().await;
+    drop(stream);
+    plane.alias(Listener, "shop", "10.0.0.1:80", CART);
 
     plane.put(Listener, "b:80", "b, changed");
     plane.remove_all(&[(Listener, "c:80")]);

@@ -372,9 +372,14 @@ impl Cache {
         self.shelves[kind].rejected.iter()
     }
 
-    /// What is held of a type, by canonical name: a server that knows it need not send it again.
+    /// What is held of a type, by name and by alias: a server that knows it, and what each name means, need not send it
+    /// again.
     pub(crate) fn versions(&self, kind: Kind) -> HashMap<String, String> {
-        self.held(kind).map(|(name, held)| (name.to_string(), held.version.clone())).collect()
+        let names = |(name, held): (&Arc<str>, &Held)| {
+            let names = held.aliases.iter().chain([name]);
+            names.map(|name| (name.to_string(), held.version.clone())).collect::<Vec<_>>()
+        };
+        self.held(kind).flat_map(names).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -46,6 +47,22 @@ impl Wire {
     /// When the port is taken.
     pub fn out_of(host: &Host, listen: SocketAddr, target: SocketAddr) -> io::Result<Self> {
         Ok(Self::new(host.listen(listen)?, move || TcpStream::connect(target)))
+    }
+
+    /// A port of `host` that stands for the first of some addresses of this machine where somebody listens, as a Service
+    /// stands for its pods; the list may change.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn service(
+        host: &Host,
+        listen: SocketAddr,
+        targets: Arc<Mutex<Vec<SocketAddr>>>,
+    ) -> io::Result<Self> {
+        Ok(Self::new(host.listen(listen)?, move || {
+            let targets = targets.lock().expect("nothing panics with it").clone();
+            async move { TcpStream::connect(&*targets).await }
+        }))
     }
 
     fn new<F>(listener: TcpListener, dial: impl Fn() -> F + Send + Sync + 'static) -> Self

@@ -1,14 +1,12 @@
 //! Who gets a certificate: the pod that a token is bound to, for its service account, as long as the pod lives.
 
-use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::json;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request, Status};
-use tulle_control_plane::ca::service::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse};
+use tonic::Code;
 use tulle_control_plane::ca::tokens::AUDIENCE;
 use tulle_tests::TRUST_DOMAIN;
 use tulle_tests::apiserver::ApiServer;
 
+use crate::client::{connect, create};
 use crate::plane::{Plane, SYSTEM, trust_bundle};
 
 /// A pod's own token gets the pod's identity; every other proof is refused, with the reason and without the token.
@@ -96,26 +94,4 @@ async fn make_pod(api: &ApiServer, namespace: &str, name: &str) {
 
 fn identity(namespace: &str, account: &str) -> String {
     format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}")
-}
-
-async fn connect(plane: &Plane, root: &str) -> Channel {
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)).domain_name("localhost");
-    let endpoint = Endpoint::from_shared(format!("https://{}", plane.xds())).expect("a URL");
-    endpoint.tls_config(tls).expect("a root").connect().await.expect("the control plane listens")
-}
-
-async fn create(channel: Channel, token: Option<&str>, identity: &str) -> Result<Vec<String>, Status> {
-    let key = KeyPair::generate().expect("the system gives random bytes");
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(identity.try_into().expect("ASCII"))];
-    let csr = params.serialize_request(&key).expect("sound").pem().expect("PEM");
-    let mut request = Request::new(CertificateRequest { csr, validity_duration: 0 });
-    if let Some(token) = token {
-        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("ASCII"));
-    }
-    let mut grpc = tonic::client::Grpc::new(channel);
-    grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
-    let codec = tonic_prost::ProstCodec::<CertificateRequest, CertificateResponse>::default();
-    let path = http::uri::PathAndQuery::from_static(CREATE_CERTIFICATE);
-    Ok(grpc.unary(request, path, codec).await?.into_inner().cert_chain)
 }

@@ -3,6 +3,8 @@
 
 mod ca;
 mod check;
+mod client;
+mod ha;
 mod helm;
 mod identity;
 mod injection;

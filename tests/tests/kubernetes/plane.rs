@@ -1,6 +1,7 @@
 //! A control plane on an API server.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,21 +23,17 @@ pub(crate) struct Plane {
 impl Plane {
     /// One on this machine's loopback, which may do everything.
     pub(crate) async fn start(api: &ApiServer) -> Self {
-        let ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--webhook", "127.0.0.1:0"];
-        Self::start_at(api, &ports, |command| command).await
+        Self::start_as(&api.kubeconfig, &[]).await
     }
 
-    /// One with other flags, in the place where `place` puts its command.
-    pub(crate) async fn start_at(
-        api: &ApiServer,
-        flags: &[&str],
-        place: impl FnOnce(Command) -> Command,
-    ) -> Self {
+    /// One that may do what the user of a kubeconfig may, with more flags.
+    pub(crate) async fn start_as(kubeconfig: &Path, flags: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder");
         let mut command = Command::new(&binaries().control_plane);
-        command.args(["--kubernetes", "--trust-domain", TRUST_DOMAIN, "--kubeconfig"]).arg(&api.kubeconfig);
+        command.args(["--kubernetes", "--trust-domain", TRUST_DOMAIN, "--kubeconfig"]).arg(kubeconfig);
+        command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--webhook", "127.0.0.1:0"]);
         command.args(flags);
-        let process = Process::start("control-plane", place(command), folder.path()).await;
+        let process = Process::start("control-plane", command, folder.path()).await;
         Self { process: process.unwrap_or_else(|error| panic!("{error}")), _folder: folder }
     }
 

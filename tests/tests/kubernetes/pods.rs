@@ -1,7 +1,8 @@
 //! Pods: hosts in network namespaces with redirection and a sidecar, which the API server knows as a kubelet would tell it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,15 +17,17 @@ use crate::plane::{Plane, SYSTEM, trust_bundle, until};
 /// The namespace of all pods.
 pub(crate) const SHOP: &str = "shop";
 
-/// A cluster with a mesh: an API server, a control plane on a host of its own, and pods.
+/// A cluster with a mesh: an API server, a control plane behind an address in the pods' network, and pods.
 pub(crate) struct Cluster {
     pub(crate) api: ApiServer,
     pub(crate) plane: Plane,
-    /// The control plane's HTTP API, from here.
+    /// The control plane's HTTP API.
     pub(crate) http: SocketAddr,
+    /// Where sidecars that connect from now on find a control plane: the first where somebody listens.
+    replicas: Arc<Mutex<Vec<SocketAddr>>>,
     control: Host,
     network: Network,
-    _wires: [Wire; 2],
+    _service: Wire,
     folder: TempDir,
 }
 
@@ -43,15 +46,20 @@ impl Cluster {
         }
         let network = Network::new();
         let control = network.host("control");
-        // There the API server is where it is here.
-        let to_api = Wire::out_of(&control, api.address, api.address).expect("nothing else listens there");
-        let flags = ["--listen", "0.0.0.0:15012", "--http", "127.0.0.1:15014"];
-        let plane = Plane::start_at(&api, &flags, |command| control.place(0, &command)).await;
-        let to_http = Wire::to(&control, plane.http()).await;
-        let http = to_http.address;
+        let plane = Plane::start(&api).await;
+        let http = plane.http();
+        let replicas = Arc::new(Mutex::new(vec![plane.xds()]));
+        let listen = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 15012);
+        let service = Wire::service(&control, listen, Arc::clone(&replicas)).expect("nothing listens there");
         let folder = tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder");
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
-        Self { api, plane, http, control, network, _wires: [to_api, to_http], folder }
+        Self { api, plane, http, replicas, control, network, _service: service, folder }
+    }
+
+    /// Has sidecars that connect from now on find these control planes, in this order.
+    pub(crate) fn serve_with(&self, planes: &[&Plane]) {
+        *self.replicas.lock().expect("nothing panics with it") =
+            planes.iter().map(|plane| plane.xds()).collect();
     }
 
     /// A pod that serves its own name on port 8080, with a sidecar that is ready.

@@ -232,8 +232,14 @@ impl TypeState {
         if let Some(meaning) = self.asked.get_mut(name) {
             let before = std::mem::replace(meaning, Meaning::Resource(Arc::clone(&resource.name)));
             // Even a client that holds the resource can't know that this alias means it now: it was told otherwise, or
-            // it reconnects and the alias may have moved meanwhile.
-            news = *name != resource.name && !matches!(before, Meaning::Resource(_));
+            // it reconnects and the alias may have moved meanwhile. Unless it says so: a version is that of one name.
+            let claim = match before {
+                Meaning::Unknown if *name != resource.name => self.claimed(name),
+                _ => None,
+            };
+            news = *name != resource.name
+                && !matches!(before, Meaning::Resource(_))
+                && claim.as_ref() != Some(&resource.version);
             if let Meaning::Resource(before) = before
                 && before != resource.name
             {
@@ -308,6 +314,13 @@ impl TypeState {
         if let Some(old) = self.sent.insert(Arc::clone(resource), Arc::clone(version)) {
             self.version ^= fingerprint(resource, &old);
         }
+    }
+
+    /// The version that a client, which reconnects, has of what an alias means; that is no resource of this name.
+    fn claimed(&mut self, alias: &str) -> Option<Arc<str>> {
+        let version = self.sent.get(alias).cloned()?;
+        self.drop_held(alias);
+        Some(version)
     }
 
     fn drop_held(&mut self, resource: &str) -> bool {

@@ -30,7 +30,9 @@ impl Catalog for Fake {
         let content = self.0.lock().unwrap();
         let name = content.aliases.get(name).copied().unwrap_or(name);
         let (name, version) = content.resources.get_key_value(name)?;
-        Some(Arc::new(Encoded::new(name, Any { type_url: String::new(), value: vec![*version] })))
+        // As on the wire, a resource says its own name.
+        let value = [name.as_bytes(), &[*version]].concat();
+        Some(Arc::new(Encoded::new(name, Any { type_url: String::new(), value })))
     }
 
     fn names(&self, _: Kind, _: &Caller) -> Vec<Arc<str>> {
@@ -195,7 +197,12 @@ impl Pair {
                 names.push("*".into());
                 let names: Vec<_> = names.iter().map(String::as_str).collect();
                 let off: &[&str] = if self.client.wildcard { &[] } else { &["*"] };
-                self.request(&names, off, self.client.held.clone().into_iter().collect());
+                let mut held: HashMap<_, _> = self.client.held.clone().into_iter().collect();
+                for (alias, resource) in &self.client.meaning {
+                    let version = resource.as_ref().and_then(|resource| self.client.held.get(resource));
+                    held.extend(version.map(|version| (alias.clone(), version.clone())));
+                }
+                self.request(&names, off, held);
             }
         }
     }
