@@ -11,6 +11,7 @@ mod injection;
 mod installed;
 mod plane;
 mod pods;
+mod readme;
 mod repair;
 mod routes;
 mod scale;

@@ -250,7 +250,7 @@ async fn levels(cluster: &Cluster, report: &mut Report) {
         report.pass(what);
     } else {
         let reason = format!("an init container with NET_ADMIN may not be in {}", strict.join(", "));
-        let hint = "let the CNI plugin redirect: kubectl apply -k manifests/cni, and --set redirection=cni";
+        let hint = "let the CNI plugin redirect: tulle install --set redirection=cni";
         report.warn(what, reason, hint);
     }
 }

@@ -113,5 +113,5 @@ async fn leads(cluster: &Cluster, report: &mut Report) {
         let reason = format!("{holder} has not renewed it for {} s", age.as_secs());
         return report.fail(what, reason, hint);
     }
-    report.pass(format!("{what}: {holder}"));
+    report.pass(what);
 }
