@@ -24,6 +24,7 @@ mod grpc;
 mod http;
 mod limit;
 mod nameserver;
+mod probes;
 mod retry;
 mod upstream;
 

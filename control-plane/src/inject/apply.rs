@@ -1,8 +1,8 @@
 //! Puts a sidecar's parts into a pod, and takes them out again.
 //!
 //! In: a pod without sidecar as JSON, the parts. Out: the pod with them, and with an annotation that says which labels and
-//! annotations were added. What has that annotation is stripped of exactly those and of the containers and volumes that
-//! are named as the sidecar's; nothing else is touched, whatever the annotation says.
+//! annotations were added, and what the probes were. What has that annotation is stripped of exactly those and of the
+//! containers and volumes that are named as the sidecar's; nothing else is touched, whatever the annotation says.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::decide::Facts;
 use super::options::{ANNOTATIONS, Options, Settings};
+use super::probes::{self, Rewritten};
 use super::template;
 use super::{HEALTH_PORT, INIT, SIDECAR, STATUS_ANNOTATION, TLS_LABEL, TLS_MESH, VALIDATE};
 
@@ -32,6 +33,9 @@ struct Status<'a> {
     containers: Vec<&'a str>,
     volumes: Vec<&'a str>,
     annotations: Vec<&'a str>,
+    /// What the kubelet asked before the sidecar did it.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    probes: &'a Map<String, Value>,
     /// Of the containers and volumes as they were asked for.
     hash: String,
 }
@@ -43,10 +47,11 @@ pub(super) fn apply(
     before: &Value,
     facts: &Facts,
     options: &Options,
+    probes: &Rewritten,
     settings: &Settings,
 ) -> Value {
     let mut redirecting = to_value(&template::redirecting(facts, options, settings));
-    let mut sidecar = to_value(&template::sidecar(facts, options, settings));
+    let mut sidecar = to_value(&template::sidecar(facts, options, &probes.questions, settings));
     let mut volumes: Vec<Value> = template::volumes(settings).iter().map(to_value).collect();
     let hash = hash(&json!([redirecting, sidecar, volumes, options.native]));
     if status(before)["hash"] == hash {
@@ -65,6 +70,7 @@ pub(super) fn apply(
         containers: containers.iter().map(String::as_str).collect(),
         volumes: volume_names.iter().map(String::as_str).collect(),
         annotations: annotations.iter().map(|(name, _)| *name).collect(),
+        probes: &probes.originals,
         hash,
     };
     let status = serde_json::to_string(&status).expect("text and lists of text are JSON");
@@ -100,6 +106,7 @@ pub fn uninject(template: &Value) -> Value {
     }
     let status = status(template);
 
+    probes::restore(&mut bare, &status["probes"]);
     if let Some(spec) = bare.get_mut("spec").and_then(Value::as_object_mut) {
         remove_named(spec, "initContainers", &[INIT, VALIDATE, SIDECAR]);
         remove_named(spec, "containers", &[SIDECAR]);

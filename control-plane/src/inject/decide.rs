@@ -167,6 +167,20 @@ impl Facts {
         if !udp.is_empty() {
             warnings.push(format!("the mesh carries TCP alone: ports {} stay as they are", udp.join(", ")));
         }
+        for container in self.containers() {
+            let hooks = container
+                .lifecycle
+                .iter()
+                .flat_map(|hooks| [("postStart", &hooks.post_start), ("preStop", &hooks.pre_stop)]);
+            for (name, _) in
+                hooks.filter(|(_, hook)| hook.as_ref().is_some_and(|hook| hook.http_get.is_some()))
+            {
+                warnings.push(format!(
+                    "the {name} hook of container {} asks in plaintext, and fails where mTLS is strict; write an exec hook",
+                    container.name
+                ));
+            }
+        }
         warnings
     }
 }

@@ -10,6 +10,7 @@ pub mod args;
 mod decide;
 mod options;
 pub mod patch;
+mod probes;
 mod template;
 pub mod webhook;
 pub mod workloads;
@@ -79,10 +80,13 @@ pub struct Injected {
 /// # Errors
 /// When it gets none, with the reason.
 pub fn inject(template: &Value, namespace: &Namespace, settings: &Settings) -> Result<Injected, Skip> {
-    let bare = uninject(template);
+    let mut bare = uninject(template);
     let facts = decide::decide(&bare, namespace, settings)?;
     let options = options::Options::of(&facts, namespace, settings)?;
-    let warnings = facts.warnings();
-    let template = apply::apply(bare, template, &facts, &options, settings);
+    let mut warnings = facts.warnings();
+    let probes =
+        if options.rewrite_probes { probes::rewrite(&mut bare) } else { probes::Rewritten::default() };
+    warnings.extend(probes.warnings.iter().cloned());
+    let template = apply::apply(bare, template, &facts, &options, &probes, settings);
     Ok(Injected { template, warnings })
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -146,12 +147,14 @@ pub(super) struct Options {
     pub(super) skip_subnets: Option<String>,
     pub(super) outbound_policy: Option<String>,
     pub(super) grace_period: Option<String>,
+    /// The sidecar asks the application what the kubelet was to ask.
+    pub(super) rewrite_probes: bool,
     /// The annotations of the namespace that the pod takes over, so that it shows what holds for it.
     pub(super) inherited: BTreeMap<&'static str, String>,
 }
 
 /// The annotations that set something, in the order of the documentation.
-pub(super) const ANNOTATIONS: [&str; 13] = [
+pub(super) const ANNOTATIONS: [&str; 14] = [
     IMAGE,
     NATIVE,
     CPU_REQUEST,
@@ -163,6 +166,7 @@ pub(super) const ANNOTATIONS: [&str; 13] = [
     SKIP_SUBNETS,
     OUTBOUND_POLICY,
     GRACE_PERIOD,
+    REWRITE_PROBES,
     LOG_LEVEL,
     LOG_FORMAT,
 ];
@@ -178,6 +182,7 @@ const SKIP_OUTBOUND: &str = "tulle.dev/skip-outbound-ports";
 const SKIP_SUBNETS: &str = "tulle.dev/skip-subnets";
 const OUTBOUND_POLICY: &str = "tulle.dev/outbound-policy";
 const GRACE_PERIOD: &str = "tulle.dev/shutdown-grace-period";
+const REWRITE_PROBES: &str = "tulle.dev/rewrite-probes";
 const LOG_LEVEL: &str = "tulle.dev/log-level";
 const LOG_FORMAT: &str = "tulle.dev/log-format";
 
@@ -196,9 +201,11 @@ impl Options {
             memory_request: given.quantity(MEMORY_REQUEST, &settings.resources.memory_request)?,
             memory_limit: given.quantity(MEMORY_LIMIT, &settings.resources.memory_limit)?,
         };
-        let native = given.parsed(NATIVE, "true or false", |text| text.parse::<bool>().ok())?;
+        let native = given.parsed(NATIVE, "true or false", truth)?;
+        let grace_period = given.parsed(GRACE_PERIOD, "a length of time, as 30s", duration)?;
+        let native = native.unwrap_or(settings.native);
         Ok(Self {
-            native: native.unwrap_or(settings.native),
+            native,
             image: given.parsed(IMAGE, "the name of an image", word)?.unwrap_or(settings.image.clone()),
             log_level: given
                 .parsed(LOG_LEVEL, "what to log, as info or info,tulle_sidecar::xds=debug", log_level)?
@@ -213,7 +220,8 @@ impl Options {
                 "AllowAny or RegistryOnly",
                 one_of(&["AllowAny", "RegistryOnly"]),
             )?,
-            grace_period: given.parsed(GRACE_PERIOD, "a length of time, as 30s", duration)?,
+            grace_period: grace_period.map(span),
+            rewrite_probes: given.parsed(REWRITE_PROBES, "true or false", truth)?.unwrap_or(true),
             inherited,
         })
     }
@@ -316,10 +324,17 @@ fn subnets(text: &str) -> Option<String> {
     entries.all(network).then(|| text.into())
 }
 
+fn truth(text: &str) -> Option<bool> {
+    text.parse().ok()
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    Some(text.parse::<crate::kinds::Duration>().ok()?.get())
+}
+
 /// In the sidecar's own form, which knows one unit.
-fn duration(text: &str) -> Option<String> {
-    let duration = text.parse::<crate::kinds::Duration>().ok()?.get();
-    Some(format!("{}ms", duration.as_millis()))
+fn span(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
 }
 
 /// A level, or levels of modules.

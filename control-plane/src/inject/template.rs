@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 
 use super::decide::Facts;
 use super::options::{Options, Quantity, Redirection, Settings};
@@ -81,7 +82,7 @@ pub(super) fn redirecting(facts: &Facts, options: &Options, settings: &Settings)
 }
 
 /// The sidecar itself.
-pub(super) fn sidecar(facts: &Facts, options: &Options, settings: &Settings) -> Container {
+pub(super) fn sidecar(facts: &Facts, options: &Options, probes: &[Value], settings: &Settings) -> Container {
     let mount = |name: &str, folder: &str, read_only| VolumeMount {
         name: name.into(),
         mount_path: folder.into(),
@@ -93,7 +94,7 @@ pub(super) fn sidecar(facts: &Facts, options: &Options, settings: &Settings) -> 
         image: Some(options.image.clone()),
         image_pull_policy: settings.pull_policy.clone(),
         command: Some(vec![PROGRAM.into()]),
-        args: Some(arguments(options, settings)),
+        args: Some(arguments(options, probes, settings)),
         env: Some(vec![
             field("POD_NAME", "metadata.name"),
             field("POD_NAMESPACE", "metadata.namespace"),
@@ -174,7 +175,7 @@ pub(super) fn volumes(settings: &Settings) -> Vec<Volume> {
 
 /// What the sidecar is told. All of it is in flags: variables of the environment may come from Services of the
 /// namespace.
-fn arguments(options: &Options, settings: &Settings) -> Vec<String> {
+fn arguments(options: &Options, probes: &[Value], settings: &Settings) -> Vec<String> {
     let mut args = vec![
         "run".to_owned(),
         "--capture".into(),
@@ -197,6 +198,11 @@ fn arguments(options: &Options, settings: &Settings) -> Vec<String> {
         ("--otlp", &settings.otlp),
     ] {
         args.extend(value.iter().map(|value| format!("{flag}={value}")));
+    }
+    if !probes.is_empty() {
+        // A dollar sign would begin a variable.
+        let probes = Value::from(probes).to_string().replace('$', "$$");
+        args.push(format!("--probes={probes}"));
     }
     args
 }

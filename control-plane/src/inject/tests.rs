@@ -5,6 +5,7 @@ use super::*;
 
 mod decisions;
 mod parts;
+mod probes;
 mod properties;
 
 fn pod() -> Value {

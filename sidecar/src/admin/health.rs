@@ -1,11 +1,12 @@
-//! Health and metrics: whether the process lives, whether it may get traffic, and what it has counted.
+//! Health and metrics: whether the process lives, whether it may get traffic, what it has counted, and whether the
+//! application beside it is well.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
@@ -17,6 +18,7 @@ pub(super) fn router(state: Arc<Admin>) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/probe/{*name}", get(probe))
         .with_state(state)
 }
 
@@ -52,4 +54,13 @@ async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], admin.telemetry.metrics.encode())
+}
+
+/// The verdict of a probe. The name is compared as it was sent: what would mean the same in another spelling is unknown.
+async fn probe(State(admin): State<Arc<Admin>>, uri: Uri) -> impl IntoResponse {
+    let name = uri.path().strip_prefix("/probe/").unwrap_or_default();
+    match admin.probes.ask(name).await {
+        Some(verdict) => (verdict.status, verdict.reason + "\n"),
+        None => (StatusCode::NOT_FOUND, "there is no such probe\n".into()),
+    }
 }

@@ -30,6 +30,7 @@ use tokio::time::timeout;
 use self::port::Port;
 use self::types::LogState;
 use crate::app::{InForce, LogControl, Stop};
+use crate::probes::Probes;
 use crate::telemetry::Telemetry;
 use crate::xds::Handle;
 
@@ -45,6 +46,8 @@ pub(crate) struct Admin {
     pub(crate) log: LogControl,
     /// The end.
     pub(crate) stop: Arc<Stop>,
+    /// Probes of the application.
+    pub(crate) probes: Probes,
     /// Why redirection is not proven; `None` where it is, or where nothing is captured.
     pub(crate) unproven: watch::Receiver<Option<String>>,
 }

@@ -14,6 +14,7 @@ mod stop;
 
 use std::fmt;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::listener::{self, BindError, Bound};
 use crate::nameserver;
+use crate::probes::Probes;
 use crate::telemetry::{Exporter, Telemetry, Workload};
 use crate::upstream::dead_peer;
 use crate::worker::drain::Phase;
@@ -86,7 +88,10 @@ async fn serve(
         Some(_) => redirection::prove(&telemetry.metrics),
         None => (None, watch::channel(None).1),
     };
-    let admin = Arc::new(Admin { handle, in_force, telemetry, log, stop: stop.clone(), unproven });
+    // Without capture, applications of this host are dialled on loopback.
+    let app = config.capture.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |capture| capture.primary);
+    let probes = Probes::new(&config.probes, app);
+    let admin = Arc::new(Admin { handle, in_force, telemetry, log, stop: stop.clone(), probes, unproven });
     let answer = admin::serve(admin, bound.admin, bound.health).map_err(Cause::System)?;
     announce(&bound.addresses).map_err(Cause::System)?;
 

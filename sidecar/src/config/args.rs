@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use tulle_mesh::identity::TrustDomain;
 
+use super::probe::ProbeList;
 use super::value::{
     ControlAddress, DomainName, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, NameServer,
     OwnAddress, Span,
@@ -124,6 +125,11 @@ pub struct Settings {
     /// Health and metrics [default: 0.0.0.0:15020].
     #[arg(long, env = "TULLE_HEALTH", value_name = "ADDRESS")]
     pub health: Option<SocketAddr>,
+    /// Probes of the application that the health port answers at /probe/NAME, as a JSON list: [{"name": "web/readiness",
+    /// "timeout": "1s", "http": {"port": 8080, "path": "/ready"}}]; `tcp` and `grpc` are the other ways to ask [default:
+    /// none].
+    #[arg(long, env = "TULLE_PROBES", value_name = "JSON")]
+    pub probes: Option<ProbeList>,
     /// The folder in which the last good configuration outlives a restart; keys and certificates are never on disk.
     #[arg(long, env = "TULLE_STATE_DIR", value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,

@@ -15,6 +15,8 @@ pub struct Capture {
     pub inbound: u16,
     /// The workload's own addresses, in order; never empty.
     pub addresses: Vec<IpAddr>,
+    /// Where the application is probed: the first of them as they are given, a pod's primary one.
+    pub primary: IpAddr,
 }
 
 impl Capture {
@@ -63,25 +65,26 @@ impl Capture {
         if addresses.is_empty() {
             addresses = own::global_addresses();
         }
+        let Some(primary) = addresses.first().copied() else {
+            return Err(ConfigError::Conflict {
+                field: "capture.addresses",
+                reason: "this host has no address that peers could reach".into(),
+                fix: "give it one (`ip address` shows them), or list the workload's addresses",
+            });
+        };
         addresses.sort_unstable();
         addresses.dedup();
         let capture = Self {
             outbound: flags.capture_outbound.or(file.outbound).unwrap_or(DEFAULT_OUTBOUND_PORT.get()),
             inbound: flags.capture_inbound.or(file.inbound).unwrap_or(DEFAULT_INBOUND_PORT.get()),
             addresses,
+            primary,
         };
         if capture.outbound == capture.inbound && capture.outbound != 0 {
             return Err(ConfigError::Conflict {
                 field: "capture.inbound",
                 reason: format!("{} is already the port of capture.outbound", capture.inbound),
                 fix: "give each direction a port of its own",
-            });
-        }
-        if capture.addresses.is_empty() {
-            return Err(ConfigError::Conflict {
-                field: "capture.addresses",
-                reason: "this host has no address that peers could reach".into(),
-                fix: "give it one (`ip address` shows them), or list the workload's addresses",
             });
         }
         Ok(Some(capture))

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tulle_mesh::identity::TrustDomain;
 
+use super::probe::Probe;
 use super::value::{
     AnyAddr, ControlAddress, DomainName, Endpoint, LocalPort, LoopbackAddr, MeshPort, NameServer, OwnAddress,
     Span, maybe_parsed,
@@ -67,6 +68,7 @@ pub(super) struct File {
     pub(super) admin: Option<LoopbackAddr>,
     #[serde(deserialize_with = "maybe_parsed")]
     pub(super) health: Option<AnyAddr>,
+    pub(super) probes: Vec<Probe>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) workers: Option<NonZeroU16>,
     pub(super) otlp: Option<Otlp>,

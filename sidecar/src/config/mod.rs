@@ -9,6 +9,7 @@ mod capture;
 mod dns;
 mod file;
 mod own;
+mod probe;
 mod value;
 mod workers;
 
@@ -23,6 +24,7 @@ use tulle_mesh::identity::TrustDomain;
 pub use args::{Arguments, Command, Settings};
 pub use capture::Capture;
 pub use dns::Dns;
+pub use probe::{Check, HttpCheck, Probe, ProbeList};
 pub use value::{
     ControlAddress, DomainName, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, NameServer,
     OwnAddress, Span, ValueError,
@@ -51,6 +53,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Health and metrics, for everyone.
     pub health: SocketAddr,
+    /// Probes of the application that the health port answers.
+    pub probes: Vec<Probe>,
     /// Where the last good configuration outlives a restart; `None`: nowhere. Keys and certificates are never on disk.
     pub state_dir: Option<PathBuf>,
     /// How many threads carry traffic; at least 1.
@@ -265,6 +269,7 @@ impl Config {
             dns: Dns::combine(file.dns, flags),
             admin: flags.admin.or(file.admin).map_or(DEFAULT_ADMIN, LoopbackAddr::get),
             health: flags.health.or(file.health.map(|address| address.0)).unwrap_or(DEFAULT_HEALTH),
+            probes: probe::combine(file.probes, flags)?,
             state_dir: flags.state_dir.clone().or(file.state_dir),
             workers: flags
                 .workers

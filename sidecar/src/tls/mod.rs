@@ -17,6 +17,7 @@ mod failures;
 mod issue;
 mod material;
 mod rotate;
+mod unverified;
 mod verify;
 
 #[cfg(test)]
@@ -33,3 +34,4 @@ pub(crate) use error::{HandshakeError, Reason, with_causes};
 pub(crate) use issue::{CertificateRequest, CertificateResponse};
 pub(crate) use material::{Alpn, Material};
 pub(crate) use rotate::{FILE_CHECK, Rotation, keep_issued, keep_read};
+pub(crate) use unverified::unverified_client;

@@ -89,6 +89,7 @@ impl Mesh {
             dns: None,
             admin: local(0),
             health: local(0),
+            probes: Vec::new(),
             state_dir: Some(self.path("state")),
             workers: 1,
             otlp: None,

@@ -238,7 +238,7 @@ async fn with_capture_it_asks_for_its_addresses_and_reaches_itself_without_tls()
     let mesh = Mesh::new();
     let mut server = ControlPlane::start(&mesh).await;
     let own = ["10.1.0.1".parse().expect("valid"), "fd00::7".parse().expect("valid")];
-    let capture = config::Capture { outbound: 1, inbound: 2, addresses: own.to_vec() };
+    let capture = config::Capture { outbound: 1, inbound: 2, addresses: own.to_vec(), primary: own[0] };
     let config =
         config::Config { inbound: Vec::new(), capture: Some(capture), ..mesh.config(server.address) };
     let (control, handle) = mesh.sidecar(config);

@@ -11,6 +11,7 @@ mod metrics;
 mod moved;
 mod names;
 mod network;
+mod probes;
 mod readme;
 mod redirect;
 mod refused;

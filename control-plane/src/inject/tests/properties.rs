@@ -8,10 +8,21 @@ use super::*;
 fn pods() -> impl Strategy<Value = Value> {
     let container = |name: String| {
         let ports = prop::collection::vec(1u16..9999, 0..3);
-        (Just(name), ports, any::<bool>()).prop_map(|(name, ports, limited)| {
+        let probe = prop::sample::select(vec![
+            None,
+            Some(json!({"periodSeconds": 2, "httpGet": {"path": "/a", "port": 1}, "x": 1})),
+            Some(json!({"tcpSocket": {"port": "5"}, "timeoutSeconds": 2})),
+            Some(json!({"grpc": {"port": 7, "service": null}})),
+            Some(json!({"exec": {"command": ["true"]}})),
+            Some(json!({"httpGet": {"path": "/probe/app0/readiness", "port": 15020}})),
+        ]);
+        (Just(name), ports, any::<bool>(), probe).prop_map(|(name, ports, limited, probe)| {
             let mut container = json!({"name": name, "image": "i", "unheardOf": {"x": [1, null]}});
             if !ports.is_empty() {
                 container["ports"] = ports.iter().map(|port| json!({"containerPort": port})).collect();
+            }
+            if let Some(probe) = probe {
+                container["readinessProbe"] = probe;
             }
             if limited {
                 container["resources"] = json!({"limits": {"cpu": "1", "memory": "1Gi"}});

@@ -163,7 +163,10 @@ async fn inject(State(working): State<Arc<Working>>, body: Bytes) -> Response {
     let answer = match super::inject(&pod, &namespace, &webhook.settings) {
         Ok(injected) => {
             webhook.metrics.admission("Injected");
-            webhook.tell(&request, &pod, "Injected", "a sidecar was put into the pod".into());
+            // Where a controller makes the pods, nobody sees the answer's warnings.
+            let note =
+                [&["a sidecar was put into the pod".into()], &injected.warnings[..]].concat().join("; ");
+            webhook.tell(&request, &pod, "Injected", note);
             Answer::allowed(&request)
                 .patched(&patch::diff(&pod, &injected.template))
                 .warned(injected.warnings.iter().map(|warning| format!("tulle: {warning}")))
