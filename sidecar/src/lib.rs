@@ -35,4 +35,4 @@ mod xds;
 
 mod error;
 
-pub use app::{RunError, run};
+pub use app::{AwaitError, AwaitSettings, RunError, run, wait};

@@ -23,6 +23,9 @@ fn main() -> ExitCode {
             Err(code) => code,
         },
         Command::CheckConfig(settings) => load(&settings).map_or_else(|code| code, |_| ExitCode::SUCCESS),
+        Command::Await(settings) => {
+            tulle_sidecar::wait(&settings).map_or_else(|error| fail(1, error), |()| ExitCode::SUCCESS)
+        }
         Command::Init(settings) => init(&settings),
         Command::Validate(settings) => validate(&settings),
     }

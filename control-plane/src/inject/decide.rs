@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::options::Options;
 use super::{COMPONENT_LABEL, INIT, INJECT_LABEL, Namespace, SIDECAR, SIDECAR_USER, Settings, VALIDATE};
 
 /// Why a pod gets no sidecar.
@@ -157,7 +158,7 @@ impl Facts {
     }
 
     /// What injection does not change, but its owner may wonder about.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    pub(super) fn warnings(&self, options: &Options) -> Vec<String> {
         let mut warnings = Vec::new();
         let ports = self.containers().flat_map(|container| container.ports.iter().flatten());
         let udp: Vec<String> = ports
@@ -166,6 +167,14 @@ impl Facts {
             .collect();
         if !udp.is_empty() {
             warnings.push(format!("the mesh carries TCP alone: ports {} stay as they are", udp.join(", ")));
+        }
+        let restarts = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+        if !options.native && restarts.is_some_and(|policy| policy != "Always") {
+            warnings.push(
+                "the pod does not end while its classic sidecar runs: let the application's last command be `curl -X \
+                 POST 127.0.0.1:15000/drain`, or take the native sidecar"
+                    .into(),
+            );
         }
         for container in self.containers() {
             let hooks = container

@@ -83,7 +83,7 @@ pub fn inject(template: &Value, namespace: &Namespace, settings: &Settings) -> R
     let mut bare = uninject(template);
     let facts = decide::decide(&bare, namespace, settings)?;
     let options = options::Options::of(&facts, namespace, settings)?;
-    let mut warnings = facts.warnings();
+    let mut warnings = facts.warnings(&options);
     let probes =
         if options.rewrite_probes { probes::rewrite(&mut bare) } else { probes::Rewritten::default() };
     warnings.extend(probes.warnings.iter().cloned());

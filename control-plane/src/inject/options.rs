@@ -147,6 +147,7 @@ pub(super) struct Options {
     pub(super) skip_subnets: Option<String>,
     pub(super) outbound_policy: Option<String>,
     pub(super) grace_period: Option<String>,
+    pub(super) lame_duck: Option<String>,
     /// The sidecar asks the application what the kubelet was to ask.
     pub(super) rewrite_probes: bool,
     /// The annotations of the namespace that the pod takes over, so that it shows what holds for it.
@@ -154,7 +155,7 @@ pub(super) struct Options {
 }
 
 /// The annotations that set something, in the order of the documentation.
-pub(super) const ANNOTATIONS: [&str; 14] = [
+pub(super) const ANNOTATIONS: [&str; 15] = [
     IMAGE,
     NATIVE,
     CPU_REQUEST,
@@ -166,6 +167,7 @@ pub(super) const ANNOTATIONS: [&str; 14] = [
     SKIP_SUBNETS,
     OUTBOUND_POLICY,
     GRACE_PERIOD,
+    LAME_DUCK,
     REWRITE_PROBES,
     LOG_LEVEL,
     LOG_FORMAT,
@@ -182,6 +184,7 @@ const SKIP_OUTBOUND: &str = "tulle.dev/skip-outbound-ports";
 const SKIP_SUBNETS: &str = "tulle.dev/skip-subnets";
 const OUTBOUND_POLICY: &str = "tulle.dev/outbound-policy";
 const GRACE_PERIOD: &str = "tulle.dev/shutdown-grace-period";
+const LAME_DUCK: &str = "tulle.dev/lame-duck";
 const REWRITE_PROBES: &str = "tulle.dev/rewrite-probes";
 const LOG_LEVEL: &str = "tulle.dev/log-level";
 const LOG_FORMAT: &str = "tulle.dev/log-format";
@@ -203,6 +206,10 @@ impl Options {
         };
         let native = given.parsed(NATIVE, "true or false", truth)?;
         let grace_period = given.parsed(GRACE_PERIOD, "a length of time, as 30s", duration)?;
+        let longest = grace_period.unwrap_or(SIDECAR_GRACE);
+        let lame_duck = format!("a length of time, as 20s, of no more than the grace period, {longest:?}");
+        let lame_duck =
+            given.parsed(LAME_DUCK, lame_duck, |text| duration(text).filter(|time| *time <= longest))?;
         let native = native.unwrap_or(settings.native);
         Ok(Self {
             native,
@@ -221,11 +228,16 @@ impl Options {
                 one_of(&["AllowAny", "RegistryOnly"]),
             )?,
             grace_period: grace_period.map(span),
+            // A native sidecar is told to end once nothing is left that new connections could go to.
+            lame_duck: lame_duck.or(native.then_some(Duration::ZERO)).map(span),
             rewrite_probes: given.parsed(REWRITE_PROBES, "true or false", truth)?.unwrap_or(true),
             inherited,
         })
     }
 }
+
+/// The grace period that a sidecar has by itself.
+const SIDECAR_GRACE: Duration = Duration::from_secs(30);
 
 const PORTS: &str = "ports, as 22,8000-8010";
 

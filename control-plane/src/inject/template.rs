@@ -195,6 +195,7 @@ fn arguments(options: &Options, probes: &[Value], settings: &Settings) -> Vec<St
         ("--log-format", &options.log_format),
         ("--outbound-policy", &options.outbound_policy),
         ("--grace-period", &options.grace_period),
+        ("--lame-duck", &options.lame_duck),
         ("--otlp", &settings.otlp),
     ] {
         args.extend(value.iter().map(|value| format!("{flag}={value}")));

@@ -11,6 +11,7 @@ mod in_force;
 mod log;
 mod redirection;
 mod stop;
+mod wait;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -25,6 +26,7 @@ pub(crate) use self::in_force::InForce;
 pub(crate) use self::log::LogControl;
 use self::stop::Signals;
 pub(crate) use self::stop::Stop;
+pub use self::wait::{AwaitError, AwaitSettings, wait};
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::listener::{self, BindError, Bound};

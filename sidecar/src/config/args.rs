@@ -15,6 +15,7 @@ use super::value::{
     OwnAddress, Span,
 };
 use super::{LogFormat, OutboundPolicy};
+use crate::app::AwaitSettings;
 use crate::redirect::{InitSettings, ValidateSettings};
 
 /// The proxy of the Tulle service mesh that runs beside each workload.
@@ -35,6 +36,8 @@ pub enum Command {
     CheckConfig(Box<Settings>),
     /// Redirect this network namespace's TCP to the sidecar, or stop doing so.
     Init(Box<InitSettings>),
+    /// Wait until the sidecar beside is ready.
+    Await(AwaitSettings),
     /// Show that redirection works, in both directions and for IPv4 and IPv6.
     Validate(ValidateSettings),
 }

@@ -339,7 +339,8 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 const DEFAULT_PROXY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15000);
-const DEFAULT_HEALTH: SocketAddr =
+/// Health and metrics, where nothing else is said.
+pub(crate) const DEFAULT_HEALTH: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 15020);
 const DEFAULT_DEMAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Linkerd's, too.

@@ -4,6 +4,7 @@ mod bad_input;
 mod bookshop;
 mod capture;
 mod captured;
+mod classic;
 mod cni;
 mod faults;
 mod itself;

@@ -89,6 +89,7 @@ fn values_that_a_pod_could_not_start_with_are_refused_by_name() {
         ("tulle.dev/skip-subnets", "10.0.0.0/40"),
         ("tulle.dev/outbound-policy", "Allow"),
         ("tulle.dev/shutdown-grace-period", "30"),
+        ("tulle.dev/lame-duck", "31s"),
         ("tulle.dev/rewrite-probes", "no"),
         ("tulle.dev/log-level", "loud"),
         ("tulle.dev/log-format", "xml"),

@@ -79,6 +79,7 @@ fn annotations_set_what_they_name_and_the_namespaces_are_shown_on_the_pod() {
             ("tulle.dev/log-level", "warn"),
             ("tulle.dev/skip-inbound-ports", "22,9000-9010"),
             ("tulle.dev/shutdown-grace-period", "1m30s"),
+            ("tulle.dev/lame-duck", "40s"),
             ("tulle.dev/image", "registry.example/sidecar:2"),
         ],
     );
@@ -96,7 +97,9 @@ fn annotations_set_what_they_name_and_the_namespaces_are_shown_on_the_pod() {
     assert_eq!(sidecar["image"], "registry.example/sidecar:2");
     assert_eq!(sidecar["resources"]["limits"]["cpu"], "1");
     let args = sidecar["args"].as_array().expect("a list");
-    for argument in ["--log-level=warn", "--grace-period=90000ms", "--address=$(POD_IPS)"] {
+    for argument in
+        ["--log-level=warn", "--grace-period=90000ms", "--lame-duck=40000ms", "--address=$(POD_IPS)"]
+    {
         assert!(args.contains(&argument.into()), "{argument} is not in {args:?}");
     }
     assert_eq!(uninject(&pod), own, "what the namespace gave goes again");

@@ -147,13 +147,17 @@ fn a_forged_record_gives_back_nothing_that_was_not_rewritten() {
 }
 
 #[test]
-fn hooks_that_strict_mtls_would_refuse_are_told() {
+fn hooks_that_strict_mtls_would_refuse_and_jobs_that_would_not_end_are_told() {
     let mut pod = pod();
+    pod["spec"]["restartPolicy"] = "Never".into();
     pod["spec"]["containers"][1]["lifecycle"] =
         json!({"postStart": {"exec": {"command": ["true"]}}, "preStop": {"httpGet": {"port": 1}}});
-    let warnings = inject(&pod, &enabled(), &Settings::default()).expect("it gets a sidecar").warnings;
+    let warnings = |settings| inject(&pod, &enabled(), &settings).expect("it gets a sidecar").warnings;
+    let native = warnings(Settings::default());
     assert!(
-        warnings.len() == 1 && warnings[0].starts_with("the preStop hook of container cache asks"),
-        "{warnings:?}"
+        native.len() == 1 && native[0].starts_with("the preStop hook of container cache asks"),
+        "{native:?}"
     );
+    let classic = warnings(Settings { native: false, ..Settings::default() });
+    assert!(classic.len() == 2 && classic[0].contains("127.0.0.1:15000/drain"), "{classic:?}");
 }
