@@ -124,10 +124,6 @@ impl Serialize for ClusterName {
     }
 }
 
-/// Starts the SNI of every connection between two sidecars; no application's own server name has this form, because
-/// an underscore may not stand in a host name.
-pub const MESH_SNI_PREFIX: &str = "outbound_.";
-
 /// How an address stands in an SNI, `10-0-0-1.ip`: a server name may hold no address (RFC 6066, section 3), so TLS
 /// libraries take none that has a colon or ends in a number, and would send none at all.
 pub fn sni_host(ip: IpAddr) -> String {
