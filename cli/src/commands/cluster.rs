@@ -29,6 +29,16 @@ pub(super) struct ClusterArgs {
 }
 
 impl ClusterArgs {
+    /// Whether a cluster is meant where it could be a mesh on this machine: a flag says so, or the user has a kubeconfig.
+    pub(super) fn is_meant(&self) -> bool {
+        let home = || {
+            let home = std::env::var_os("HOME").map(PathBuf::from);
+            home.is_some_and(|home| home.join(".kube/config").is_file())
+        };
+        let given = self.kubeconfig.is_some() || self.context.is_some();
+        given || std::env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty()) || home()
+    }
+
     /// Makes a client; nothing is asked yet.
     ///
     /// # Errors

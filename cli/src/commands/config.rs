@@ -6,9 +6,16 @@
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
+use super::cluster::ClusterArgs;
+use super::forward::Forward;
 use super::remote;
 use crate::output::table::Table;
 use crate::output::{Failure, OutputArgs, print, style};
+
+/// The port of a sidecar's admin interface, on its pod's loopback.
+const ADMIN_PORT: u16 = 15000;
+/// The admin interface of a sidecar on this machine.
+const DEFAULT: &str = "http://127.0.0.1:15000";
 
 /// Whom to ask, and for what.
 #[derive(Debug, Args)]
@@ -16,9 +23,17 @@ pub struct ConfigArgs {
     /// What to show.
     #[arg(value_enum, default_value_t)]
     section: Section,
-    /// The sidecar's admin interface.
-    #[arg(long, value_name = "URL", env = "TULLE_SIDECAR", default_value = "http://127.0.0.1:15000")]
-    sidecar: String,
+    /// The pod whose sidecar is asked, in the cluster.
+    #[arg(value_name = "POD")]
+    pod: Option<String>,
+    /// The pod's namespace.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    namespace: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// The admin interface of a sidecar outside of a cluster; without a pod http://127.0.0.1:15000.
+    #[arg(long, value_name = "URL", env = "TULLE_SIDECAR")]
+    sidecar: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -44,8 +59,9 @@ pub enum Section {
 /// Examples, for `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  tulle config
-  tulle config endpoints
+  tulle config all web-1 -n shop          the sidecar of a pod
+  tulle config endpoints web-1 -n shop
+  tulle config                            the sidecar on this machine
   tulle config routes --sidecar http://127.0.0.1:15000 -o yaml";
 
 /// Shows a part of what a sidecar believes, or all.
@@ -53,13 +69,22 @@ Examples:
 /// # Errors
 /// When the sidecar does not answer.
 pub async fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let forward = match &args.pod {
+        Some(pod) => Some(Forward::open(&args.cluster, &args.namespace, pod, ADMIN_PORT).await?),
+        None => None,
+    };
+    let sidecar = match (&forward, &args.sidecar) {
+        (Some(forward), _) => &forward.url,
+        (None, Some(sidecar)) => sidecar,
+        (None, None) => DEFAULT,
+    };
     let certs = matches!(args.section, Section::Certs | Section::All);
     let mut answer = match args.section {
         Section::Certs => Map::new(),
-        section => section.part(remote::get(&args.sidecar, "/config", &[]).await?),
+        section => section.part(remote::get(sidecar, "/config", &[]).await?),
     };
     if certs {
-        answer.insert("certs".into(), remote::get(&args.sidecar, "/certs", &[]).await?);
+        answer.insert("certs".into(), remote::get(sidecar, "/certs", &[]).await?);
     }
     print(args.output.output, &Value::Object(answer), |answer| tables(args.section, answer))
 }

@@ -5,6 +5,7 @@ pub mod check;
 mod cluster;
 pub mod config;
 pub mod explain;
+mod forward;
 pub mod inject;
 pub mod install;
 mod manifests;

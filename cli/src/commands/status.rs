@@ -6,16 +6,19 @@ use clap::Args;
 use tulle_control_plane::api::types::{ProxyList, ProxyStatus, Time, TypeStatus};
 use tulle_control_plane::ca::BACKDATE;
 
-use super::remote;
+use super::cluster::ClusterArgs;
+use super::{forward, remote};
 use crate::output::table::Table;
 use crate::output::{Failure, OutputArgs, print, style};
 
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The control plane's HTTP API.
-    #[arg(long, value_name = "URL", env = "TULLE_CONTROL_PLANE", default_value = "http://127.0.0.1:15014")]
-    control_plane: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// The HTTP API of a control plane outside of a cluster; http://127.0.0.1:15014 where there is no kubeconfig.
+    #[arg(long, value_name = "URL", env = "TULLE_CONTROL_PLANE")]
+    control_plane: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -23,7 +26,7 @@ pub struct StatusArgs {
 /// Examples, for `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  tulle status
+  tulle status                            all replicas of the cluster's control plane
   tulle status --control-plane http://127.0.0.1:15014 -o json
 
 Of each type of configuration: synced (everything that was sent is acknowledged), stale (the last response is not
@@ -34,8 +37,26 @@ answered yet), or nacked (something is rejected, and its last good version is in
 /// # Errors
 /// When the control plane does not answer.
 pub async fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let list: ProxyList = remote::get(&args.control_plane, "/api/v1/proxies", &[]).await?;
+    let list = match &args.control_plane {
+        Some(control_plane) => proxies(control_plane).await?,
+        None if args.cluster.is_meant() => {
+            let mut all = ProxyList::default();
+            for replica in &forward::control_planes(&args.cluster).await? {
+                all.proxies.extend(proxies(&replica.url).await?.proxies);
+            }
+            all.proxies.sort_by(|left, right| left.node.cmp(&right.node));
+            all
+        }
+        None => proxies(DEFAULT).await?,
+    };
     print(args.output.output, &list, |list| table(list, SystemTime::now()))
+}
+
+/// Where a control plane on this machine serves its HTTP API.
+const DEFAULT: &str = "http://127.0.0.1:15014";
+
+async fn proxies(control_plane: &str) -> Result<ProxyList, Failure> {
+    remote::get(control_plane, "/api/v1/proxies", &[]).await
 }
 
 /// The types, by their usual names.

@@ -4,15 +4,16 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tokio::process::Command;
-use tulle_tests::apiserver::{ApiServer, Channel};
+use tulle_tests::apiserver::{ApiServer, Channel, programs};
 use tulle_tests::{binary, output_of};
 
 use crate::installed::{Installed, SYSTEM_NAME, manifests};
 use crate::plane::{SYSTEM, until};
 
-/// Runs `tulle` with a kubeconfig: exit status, and what it says as JSON.
-async fn tulle(kubeconfig: &Path, arguments: &[&str]) -> (i32, Value) {
+/// Runs `tulle` with a kubeconfig, and the kubectl of the tests: exit status, and what it says as JSON.
+pub(crate) async fn tulle(kubeconfig: &Path, arguments: &[&str]) -> (i32, Value) {
     let mut command = Command::new(binary("tulle"));
+    command.env("PATH", format!("{}:/usr/bin:/bin", programs().display()));
     command.args(arguments).args(["-o", "json", "--kubeconfig"]).arg(kubeconfig);
     let output = output_of(command).await;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -4,6 +4,7 @@
 mod ca;
 mod check;
 mod client;
+mod forward;
 mod ha;
 mod helm;
 mod identity;
