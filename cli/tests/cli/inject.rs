@@ -26,6 +26,8 @@ spec:
       containers:
       - name: app
         image: web:1
+        ports: [{name: web, containerPort: 8080}]
+        readinessProbe: {httpGet: {port: web, path: '/ready?full=1'}, periodSeconds: 5}
         env:
         - name: SWITCH
           value: \"on\"
@@ -72,8 +74,16 @@ fn pods_get_sidecars_and_everything_else_stays() {
     assert_eq!(spec["initContainers"][1]["image"], "sidecar:test");
     assert_eq!(documents[1]["spec"]["replicas"], 2);
 
-    // Texts that look like something else stay texts, for kubectl too.
+    // The kubelet asks the sidecar, and the sidecar what the manifest says.
     let app = &spec["containers"][0];
+    assert_eq!(
+        app["readinessProbe"],
+        json!({"httpGet": {"path": "/probe/app/readiness", "port": 15020, "scheme": "HTTP"}, "periodSeconds": 5})
+    );
+    let args = spec["initContainers"][1]["args"].to_string();
+    assert!(args.contains("--probes=") && args.contains("/ready?full=1"), "{args}");
+
+    // Texts that look like something else stay texts, for kubectl too.
     assert_eq!(app["env"], json!([{"name": "SWITCH", "value": "on"}, {"name": "MODE", "value": "0755"}]));
     assert_eq!(app["args"], json!(["two\nlines\n"]));
     assert_eq!(spec["unheardOf"], true);

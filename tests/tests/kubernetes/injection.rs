@@ -160,6 +160,49 @@ async fn with_cni_an_injected_pod_is_restricted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn probes_are_put_to_the_sidecar_and_come_back_as_the_api_server_completed_them() {
+    let cluster = Installed::shared().await;
+    let namespace = cluster.api.namespace("probed").await;
+    cluster.api.kubectl(&["label", "namespace", &namespace, "tulle.dev/inject=enabled"]).await;
+    let manifest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: {namespace}}}\nspec:\n  containers:\n  - name: app\n    \
+         image: app:1\n    ports: [{{name: web, containerPort: 8080}}]\n    startupProbe: {{tcpSocket: {{port: web}}}}\n    \
+         livenessProbe: {{grpc: {{port: 9000, service: shop.Cart}}, timeoutSeconds: 3}}\n    readinessProbe: {{httpGet: \
+         {{port: web, path: /ready}}, periodSeconds: 3}}\n"
+    );
+    let made =
+        make(cluster, &namespace, "web", &manifest, |pod| containers(pod).contains(&"tulle-sidecar")).await;
+    let app = &made["spec"]["containers"][0];
+    for (field, kind) in
+        [("startupProbe", "startup"), ("livenessProbe", "liveness"), ("readinessProbe", "readiness")]
+    {
+        let asked = json!({"path": format!("/probe/app/{kind}"), "port": 15020, "scheme": "HTTP"});
+        assert_eq!(app[field]["httpGet"], asked, "{field}: {}", app[field]);
+        assert!(app[field].get("tcpSocket").is_none() && app[field].get("grpc").is_none());
+    }
+    assert_eq!(app["livenessProbe"]["timeoutSeconds"], 3);
+    // The very pod that the API server has: another round changes nothing, and out of the mesh it is as it was.
+    let own = tulle_control_plane::inject::uninject(&made);
+    let own = &own["spec"]["containers"][0];
+    assert_eq!(own["startupProbe"]["tcpSocket"], json!({"port": "web"}));
+    assert_eq!(own["livenessProbe"]["grpc"], json!({"port": 9000, "service": "shop.Cart"}));
+    assert_eq!(own["readinessProbe"]["httpGet"], json!({"path": "/ready", "port": "web", "scheme": "HTTP"}));
+    let again = cluster.api.kubectl(&["-n", &namespace, "get", "pod", "web", "-o", "json"]).await;
+    let mut again: Value = serde_json::from_str(&again).expect("JSON");
+    again["metadata"] = json!({
+        "name": "again",
+        "namespace": namespace,
+        "labels": made["metadata"]["labels"],
+        "annotations": made["metadata"]["annotations"],
+    });
+    again["spec"].as_object_mut().expect("a map").shift_remove("nodeName");
+    cluster.api.apply(&again.to_string()).await;
+    let again = cluster.api.get(&namespace, "pod", "again").await;
+    assert_eq!(again["spec"]["containers"], made["spec"]["containers"]);
+    assert_eq!(again["spec"]["initContainers"], made["spec"]["initContainers"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_is_dead_does_what_its_policy_says() {
     // An own one: the policy of the shared one must not change.
     let api = ApiServer::start().await;
