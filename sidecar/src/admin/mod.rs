@@ -52,9 +52,9 @@ pub(crate) struct Admin {
     pub(crate) unproven: watch::Receiver<Option<String>>,
 }
 
-/// Both servers, while they run.
+/// The servers, while they run.
 pub(crate) struct Answering {
-    servers: [JoinHandle<()>; 2],
+    servers: Vec<JoinHandle<()>>,
     end: watch::Sender<()>,
 }
 
@@ -62,12 +62,19 @@ pub(crate) struct Answering {
 ///
 /// # Errors
 /// When the sockets can't be registered with the runtime.
-pub(crate) fn serve(state: Arc<Admin>, admin: TcpListener, health: TcpListener) -> io::Result<Answering> {
+pub(crate) fn serve(
+    state: Arc<Admin>,
+    admin: TcpListener,
+    health: Vec<TcpListener>,
+) -> io::Result<Answering> {
     let end = watch::Sender::new(());
     let start = |listener, router| -> io::Result<JoinHandle<()>> {
         Ok(tokio::spawn(Port::new(listener, router)?.serve(end.subscribe())))
     };
-    let servers = [start(admin, router(state.clone()))?, start(health, health::router(state))?];
+    let mut servers = vec![start(admin, router(state.clone()))?];
+    for listener in health {
+        servers.push(start(listener, health::router(state.clone()))?);
+    }
     Ok(Answering { servers, end })
 }
 

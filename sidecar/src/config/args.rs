@@ -125,7 +125,7 @@ pub struct Settings {
     /// The admin interface, on loopback [default: 127.0.0.1:15000].
     #[arg(long, env = "TULLE_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<LoopbackAddr>,
-    /// Health and metrics [default: 0.0.0.0:15020].
+    /// Health and metrics; 0.0.0.0 takes the addresses of IPv6 with it [default: 0.0.0.0:15020].
     #[arg(long, env = "TULLE_HEALTH", value_name = "ADDRESS")]
     pub health: Option<SocketAddr>,
     /// Probes of the application that the health port answers at /probe/NAME, as a JSON list: [{"name": "web/readiness",

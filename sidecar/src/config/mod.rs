@@ -51,7 +51,7 @@ pub struct Config {
     pub dns: Option<Dns>,
     /// The admin interface; always on loopback.
     pub admin: SocketAddr,
-    /// Health and metrics, for everyone.
+    /// Health and metrics, for everyone; 0.0.0.0 stands for all addresses of both families.
     pub health: SocketAddr,
     /// Probes of the application that the health port answers.
     pub probes: Vec<Probe>,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -52,8 +52,8 @@ pub(crate) struct Bound {
     pub(crate) listeners: Vec<(TcpListener, Arc<Place>)>,
     /// The admin interface.
     pub(crate) admin: TcpListener,
-    /// Health and metrics.
-    pub(crate) health: TcpListener,
+    /// Health and metrics; one for each family where it is for all addresses.
+    pub(crate) health: Vec<TcpListener>,
     /// The resolver.
     pub(crate) dns: Option<Sockets>,
     /// What it all came to be.
@@ -167,7 +167,14 @@ pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
     }
     let dns = config.dns.as_ref().map(|dns| Sockets::bind(dns.listen)).transpose()?;
     let (admin, admin_address) = listen("admin", config.admin)?;
-    let (health, health_address) = listen("health", config.health)?;
+    let health = match config.health.ip() {
+        // A pod's first address, which a kubelet asks at, may be of either family.
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            let v6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), config.health.port());
+            listen_on_both("health", [config.health, v6])?
+        }
+        _ => vec![listen("health", config.health)?],
+    };
     let addresses = Addresses {
         proxy,
         capture,
@@ -175,8 +182,9 @@ pub(crate) fn bind(config: &Config) -> Result<Bound, BindError> {
         inbound,
         dns: dns.as_ref().map(|dns| dns.address),
         admin: admin_address,
-        health: health_address,
+        health: health.first().map_or(config.health, |(_, address)| *address),
     };
+    let health = health.into_iter().map(|(listener, _)| listener).collect();
     Ok(Bound { listeners, admin, health, dns, addresses })
 }
 

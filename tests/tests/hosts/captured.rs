@@ -82,8 +82,10 @@ async fn ports_that_redirection_leaves_alone_are_reached_past_both_sidecars() {
     };
     wait_for(LIMIT, counted).await.unwrap_or_else(|error| panic!("{error}"));
     // The sidecar's own ports are never redirected.
-    let health = get(&pair.client.host, &format!("http://{}:15020/live", server.v4)).await;
-    assert_eq!(health.as_deref(), Ok("live\n"));
+    for ip in server.addresses() {
+        let health = get(&pair.client.host, &format!("http://{}/live", SocketAddr::new(ip, 15020))).await;
+        assert_eq!(health.as_deref(), Ok("live\n"), "{ip}");
+    }
     pair.works().await;
 }
 

@@ -289,15 +289,18 @@ async fn a_crowd_at_the_door_keeps_no_kubelet_out_and_costs_the_application_noth
     )
     .await;
     let address = probed.address();
+    let crowd = probed.mesh.host("crowd");
     let mut slow = Vec::new();
     for number in 0..500 {
-        let mut stream = probed.kubelet.connect(address).await.expect("the port is open");
-        // Half of them say nothing at all.
+        let mut stream = crowd.connect(address).await.expect("the port is open");
+        // Half of them say nothing at all. Those that are one too many are closed.
         if number % 2 == 0 {
-            stream.write_all(b"GET /probe/app/readiness HTTP/1.1\r\nx: ").await.expect("open");
+            let _ = stream.write_all(b"GET /probe/app/readiness HTTP/1.1\r\nx: ").await;
         }
         slow.push(stream);
     }
+    let request = format!("GET /probe/app/readiness HTTP/1.1\r\nhost: {address}\r\n\r\n");
+    assert_eq!(exchange(&crowd, address, &request).await, "", "who has so many gets no more");
     // And some ask as fast as they can.
     let (start, mut hasty) = (Instant::now(), Vec::new());
     for _ in 0..4 {
