@@ -316,7 +316,7 @@ fn permissions(
     if !http.methods.is_empty() {
         let method = |method: &String| {
             let test = HeaderTest::Value(StringMatch::exact(method));
-            Permission::Header(HeaderMatch { name: ":method".into(), test, invert: false })
+            Permission::Header(HeaderMatch::new(":method", test))
         };
         all.push(Permission::Or(http.methods.iter().map(method).collect()));
     }

@@ -74,7 +74,7 @@ impl Leaf {
     pub(super) fn holds(&self, seen: &Seen<'_>) -> Option<bool> {
         let facts = &seen.facts;
         match self {
-            Self::Header(header) => Some(header.matches(facts.request?.header(&header.name).as_deref())),
+            Self::Header(header) => Some(header.matches(facts.request?.values(&header.name))),
             Self::UrlPath(condition) => match seen.readings()? {
                 Readings::One(path) => Some(condition.matches(path)),
                 Readings::Two { strict, lax } => {

@@ -60,7 +60,7 @@ fn not(permission: Permission) -> Permission {
 }
 
 fn header(name: &str, value: &str) -> HeaderMatch {
-    HeaderMatch { name: name.into(), test: HeaderTest::Value(StringMatch::exact(value)), invert: false }
+    HeaderMatch::new(name, HeaderTest::Value(StringMatch::exact(value)))
 }
 
 /// Whether one policy of this action lets it pass.

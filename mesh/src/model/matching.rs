@@ -293,23 +293,33 @@ impl fmt::Display for PathMatch {
 pub struct HeaderMatch {
     /// Lower-case name, or a pseudo-header's.
     pub name: String,
-    /// What is asked of the value; several values of one name are joined by `,` first.
+    /// What is asked of the value. Where a name has several, one that passes is enough, as with Envoy since 1.39: joined to
+    /// one text, a second value would hide the first from a rule that denies it.
     pub test: HeaderTest,
     /// Match when the test does not hold. A missing header never matches a test on its value, inverted or not.
     pub invert: bool,
+    /// A missing header counts as one that is there and empty.
+    pub missing_is_empty: bool,
 }
 
 impl HeaderMatch {
-    /// Whether the header's value, or `None` where it is missing, meets the condition.
-    pub fn matches(&self, value: Option<&str>) -> bool {
-        match (&self.test, value) {
-            (HeaderTest::Present(present), _) => (value.is_some() == *present) != self.invert,
-            (_, None) => false,
-            (HeaderTest::Value(condition), Some(value)) => condition.matches(value) != self.invert,
-            (HeaderTest::Range { start, end }, Some(value)) => {
-                value.parse().is_ok_and(|number: i64| (*start..*end).contains(&number)) != self.invert
-            }
-        }
+    /// A condition that is not inverted, and that a missing header meets only where it asks for that.
+    pub fn new(name: impl Into<String>, test: HeaderTest) -> Self {
+        Self { name: name.into(), test, invert: false, missing_is_empty: false }
+    }
+
+    /// Whether the header with these values meets the condition; it is missing where there are none.
+    pub fn matches<V: AsRef<str>>(&self, values: impl IntoIterator<Item = V>) -> bool {
+        let mut values = values.into_iter().peekable();
+        let none = values.peek().is_none();
+        let missing = none && !self.missing_is_empty;
+        let passes = match &self.test {
+            HeaderTest::Present(present) => missing != *present,
+            _ if missing => return false,
+            test if none => test.passes(""),
+            test => values.any(|value| test.passes(value.as_ref())),
+        };
+        passes != self.invert
     }
 }
 
@@ -323,10 +333,11 @@ impl fmt::Display for HeaderMatch {
             f.write_str("not: ")?;
         }
         match &self.test {
-            HeaderTest::Present(_) => Ok(()),
-            HeaderTest::Value(condition) => condition.fmt(f),
-            HeaderTest::Range { start, end } => write!(f, "from {start} up to but without {end}"),
+            HeaderTest::Present(_) => {}
+            HeaderTest::Value(condition) => condition.fmt(f)?,
+            HeaderTest::Range { start, end } => write!(f, "from {start} up to but without {end}")?,
         }
+        f.write_str(if self.missing_is_empty { " (a missing one is empty)" } else { "" })
     }
 }
 
@@ -345,6 +356,19 @@ pub enum HeaderTest {
         /// The first number above that does not.
         end: i64,
     },
+}
+
+impl HeaderTest {
+    /// Whether one value passes. One that is there has passed whether it is asked to be.
+    fn passes(&self, value: &str) -> bool {
+        match self {
+            Self::Present(present) => *present,
+            Self::Value(condition) => condition.matches(value),
+            Self::Range { start, end } => {
+                value.parse().is_ok_and(|number: i64| (*start..*end).contains(&number))
+            }
+        }
+    }
 }
 
 /// A condition on a query parameter; the first of that name counts.

@@ -28,7 +28,7 @@ pub(super) fn on(path: PathMatch) -> RouteMatch {
 
 /// A header of this very value.
 pub(super) fn header(name: &str, value: &str) -> HeaderMatch {
-    HeaderMatch { name: name.into(), test: HeaderTest::Value(StringMatch::exact(value)), invert: false }
+    HeaderMatch::new(name, HeaderTest::Value(StringMatch::exact(value)))
 }
 
 /// A query parameter of this very value.

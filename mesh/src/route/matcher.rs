@@ -34,7 +34,7 @@ pub(super) fn failing_beyond_path<'r>(
     if rule.grpc && !request.is_grpc() {
         return Some(Failing::Grpc);
     }
-    let header = |header: &&HeaderMatch| !header.matches(request.header(&header.name).as_deref());
+    let header = |header: &&HeaderMatch| !header.matches(request.values(&header.name));
     if let Some(header) = rule.headers.iter().find(header) {
         return Some(Failing::Header(header));
     }

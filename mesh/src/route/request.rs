@@ -50,18 +50,24 @@ impl<'a> RequestView<'a> {
         Self { scheme, ..self }
     }
 
-    /// The value of a header or pseudo-header, or `None` where it is missing. Several values are joined by `,`; bytes
-    /// that are not UTF-8 become U+FFFD. `host` is the authority, whichever version of HTTP carried it.
+    /// The values of a header or pseudo-header. Bytes that are not UTF-8 become U+FFFD. `host` is the authority, whichever
+    /// version of HTTP carried it.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
+        let own = match name {
+            ":method" => Some(self.method.as_str()),
+            ":authority" | "host" => Some(self.authority),
+            ":path" => Some(self.path_and_query),
+            ":scheme" => Some(self.scheme),
+            _ => None,
+        };
+        let fields = own.is_none().then(|| self.headers.get_all(name).iter());
+        let fields = fields.into_iter().flatten().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        own.map(Cow::Borrowed).into_iter().chain(fields)
+    }
+
+    /// All values of a header or pseudo-header, joined by `,` to be shown; `None` where it is missing.
     pub fn header(&self, name: &str) -> Option<Cow<'a, str>> {
-        match name {
-            ":method" => return Some(self.method.as_str().into()),
-            ":authority" | "host" => return Some(self.authority.into()),
-            ":path" => return Some(self.path_and_query.into()),
-            ":scheme" => return Some(self.scheme.into()),
-            _ => {}
-        }
-        let mut values =
-            self.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let mut values = self.values(name);
         let mut joined = values.next()?;
         for value in values {
             let joined = joined.to_mut();

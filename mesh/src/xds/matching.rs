@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range};
 use http::HeaderName;
 
-use super::error::{At, Decoded, FieldError, non_empty, required, unsupported};
+use super::error::{At, Decoded, FieldError, non_empty, required};
 use crate::model::{HeaderMatch, HeaderTest, PerMillion, QueryMatch, Regex, StringMatch};
 
 pub(super) fn string(condition: &StringMatch) -> StringMatcher {
@@ -61,18 +61,13 @@ pub(super) fn header(condition: &HeaderMatch) -> pb::HeaderMatcher {
     pb::HeaderMatcher {
         name: condition.name.clone(),
         invert_match: condition.invert,
+        treat_missing_header_as_empty: condition.missing_is_empty,
         header_match_specifier: Some(specifier),
-        ..Default::default()
     }
 }
 
 #[expect(deprecated, reason = "other control planes still send the old forms of a condition on a value")]
 pub(super) fn decode_header(matcher: pb::HeaderMatcher) -> Decoded<HeaderMatch> {
-    unsupported(
-        matcher.treat_missing_header_as_empty,
-        "treat_missing_header_as_empty",
-        "add a second route for a missing header",
-    )?;
     let value = |value: StringMatch| HeaderTest::Value(value);
     let test = match matcher.header_match_specifier {
         None => HeaderTest::Present(true),
@@ -91,7 +86,12 @@ pub(super) fn decode_header(matcher: pb::HeaderMatcher) -> Decoded<HeaderMatch> 
             value(StringMatch::Regex(decode_regex(matcher).at("safe_regex_match")?))
         }
     };
-    Ok(HeaderMatch { name: match_name(&matcher.name).at("name")?, test, invert: matcher.invert_match })
+    Ok(HeaderMatch {
+        name: match_name(&matcher.name).at("name")?,
+        test,
+        invert: matcher.invert_match,
+        missing_is_empty: matcher.treat_missing_header_as_empty,
+    })
 }
 
 /// The name of a header in a condition: lower case, and the authority's under its HTTP/2 name.

@@ -53,7 +53,7 @@ impl RateLimit {
             (None, _) => false,
         };
         (self.model.clients.is_empty() || self.model.clients.iter().any(named))
-            && self.model.applies_to.iter().all(|rule| rule.matches(request.header(&rule.name).as_deref()))
+            && self.model.applies_to.iter().all(|rule| rule.matches(request.values(&rule.name)))
     }
 
     /// Takes a token.
@@ -201,7 +201,7 @@ mod tests {
         let mut rule = model(1, 1);
         rule.clients = vec!["spiffe://td/ns/a/*".into(), "spiffe://td/ns/b/sa/c".into()];
         let value = HeaderTest::Value(StringMatch::exact("POST"));
-        rule.applies_to = vec![HeaderMatch { name: ":method".into(), test: value, invert: false }];
+        rule.applies_to = vec![HeaderMatch::new(":method", value)];
         let limit = RateLimit::new(rule, Instant::now(), 1);
         let headers = HeaderMap::new();
         let post = RequestView::new(&Method::POST, "a", "/", &headers);

@@ -217,7 +217,7 @@ fn read_match(kind: RouteKind, condition: &Match) -> Result<RouteMatch, MatchFau
             continue;
         }
         let test = HeaderTest::Value(read_value(header, &format!("headers[{index}]"))?);
-        headers.push(HeaderMatch { name, test, invert: false });
+        headers.push(HeaderMatch::new(name, test));
     }
     let mut query: Vec<QueryMatch> = Vec::new();
     for (index, parameter) in condition.query_params.iter().enumerate() {
@@ -237,7 +237,7 @@ fn read_match(kind: RouteKind, condition: &Match) -> Result<RouteMatch, MatchFau
         (_, method) => {
             if let Some(Method::Http(method)) = method {
                 let test = HeaderTest::Value(StringMatch::exact(method));
-                headers.push(HeaderMatch { name: ":method".into(), test, invert: false });
+                headers.push(HeaderMatch::new(":method", test));
             }
             http_path(condition.path.as_ref()).map_err(|reason| ("path.value".into(), reason))?
         }

@@ -1,7 +1,9 @@
 use super::*;
 
+const NONE: Option<&str> = None;
+
 fn header(test: HeaderTest, invert: bool) -> HeaderMatch {
-    HeaderMatch { name: "x".into(), test, invert }
+    HeaderMatch { invert, ..HeaderMatch::new("x", test) }
 }
 
 #[test]
@@ -21,13 +23,34 @@ fn a_segment_prefix_ends_at_a_slash() {
 #[test]
 fn a_missing_header_never_meets_a_test_on_its_value() {
     for invert in [false, true] {
-        assert!(!header(HeaderTest::Value(StringMatch::exact("a")), invert).matches(None));
-        assert!(!header(HeaderTest::Range { start: 0, end: 9 }, invert).matches(None));
+        assert!(!header(HeaderTest::Value(StringMatch::exact("a")), invert).matches(NONE));
+        assert!(!header(HeaderTest::Range { start: 0, end: 9 }, invert).matches(NONE));
     }
     assert!(header(HeaderTest::Value(StringMatch::exact("a")), true).matches(Some("b")));
-    assert!(header(HeaderTest::Present(false), false).matches(None));
-    assert!(header(HeaderTest::Present(true), true).matches(None));
+    assert!(header(HeaderTest::Present(false), false).matches(NONE));
+    assert!(header(HeaderTest::Present(true), true).matches(NONE));
     assert!(!header(HeaderTest::Present(true), true).matches(Some("")));
+}
+
+#[test]
+fn a_missing_header_may_count_as_an_empty_one() {
+    let of = |test, invert| HeaderMatch { missing_is_empty: true, ..header(test, invert) };
+    let empty = || HeaderTest::Value(StringMatch::exact(""));
+    assert!(of(empty(), false).matches(NONE) && !of(empty(), true).matches(NONE));
+    assert!(of(HeaderTest::Value(StringMatch::exact("a")), true).matches(NONE));
+    assert!(of(HeaderTest::Range { start: 0, end: 9 }, true).matches(NONE));
+    assert!(of(HeaderTest::Present(true), false).matches(NONE), "so Envoy has it");
+}
+
+#[test]
+fn of_several_values_one_is_enough_and_none_hides_another() {
+    let evil = HeaderTest::Value(StringMatch::exact("evil"));
+    for values in [["evil", "good"], ["good", "evil"]] {
+        assert!(header(evil.clone(), false).matches(values));
+        assert!(!header(evil.clone(), true).matches(values));
+    }
+    assert!(!header(HeaderTest::Value(StringMatch::exact("a,b")), false).matches(["a", "b"]));
+    assert!(header(HeaderTest::Range { start: 0, end: 9 }, false).matches(["x", "3"]));
 }
 
 #[test]

@@ -149,12 +149,16 @@ fn encode_condition(condition: &HeaderMatch) -> Value {
         }
         HeaderTest::Value(StringMatch::Regex(regex)) => ("regex", regex.as_str().into(), false),
     };
-    let options = [(ignore_case, "ignoreCase"), (condition.invert, "invert")];
+    let options =
+        [(ignore_case, "ignoreCase"), (condition.invert, "invert"), (condition.missing_is_empty, MISSING)];
     let options = options.into_iter().filter(|(set, _)| *set).map(|(_, option)| proto::text(option));
     proto::list(
         [proto::text(&condition.name), proto::text(test), proto::text(operand)].into_iter().chain(options),
     )
 }
+
+/// The option by which a missing header counts as an empty one.
+const MISSING: &str = "missingIsEmpty";
 
 fn decode_condition(condition: &Value) -> Decoded<HeaderMatch> {
     let form = "is not of the form [name, test, value, option...]";
@@ -180,7 +184,12 @@ fn decode_condition(condition: &Value) -> Decoded<HeaderMatch> {
         "regex" => HeaderTest::Value(StringMatch::Regex(Regex::new(value).map_err(FieldError::new)?)),
         _ => return Err(invalid()),
     };
-    Ok(HeaderMatch { name: matching::match_name(name)?, test, invert: options.contains(&"invert") })
+    Ok(HeaderMatch {
+        name: matching::match_name(name)?,
+        test,
+        invert: options.contains(&"invert"),
+        missing_is_empty: options.contains(&MISSING),
+    })
 }
 
 fn as_text(value: &Value) -> Decoded<&str> {

@@ -165,7 +165,7 @@ fn a_policy_that_would_not_be_followed_is_refused() {
 #[test]
 fn a_condition_on_a_request_is_refused_for_a_connection() {
     use crate::model::*;
-    let header = HeaderMatch { name: "x".into(), test: HeaderTest::Present(true), invert: false };
+    let header = HeaderMatch::new("x", HeaderTest::Present(true));
     let policy = Policy {
         name: "p".into(),
         permissions: vec![Permission::Any],

@@ -144,24 +144,28 @@ fn meets(rule: &RouteMatch, request: &Request) -> bool {
         }
         PathMatch::Regex(regex) => regex.matches(path),
     };
-    let header = |name: &str| match name {
-        ":method" => Some(request.method.to_string()),
-        _ => {
-            let values: Vec<_> =
-                request.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
-            (!values.is_empty()).then(|| values.join(","))
+    let values = |name: &str| -> Vec<&str> {
+        match name {
+            ":method" => vec![request.method.as_str()],
+            _ => request.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect(),
         }
     };
     let pairs: Vec<(&str, &str)> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
     path_meets
-        && (!rule.grpc || header("content-type").is_some_and(|value| value == "application/grpc"))
-        && rule.headers.iter().all(|condition| match (&condition.test, header(&condition.name)) {
-            (HeaderTest::Present(present), value) => (*present == value.is_some()) != condition.invert,
-            (_, None) => false,
-            (HeaderTest::Value(StringMatch::Exact { value: asked, .. }), Some(value)) => {
-                (*asked == value) != condition.invert
+        && (!rule.grpc || values("content-type").contains(&"application/grpc"))
+        && rule.headers.iter().all(|condition| {
+            let values = values(&condition.name);
+            let asks = |value: &str| match &condition.test {
+                HeaderTest::Value(StringMatch::Exact { value: asked, .. }) => asked == value,
+                test => panic!("{test:?} is not generated"),
+            };
+            let missing = values.is_empty() && !condition.missing_is_empty;
+            match condition.test {
+                HeaderTest::Present(present) => (present != missing) != condition.invert,
+                _ if missing => false,
+                _ if values.is_empty() => asks("") != condition.invert,
+                _ => values.into_iter().any(asks) != condition.invert,
             }
-            (test, _) => panic!("{test:?} is not generated"),
         })
         && rule.query.iter().all(|condition| {
             let value = pairs.iter().find(|(name, _)| *name == condition.name).map(|(_, value)| *value);
@@ -233,8 +237,13 @@ fn any_header() -> impl Strategy<Value = HeaderMatch> {
                 .prop_map(|present| HeaderMatch { test: HeaderTest::Present(present), ..header("x-b", "") }),
         ],
         prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(header, invert)| HeaderMatch { invert, ..header })
+        .prop_map(|(header, invert, missing_is_empty)| HeaderMatch {
+            invert,
+            missing_is_empty,
+            ..header
+        })
 }
 
 prop_compose! {

@@ -121,5 +121,12 @@ fn header_match() -> BoxedStrategy<HeaderMatch> {
         string_match().prop_map(HeaderTest::Value),
         (any::<i64>(), any::<i64>()).prop_map(|(start, end)| HeaderTest::Range { start, end }),
     ];
-    (name, test, any::<bool>()).prop_map(|(name, test, invert)| HeaderMatch { name, test, invert }).boxed()
+    (name, test, any::<bool>(), any::<bool>())
+        .prop_map(|(name, test, invert, missing_is_empty)| HeaderMatch {
+            name,
+            test,
+            invert,
+            missing_is_empty,
+        })
+        .boxed()
 }
