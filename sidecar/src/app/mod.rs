@@ -77,7 +77,8 @@ async fn serve(
     let hears = worker::Signals { snapshots: handle.snapshots.clone(), drain };
     let workers = worker::spawn(config.workers, bound.listeners, shared, &hears).map_err(Cause::System)?;
     drop(hears);
-    let in_force = in_force::follow(&handle, workers.installed.clone());
+    let installed = workers.installed.clone();
+    let in_force = in_force::follow(&handle, installed.clone());
 
     let resolver =
         bound.dns.map(|sockets| nameserver::start(sockets, &config, handle.names.clone(), &telemetry));
@@ -98,7 +99,7 @@ async fn serve(
     announce(&bound.addresses).map_err(Cause::System)?;
 
     // Configuration is kept up to date until the last connection has ended.
-    Box::pin(control.run(stop.run(config.drain, &mut signals, || workers.connections()))).await;
+    Box::pin(control.run(installed, stop.run(config.drain, &mut signals, || workers.connections()))).await;
 
     drop(resolver);
     // All that could still make spans ends, and then what is left of them is sent.

@@ -95,6 +95,11 @@ impl Builder {
         }
     }
 
+    /// Which snapshot was built last.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The next snapshot.
     pub(crate) fn build(&mut self, sources: Sources<'_>) -> Arc<Snapshot> {
         let Sources { cache, names, listeners, tls } = sources;

@@ -2,7 +2,7 @@
 //!
 //! One future on the control thread. Everything that it starts ends with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -139,6 +139,7 @@ impl Control {
             wanted: Names::default(),
             requests: None,
             answers: Vec::new(),
+            unacknowledged: VecDeque::new(),
             deadlines: Default::default(),
             questions: Vec::new(),
             closed_at: None,
@@ -175,8 +176,9 @@ impl Control {
         Self { file_check, ..self }
     }
 
-    /// Runs until `stop`, and then writes the configuration to disk.
-    pub(crate) async fn run(self, stop: impl Future<Output = ()>) {
+    /// Runs until `stop`, and then writes the configuration to disk. `installed`: the generation that each worker serves
+    /// from.
+    pub(crate) async fn run(self, mut installed: Vec<watch::Receiver<u64>>, stop: impl Future<Output = ()>) {
         let Self { config, identity, control_plane, rotation, resolver, mut engine, .. } = self;
         let (mut demands, mut inspections) = (self.demands, self.inspections);
         let mut name_questions = self.name_questions;
@@ -214,6 +216,7 @@ impl Control {
                     // Whoever asked may have gone away.
                     let _ = answer.send(engine.status());
                 }
+                generation = served(&mut installed, engine.awaited_generation()) => engine.acknowledge(generation),
                 () = sleep_until(engine.next_timer().into()) => engine.timers(Instant::now()),
             }
             // What has come together is acted on together: one request, one snapshot.
@@ -227,6 +230,16 @@ impl Control {
         }
         engine.save();
     }
+}
+
+/// Waits until all workers serve from the snapshot of this generation, or a newer one; for ever without one.
+async fn served(installed: &mut [watch::Receiver<u64>], generation: Option<u64>) -> u64 {
+    let Some(generation) = generation else { return std::future::pending().await };
+    for worker in installed {
+        // A worker that has ended serves nothing that could differ.
+        let _ = worker.wait_for(|installed| *installed >= generation).await;
+    }
+    generation
 }
 
 /// What the sidecar says of itself. It proves nothing: the certificate or token does.

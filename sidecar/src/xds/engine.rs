@@ -2,9 +2,9 @@
 //! [`control`](super::control) waits, and calls.
 //!
 //! The order of effects: the state changes, subscriptions follow, the snapshot is published (which wakes whoever waits
-//! for it), and only then a response is acknowledged.
+//! for it), and only once all workers serve from it a response is acknowledged.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,8 +55,10 @@ pub(super) struct Engine {
     /// What is needed, as of the last [`Engine::flush`].
     pub(super) wanted: Names,
     pub(super) requests: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
-    /// Responses that are to be acknowledged: type, nonce, what is wrong.
-    pub(super) answers: Vec<(String, String, Result<(), Vec<String>>)>,
+    /// Responses that have come since the last [`Engine::flush`].
+    pub(super) answers: Vec<Answer>,
+    /// Those that are to be acknowledged once the snapshot of that generation is in force, oldest first.
+    pub(super) unacknowledged: VecDeque<(u64, Answer)>,
     /// Until when each name that the control plane was asked for should be answered.
     pub(super) deadlines: HashMap<(Kind, Arc<str>), Instant>,
     /// Questions that have no answer yet.
@@ -67,6 +69,9 @@ pub(super) struct Engine {
     pub(super) save_at: Option<Instant>,
     pub(super) sweep_at: Instant,
 }
+
+/// An answer to a response: type, nonce, what is wrong.
+pub(super) type Answer = (String, String, Result<(), Vec<String>>);
 
 /// What a sidecar needs before it takes traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,6 +158,7 @@ impl Engine {
                 self.requests = Some(requests);
                 self.subscriptions.reset();
                 self.answers.clear();
+                self.unacknowledged.clear();
                 self.cache.reconnected();
                 self.status.opened += 1;
                 self.closed_at = None;
@@ -221,7 +227,22 @@ impl Engine {
             self.follow(names, now);
         }
         self.answer_questions(now);
-        for (type_url, nonce, outcome) in std::mem::take(&mut self.answers) {
+        let generation = self.builder.generation();
+        self.unacknowledged.extend(self.answers.drain(..).map(|answer| (generation, answer)));
+    }
+
+    /// The generation that the oldest response waits for that is not acknowledged yet.
+    pub(super) fn awaited_generation(&self) -> Option<u64> {
+        self.unacknowledged.front().map(|(generation, _)| *generation)
+    }
+
+    /// Acknowledges what is in force with the snapshot of this generation: who hears of it and then sends a request finds
+    /// it so.
+    pub(super) fn acknowledge(&mut self, in_force: u64) {
+        while let Some((_, answer)) =
+            self.unacknowledged.pop_front_if(|(generation, _)| *generation <= in_force)
+        {
+            let (type_url, nonce, outcome) = answer;
             let answer = self.subscriptions.answer(&type_url, nonce, outcome);
             self.send(answer);
         }

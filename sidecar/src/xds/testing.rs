@@ -118,7 +118,10 @@ pub(crate) fn beside(
             timeout(PATIENCE * 3, script).await.expect("the script ends in time");
             stop.send(()).expect("the sidecar runs");
         };
-        tokio::join!(script, Box::pin(control.run(async { stopped.await.expect("the script ends") })));
+        tokio::join!(
+            script,
+            Box::pin(control.run(Vec::new(), async { stopped.await.expect("the script ends") }))
+        );
     })
 }
 

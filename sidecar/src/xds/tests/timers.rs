@@ -38,8 +38,12 @@ impl Bench {
         bench
     }
 
+    /// Acts, and has all workers serve from what comes of it.
     fn flush(&mut self) {
         self.engine.flush(&mut self.names, self.now);
+        while let Some(generation) = self.engine.awaited_generation() {
+            self.engine.acknowledge(generation);
+        }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -136,6 +140,30 @@ async fn an_idle_listener_is_let_go_with_all_that_only_it_needed() {
     // It is asked for anew when traffic comes back.
     bench.demand(STOCK);
     assert_eq!(bench.sent()[0].resource_names_subscribe, [STOCK]);
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_before_all_workers_serve_from_it() {
+    let mesh = Mesh::new();
+    let mut bench = Bench::new(&mesh);
+    bench.demand(STOCK);
+    bench.sent();
+    let response = DeltaDiscoveryResponse {
+        type_url: stock_listener().type_url().into(),
+        resources: vec![wire(&stock_listener())],
+        nonce: "n".into(),
+        ..Default::default()
+    };
+    bench.engine.event(Event::Response(Box::new(response)));
+    bench.engine.flush(&mut bench.names, bench.now);
+    let generation = bench.handle.snapshots.borrow().generation;
+    assert_eq!(bench.engine.awaited_generation(), Some(generation));
+    let answers =
+        |bench: &mut Bench| bench.sent().iter().filter(|request| request.response_nonce == "n").count();
+    bench.engine.acknowledge(generation - 1);
+    assert_eq!(answers(&mut bench), 0);
+    bench.engine.acknowledge(generation);
+    assert_eq!((answers(&mut bench), bench.engine.awaited_generation()), (1, None));
 }
 
 #[tokio::test]
