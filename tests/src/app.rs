@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// A request as it reached the application.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// The request line.
     pub line: String,
@@ -100,7 +100,7 @@ pub(crate) async fn serve(
     }
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
+pub(crate) async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);

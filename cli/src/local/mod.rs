@@ -243,7 +243,11 @@ impl LocalMesh {
 }
 
 impl Sidecar {
-    fn of(process: Process) -> Result<Self, StartError> {
+    /// A sidecar by its process, with a forward proxy.
+    ///
+    /// # Errors
+    /// When the process does not say where it listens.
+    pub fn of(process: Process) -> Result<Self, StartError> {
         let listening = &process.started["listening"];
         let fail = || {
             StartError::new(&process.name, format!("it does not say where it listens: {}", process.started))

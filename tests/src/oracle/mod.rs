@@ -1,0 +1,253 @@
+//! Envoy as the oracle: the same resources for it and for a sidecar, the same bytes to both, one scripted upstream behind them.
+//!
+//! In: resources in the JSON form of their protobufs, requests as bytes, scripts. Out: what the client saw and what reached the
+//! upstream, for either. The resources come from a control plane of other making (`tests/python/ads.py`), which shares no code
+//! with ours.
+
+mod ads;
+mod outcome;
+mod resources;
+mod scripted;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tulle_cli::local::{Process, Sidecar, fetch};
+
+use crate::{LIMIT, python_program, wait_for};
+use ads::Ads;
+pub use ads::Answered;
+pub use outcome::{Outcome, Received, Then};
+pub use resources::{cluster, endpoints, listener, manager, route_configuration, typed};
+pub use scripted::{Scripted, Scripts};
+
+/// The one listener; a sidecar knows it as a service.
+const SERVICE: &str = "oracle.test:80";
+
+/// Envoy and a sidecar under one control plane.
+pub struct Oracle {
+    /// What serves both.
+    pub ads: Ads,
+    /// The clusters' upstreams, by the clusters' names.
+    pub upstreams: Vec<Scripted>,
+    /// Where Envoy's administration is.
+    pub envoy_admin: SocketAddr,
+    /// The sidecar.
+    pub sidecar: Sidecar,
+    sides: [Side; 2],
+    scripts: Scripts,
+    cases: AtomicUsize,
+    _envoy: tokio::process::Child,
+    _folder: TempDir,
+}
+
+/// One of the two.
+#[derive(Clone, Copy, Debug)]
+struct Side {
+    name: &'static str,
+    address: SocketAddr,
+}
+
+impl Oracle {
+    /// Starts all of it with clusters `a`, `b` and `c` of one upstream each, and no route.
+    pub async fn start() -> Self {
+        let folder = crate::test_folder();
+        let scripts = Scripts::default();
+        let mut upstreams = Vec::new();
+        for name in CLUSTERS {
+            upstreams.push(Scripted::start(name, scripts.clone()).await);
+        }
+        let mut ads = Ads::start(folder.path()).await;
+        // Only while it is looked for is the port free; both are told the same listener.
+        let port = crate::Ground::default().free_port();
+        let mut first = vec![listener(SERVICE, port, &manager("routes", json!({})))];
+        for upstream in &upstreams {
+            first.push(cluster(&upstream.name, json!({})));
+            first.push(endpoints(&upstream.name, &[upstream.address]));
+        }
+        first.push(route_configuration("routes", &[all_clusters()]));
+        ads.set(first).await;
+        let (envoy, envoy_admin) = start_envoy(folder.path(), ads.plain).await;
+        let sidecar = ads.sidecar(folder.path(), &[SERVICE]).await;
+        let sides =
+            [Side { name: "envoy", address: port }, Side { name: "tulle", address: sidecar.ports[SERVICE] }];
+        let oracle = Self {
+            ads,
+            upstreams,
+            envoy_admin,
+            sidecar,
+            sides,
+            scripts,
+            cases: AtomicUsize::new(0),
+            _envoy: envoy,
+            _folder: folder,
+        };
+        for side in sides {
+            let serves = || oracle.serves(side);
+            wait_for(LIMIT, serves).await.unwrap_or_else(|error| panic!("{}: {error}", side.name));
+        }
+        oracle
+    }
+
+    /// Puts virtual hosts in force with both: no other routes are there then.
+    pub async fn routes(&mut self, hosts: &[Value]) {
+        // Clusters that nothing refers to are let go, and routes to new ones wait for them.
+        let hosts = [hosts, &[all_clusters()]].concat();
+        self.push(vec![route_configuration("routes", &hosts)]).await;
+    }
+
+    /// Puts resources in force with both, and waits until both have taken them.
+    ///
+    /// # Panics
+    /// When one of the two rejects them.
+    pub async fn push(&mut self, resources: Vec<Value>) {
+        for answered in self.offer(resources).await {
+            assert!(answered.error.is_empty(), "{}: {}", answered.agent, answered.error);
+        }
+    }
+
+    /// Offers resources to both: what each answers, Envoy first.
+    pub async fn offer(&mut self, resources: Vec<Value>) -> Vec<Answered> {
+        let mut types: Vec<String> = resources.iter().map(|resource| text(&resource["@type"])).collect();
+        types.sort_unstable();
+        types.dedup();
+        let command = self.ads.set(resources).await;
+        let ads = &self.ads;
+        let both = || async {
+            let answered = ads.answered();
+            let of = |agent: &str| -> Vec<Answered> {
+                let of = answered.iter().filter(|a| a.command >= command && a.agent.starts_with(agent));
+                of.filter(|answered| types.contains(&answered.kind)).cloned().collect()
+            };
+            let (envoy, tulle) = (of("envoy"), of("tulle"));
+            if envoy.len() < types.len() || tulle.len() < types.len() {
+                return Err(format!("not answered by both: {answered:?}"));
+            }
+            Ok([envoy, tulle].concat())
+        };
+        wait_for(LIMIT, both).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Sends one request to either, with an upstream that does as `script` says, attempt for attempt: what became of it,
+    /// Envoy's first. `request` is all of it, but for a header that tells the upstream whose request it is.
+    pub async fn both(&self, request: &[u8], script: &str) -> [Outcome; 2] {
+        let [envoy, tulle] = self.sides;
+        [self.one(envoy, request, script).await, self.one(tulle, request, script).await]
+    }
+
+    /// Whether all clusters can be reached.
+    async fn serves(&self, side: Side) -> Result<(), String> {
+        connect(side.address).await?;
+        for upstream in &self.upstreams {
+            let request = format!("GET /{} HTTP/1.1\r\nhost: {ALL}\r\n\r\n", upstream.name);
+            let outcome = self.one(side, request.as_bytes(), "ok").await;
+            if outcome.received.status != 200 {
+                return Err(outcome.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    async fn one(&self, side: Side, request: &[u8], script: &str) -> Outcome {
+        let case = format!("{}-{}", side.name, self.cases.fetch_add(1, Ordering::Relaxed));
+        self.scripts.put(&case, script);
+        let received = outcome::send(side.address, &marked(request, &case)).await;
+        Outcome { received, upstream: self.scripts.take(&case) }.normalised(side.address, &self.upstreams)
+    }
+}
+
+/// The clusters, each with an upstream of its own.
+const CLUSTERS: [&str; 3] = ["a", "b", "c"];
+
+/// The domain of [`all_clusters`].
+const ALL: &str = "all.test";
+
+/// A virtual host with a route to each cluster, by its name.
+fn all_clusters() -> Value {
+    let route = |name: &str| json!({ "match": { "path": format!("/{name}") }, "route": { "cluster": name } });
+    let routes = CLUSTERS.map(route);
+    json!({ "name": ALL, "domains": [ALL], "routes": routes })
+}
+
+/// The request with the header by which its upstream knows its script, as the last of its head.
+fn marked(request: &[u8], case: &str) -> Vec<u8> {
+    let end = request.windows(4).position(|four| four == b"\r\n\r\n").map_or(request.len(), |end| end + 2);
+    let (head, rest) = request.split_at(end);
+    [head, format!("{}: {case}\r\n", scripted::CASE).as_bytes(), rest].concat()
+}
+
+async fn start_envoy(folder: &std::path::Path, ads: SocketAddr) -> (tokio::process::Child, SocketAddr) {
+    let address_file = folder.join("envoy.admin");
+    let bootstrap = json!({
+        "node": { "id": "oracle", "cluster": "oracle" },
+        "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } } },
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{ "envoy_grpc": { "cluster_name": "ads" } }],
+            },
+            "cds_config": { "ads": {}, "resource_api_version": "V3" },
+            "lds_config": { "ads": {}, "resource_api_version": "V3" },
+        },
+        "static_resources": {
+            "clusters": [{
+                "name": "ads",
+                "type": "STATIC",
+                "typed_extension_protocol_options": {
+                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                        "explicit_http_config": { "http2_protocol_options": {} },
+                    },
+                },
+                "load_assignment": { "cluster_name": "ads", "endpoints": [{ "lb_endpoints": [{ "endpoint": {
+                    "address": { "socket_address": {
+                        "address": ads.ip().to_string(),
+                        "port_value": ads.port(),
+                    } },
+                } }] }] },
+            }],
+        },
+    });
+    let path = folder.join("envoy.json");
+    std::fs::write(&path, bootstrap.to_string()).expect("the folder can be written");
+    let log = std::fs::File::create(folder.join("envoy.log")).expect("the folder can be written");
+    let mut command = Command::new(python_program().with_file_name("envoy"));
+    command.arg("-c").arg(&path).arg("--admin-address-path").arg(&address_file);
+    command.args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(log);
+    let child = command.kill_on_drop(true).spawn();
+    let child = child.unwrap_or_else(|error| panic!("envoy: {error}; run tests/setup"));
+    let started = || async {
+        let address = std::fs::read_to_string(&address_file).map_err(|error| error.to_string())?;
+        address.trim().parse().map_err(|_| format!("{address:?} is no address"))
+    };
+    let admin = wait_for(LIMIT, started).await.unwrap_or_else(|error| {
+        let log = std::fs::read_to_string(folder.join("envoy.log")).unwrap_or_default();
+        panic!("envoy does not start: {error}\n{log}")
+    });
+    let live = || async {
+        let (status, text) = fetch(&format!("http://{admin}/ready")).await?;
+        if status == 200 { Ok(()) } else { Err(text) }
+    };
+    wait_for(LIMIT, live).await.unwrap_or_else(|error| panic!("envoy is not ready: {error}"));
+    (child, admin)
+}
+
+async fn connect(address: SocketAddr) -> Result<(), String> {
+    tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| error.to_string())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// A process of `tests/python` that says on its first line where it listens.
+async fn python(script: &str, args: &[&str], folder: &std::path::Path) -> Process {
+    let mut command = crate::python(script);
+    command.args(args);
+    Process::start(script, command, folder).await.unwrap_or_else(|error| panic!("{error}; run tests/setup"))
+}

@@ -1,0 +1,184 @@
+//! What Envoy and the sidecar did, compared; the differences that are meant so, each with its reason.
+//!
+//! Nothing else may differ. An entry takes away, from both outcomes, just what it speaks of, and only where it was seen.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use tulle_tests::oracle::{Outcome, Then};
+
+/// A difference that is meant so.
+pub(crate) struct Kept {
+    /// What a failure calls it.
+    pub(crate) name: &'static str,
+    /// Why it is there.
+    pub(crate) reason: &'static str,
+    /// Takes it away, and says whether it was there.
+    forgive: fn(&mut Outcome, &mut Outcome) -> bool,
+}
+
+/// All of them.
+pub(crate) const KEPT: &[Kept] = &[
+    Kept {
+        name: "local replies",
+        reason: "what the sidecar itself answers says why in words of its own, and in a Proxy-Status header (RFC 9209)",
+        forgive: local_reply,
+    },
+    Kept {
+        name: "interim responses",
+        reason: "RFC 9110, section 15.2: a proxy passes 1xx responses on; Envoy drops them",
+        forgive: |envoy, tulle| {
+            let there = envoy.received.interim.is_empty() && !tulle.received.interim.is_empty();
+            tulle.received.interim.clear();
+            envoy.received.interim.clear();
+            there
+        },
+    },
+    Kept {
+        name: "unread bodies",
+        reason: "a connection is kept when the body of a request that the proxy answers itself is short; Envoy closes it",
+        forgive: |envoy, tulle| {
+            let early = envoy.upstream.is_empty() && envoy.received.then == Then::Closed;
+            let there = early && tulle.received.then == Then::Kept && remove(envoy, "connection");
+            if there {
+                envoy.received.then = Then::Kept;
+            }
+            there
+        },
+    },
+    Kept {
+        name: "content type of texts",
+        reason: "a text says its charset",
+        forgive: |_, tulle| {
+            let field = tulle.received.headers.iter_mut().find(|(name, _)| name == "content-type");
+            let Some((_, value)) = field.filter(|(_, value)| value == "text/plain; charset=utf-8") else {
+                return false;
+            };
+            *value = "text/plain".into();
+            true
+        },
+    },
+    Kept {
+        name: "framing of nothing",
+        reason: "a response to HEAD has the length that the one to GET would have, or says nothing; Envoy calls it chunked",
+        forgive: |envoy, _| envoy.received.body.is_empty() && remove(envoy, "transfer-encoding"),
+    },
+    Kept {
+        name: "usual ports in redirects",
+        reason: "Gateway API: a Location does not tell the port that its scheme has anyway",
+        forgive: |envoy, _| {
+            let field = envoy.received.headers.iter_mut().find(|(name, _)| name == "location");
+            let Some((_, location)) = field else { return false };
+            let short = location.replacen(":80/", "/", usize::from(location.starts_with("http:")));
+            let short = short.replacen(":443/", "/", usize::from(location.starts_with("https:")));
+            let there = short != *location;
+            *location = short;
+            there
+        },
+    },
+    Kept {
+        name: "original path and host",
+        reason: "what a request was before a rewrite is told in its span, not to the application",
+        forgive: |envoy, _| forget(envoy, |name, _| name.starts_with("x-envoy-original-")),
+    },
+    Kept {
+        name: "content-length of nothing",
+        reason: "RFC 9110, section 8.6: a request whose method expects no body needs no length; Envoy adds one",
+        forgive: |envoy, tulle| {
+            let ours = tulle.upstream.iter().any(|(_, seen)| !seen.header("content-length").is_empty());
+            !ours && forget(envoy, |name, value| name == "content-length" && value == "0")
+        },
+    },
+    Kept {
+        name: "headers named by Connection",
+        reason: "RFC 9110, section 7.6.1: they end with the hop, in responses too, where Envoy passes them on",
+        forgive: |envoy, _| remove(envoy, "x-drop"),
+    },
+];
+
+/// Envoy's own words for what it could not do.
+const ENVOYS_WORDS: &[&str] = &[
+    "upstream connect error or disconnect/reset before headers",
+    "upstream request timeout",
+    "no healthy upstream",
+];
+
+/// How often each difference that is meant so was met.
+#[derive(Default)]
+pub(crate) struct Tally {
+    met: BTreeMap<&'static str, usize>,
+    failures: String,
+    failed: usize,
+    cases: usize,
+}
+
+impl Tally {
+    /// Compares the outcomes of a case.
+    pub(crate) fn compare(&mut self, case: &dyn std::fmt::Display, outcomes: [Outcome; 2]) {
+        self.cases += 1;
+        let [mut envoy, mut tulle] = outcomes.clone();
+        for kept in KEPT {
+            if (kept.forgive)(&mut envoy, &mut tulle) {
+                *self.met.entry(kept.name).or_default() += 1;
+            }
+        }
+        if envoy == tulle {
+            return;
+        }
+        self.failed += 1;
+        // The first few say enough.
+        if self.failed <= 10 {
+            let [envoy, tulle] = outcomes;
+            let _ = writeln!(self.failures, "{case}\n envoy\n{envoy} tulle\n{tulle}");
+        }
+    }
+
+    /// Fails the test when anything differed that should not, or when a difference that is expected here was not there.
+    pub(crate) fn end(self, expected: &[&str]) {
+        let Self { met, failures, failed, cases } = self;
+        println!("{cases} cases; differences that are meant so: {met:?}");
+        assert!(failed == 0, "{failed} of {cases} cases differ\n{failures}");
+        for name in expected {
+            let kept = KEPT.iter().find(|kept| kept.name == *name).expect("it is one of them");
+            assert!(met.contains_key(name), "nothing differs any more in {name:?} ({})", kept.reason);
+        }
+    }
+}
+
+/// What a proxy answers by itself, where both do with the same status.
+fn local_reply(envoy: &mut Outcome, tulle: &mut Outcome) -> bool {
+    let own = tulle.received.headers.iter().any(|(name, _)| name == "proxy-status");
+    let [theirs, ours] = [&envoy.received, &tulle.received];
+    let known = theirs.body.is_empty() || ENVOYS_WORDS.iter().any(|words| theirs.body.starts_with(words));
+    if !own || !known || theirs.status != ours.status {
+        return false;
+    }
+    for outcome in [envoy, tulle] {
+        for name in ["proxy-status", "content-type", "content-length"] {
+            remove(outcome, name);
+        }
+        outcome.received.body.clear();
+    }
+    true
+}
+
+/// Removes headers of the requests that reached the upstream, and says whether there were any.
+fn forget(outcome: &mut Outcome, header: impl Fn(&str, &str) -> bool) -> bool {
+    let mut there = false;
+    for (_, seen) in &mut outcome.upstream {
+        seen.headers.retain(|(name, value)| {
+            let which = header(name, value);
+            there |= which;
+            !which
+        });
+    }
+    there
+}
+
+/// Removes a header of the response, and says whether it was there.
+fn remove(outcome: &mut Outcome, name: &str) -> bool {
+    let headers = &mut outcome.received.headers;
+    let before = headers.len();
+    headers.retain(|(field, _)| field != name);
+    headers.len() < before
+}

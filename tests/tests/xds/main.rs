@@ -1,0 +1,7 @@
+//! xDS as others speak it: our sidecar beside Envoy, under a control plane of other making.
+//!
+//! Cases are generated from a seed, which a failure prints: `TULLE_SEED` replays it, `TULLE_CASES` makes more of them.
+
+mod compare;
+mod generate;
+mod routing;
