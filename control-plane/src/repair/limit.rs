@@ -37,6 +37,12 @@ impl Limit {
         let allowed = self.owners.entry(key).or_insert_with(|| Bucket::full(now)).take(OWNER, now);
         allowed && self.all.take(ALL, now)
     }
+
+    /// Whether pods of this owner were deleted on this node so often that another deletion would not help either.
+    pub(super) fn is_in_vain(&self, owner: &str, node: &str, now: Instant) -> bool {
+        let key = (owner.to_owned(), node.to_owned());
+        self.owners.get(&key).is_some_and(|bucket| bucket.left(OWNER, now) == 0)
+    }
 }
 
 /// Counts by one instant: when it will be full again.

@@ -151,7 +151,15 @@ impl Repairs {
             }
             return;
         };
-        if !self.limit.allows(&owner, &stranded.node, Instant::now()) {
+        let now = Instant::now();
+        if !self.limit.allows(&owner, &stranded.node, now) {
+            if self.limit.is_in_vain(&owner, &stranded.node, now) && !stranded.told {
+                stranded.told = true;
+                let note = "nothing redirects its traffic, nor that of the pods before it, though the CNI plugin is ready \
+                            on their node: the container runtime may not hand pods' annotations to plugins (the \
+                            capability io.kubernetes.cri.pod-annotations), or run no chained plugin";
+                tell(&self.recorder, stranded, EventType::Warning, "RedirectionMissing", note).await;
+            }
             return;
         }
         let stranded = stranded.clone();

@@ -76,11 +76,13 @@ fn deletions_are_bounded_for_all_and_for_each_owner_on_a_node() {
     };
     assert_eq!(allowed(&mut limit, "a", "n1", start), 5);
     assert_eq!(allowed(&mut limit, "b", "n1", start), 5);
+    assert!(limit.is_in_vain("a", "n1", start) && !limit.is_in_vain("a", "n2", start));
     // All that is left for all is used up.
     assert_eq!(allowed(&mut limit, "a", "n2", start), 0);
     assert_eq!(allowed(&mut limit, "a", "n2", after(3)), 3);
     // What did not help five times is tried every two minutes.
     assert_eq!(allowed(&mut limit, "a", "n1", after(119)), 0);
+    assert!(!limit.is_in_vain("a", "n1", after(121)));
     assert_eq!(allowed(&mut limit, "a", "n1", after(121)), 1);
     assert_eq!(allowed(&mut limit, "a", "n1", after(3600)), 5);
 }

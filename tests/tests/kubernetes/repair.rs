@@ -17,8 +17,13 @@ fn not_redirected() -> Value {
     json!({ "phase": "Pending", "initContainerStatuses": [container] })
 }
 
-/// Makes an injected pod on a node, with a controller or without.
-async fn pod(api: &ApiServer, namespace: &str, name: &str, node: &str, owned: bool) {
+/// Makes an injected pod on a node, with a controller of its own or without.
+async fn pod(api: &ApiServer, namespace: &str, name: &str, node: &str, has_owner: bool) {
+    owned(api, namespace, name, node, has_owner.then_some(name)).await;
+}
+
+/// Makes an injected pod on a node, with the controller of a name, if any.
+async fn owned(api: &ApiServer, namespace: &str, name: &str, node: &str, owner: Option<&str>) {
     let mut pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -30,9 +35,9 @@ async fn pod(api: &ApiServer, namespace: &str, name: &str, node: &str, owned: bo
             "initContainers": [{ "name": "tulle-validate", "image": "tulle-sidecar" }],
         },
     });
-    if owned {
+    if let Some(owner) = owner {
         let owner = json!({
-            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": format!("uid-of-{name}"),
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": format!("uid-of-{owner}"),
             "controller": true,
         });
         pod["metadata"]["ownerReferences"] = json!([owner]);
@@ -118,5 +123,20 @@ async fn pods_that_were_faster_than_the_plugin_are_made_again() {
     pod(&api, &shop, "f-later", "ready", true).await;
     remain(&api, &shop, "b-bare d-nowhere e-well").await;
     assert_eq!(reasons(&api, &shop, "b-bare").await, "RedirectionMissing", "told once");
+    // Where a new pod fares no better, time after time, it is left, and its Event says so.
+    let names: Vec<String> = (0..6).map(|index| format!("g-again-{index}")).collect();
+    for name in &names {
+        owned(&api, &shop, name, "ready", Some("one-owner")).await;
+    }
+    let last = || async {
+        for name in &names {
+            if reasons(&api, &shop, name).await == "RedirectionMissing" {
+                return Ok(());
+            }
+        }
+        Err(pods(&api, &shop).await)
+    };
+    wait_for(2 * LIMIT, last).await.unwrap_or_else(|error| panic!("nobody is told: {error}"));
+    assert_eq!(pods(&api, &shop).await.matches("g-again").count(), 1);
     assert!(process.try_wait().expect("it is ours").is_none());
 }
