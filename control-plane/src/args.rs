@@ -73,6 +73,20 @@ pub struct Args {
     /// The namespace that the control plane keeps its own objects in: the Secret of its CA, its Lease.
     #[arg(long, value_name = "NAME", env = "TULLE_NAMESPACE", default_value = "tulle-system")]
     pub namespace: String,
+    /// Sign with an intermediate CA that somebody else keeps in this Secret, of type kubernetes.io/tls and in the control
+    /// plane's namespace, as cert-manager does: tls.crt, tls.key, and ca.crt with every root that the mesh trusts. Each
+    /// change takes effect at once.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "TULLE_CA_SECRET",
+        requires = "kubernetes",
+        conflicts_with = "ca_folder"
+    )]
+    pub ca_secret: Option<String>,
+    /// The same, from the files tls.crt, tls.key and ca.crt of a folder.
+    #[arg(long, value_name = "DIR", env = "TULLE_CA_FOLDER")]
+    pub ca_folder: Option<PathBuf>,
     /// Where xDS and the CA are served, over TLS. Port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", env = "TULLE_LISTEN", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
@@ -277,6 +291,7 @@ mod tests {
             (vec!["x", "--manifests", "m", "--state", "s", "--trace-sampling", "101"], "0 to 100"),
             (vec!["x", "--manifests", "m", "--state", "s", "--virtual-addresses", "10.0.0.1"], "network"),
             (vec!["x", "rotate-root", "back", "--state", "s"], "prepare"),
+            (vec!["x", "--manifests", "m", "--state", "s", "--ca-secret", "c"], "--manifests"),
         ] {
             let error = Cli::try_parse_from(flags).expect_err("not valid");
             assert!(error.to_string().contains(word), "{error}");

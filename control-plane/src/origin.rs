@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, ClusterArgs};
+use crate::ca::intermediate::{Intermediate, Place};
 use crate::ca::review::Reviewer;
 use crate::ca::{Authority, distribute, follow, secret};
 use crate::health::Health;
@@ -33,6 +34,8 @@ pub(crate) struct Origin {
     /// Where virtual addresses are kept, if anywhere.
     pub(crate) kept: Option<Kept>,
     pub(crate) cluster: Option<Cluster>,
+    /// What signs, where somebody else has made that.
+    pub(crate) intermediate: Option<Intermediate>,
 }
 
 /// Where objects come from.
@@ -45,7 +48,13 @@ pub(crate) enum Source {
 pub(crate) async fn open(args: &Args, health: Arc<Health>, metrics: Arc<Metrics>) -> Result<Origin, Error> {
     // The parser asks for both folders, or for a cluster.
     if let (Some(state), Some(manifests)) = (&args.state, &args.manifests) {
-        let authority = Authority::open(state, &args.trust_domain, SystemTime::now()).map_err(Error::Ca)?;
+        let folder = args.ca_folder.clone().map(Place::Folder);
+        let mut intermediate = folder.map(|folder| Intermediate::follow(folder, health));
+        let authority = match &mut intermediate {
+            Some(intermediate) => intermediate.open(Some(state), &args.trust_domain).await,
+            None => Authority::open(state, &args.trust_domain, SystemTime::now()),
+        };
+        let authority = authority.map_err(Error::Ca)?;
         let (source, loaded) = ManifestsSource::load(manifests).map_err(Error::Source)?;
         let kept = Some(Kept::open(state).map_err(Error::VirtualAddresses)?);
         return Ok(Origin {
@@ -54,14 +63,24 @@ pub(crate) async fn open(args: &Args, health: Arc<Health>, metrics: Arc<Metrics>
             loaded,
             kept,
             cluster: None,
+            intermediate,
         });
     }
     let cluster = connect(&args.cluster()).await?;
-    let authority = secret::open(&cluster, &args.trust_domain, &health).await.map_err(Error::Ca)?;
-    let authority = authority.with_reviewer(Reviewer::new(cluster.client.clone()));
+    let place = match (&args.ca_secret, &args.ca_folder) {
+        (Some(name), _) => Some(Place::Secret(cluster.clone(), name.clone())),
+        (None, folder) => folder.clone().map(Place::Folder),
+    };
+    let mut intermediate = place.map(|place| Intermediate::follow(place, Arc::clone(&health)));
+    let authority = match &mut intermediate {
+        Some(intermediate) => intermediate.open(None, &args.trust_domain).await,
+        None => secret::open(&cluster, &args.trust_domain, &health).await,
+    };
+    let authority = authority.map_err(Error::Ca)?.with_reviewer(Reviewer::new(cluster.client.clone()));
     let source = KubernetesSource::start(cluster.client.clone(), health, metrics);
     let loaded = source.load().await;
-    Ok(Origin { authority, source: Source::Kubernetes(source), loaded, kept: None, cluster: Some(cluster) })
+    let source = Source::Kubernetes(source);
+    Ok(Origin { authority, source, loaded, kept: None, cluster: Some(cluster), intermediate })
 }
 
 /// Makes the client for the cluster that the flags name.
@@ -74,6 +93,7 @@ pub(crate) async fn connect(args: &ClusterArgs) -> Result<Cluster, Error> {
 /// What runs beside the servers: `sender` gets each new state of the source, the authority follows its state.
 pub(crate) fn parts(
     authority: Arc<Authority>,
+    intermediate: Option<Intermediate>,
     source: Source,
     sender: watch::Sender<Arc<Loaded>>,
     cluster: Option<Cluster>,
@@ -85,7 +105,11 @@ pub(crate) fn parts(
         Source::Kubernetes(source) => until(stop, source.watch(sender)),
     };
     let Some(cluster) = cluster else {
-        return vec![watching, Box::pin(follow::follow(authority, stop.clone()))];
+        let following = match intermediate {
+            Some(intermediate) => until(stop, intermediate.keep(authority)),
+            None => Box::pin(follow::follow(authority, stop.clone())),
+        };
+        return vec![watching, following];
     };
     // The process's own name: two processes are never one candidate.
     let name = std::env::var("HOSTNAME").unwrap_or_else(|_| "control-plane".into());
@@ -99,9 +123,13 @@ pub(crate) fn parts(
         leader: leads.clone(),
         stop: stop.clone(),
     };
-    let writer = StatusWriter { client: cluster.client.clone(), board, leader: leads, stop: stop.clone() };
-    let following = secret::follow(cluster, authority);
-    let (following, distributing) = (until(stop, following), until(stop, distributing));
+    let leader = leads.clone();
+    let writer = StatusWriter { client: cluster.client.clone(), board, leader, stop: stop.clone() };
+    let following = match intermediate {
+        Some(intermediate) => until(stop, intermediate.keep(authority)),
+        None => until(stop, secret::follow(cluster, authority, leads.clone())),
+    };
+    let distributing = until(stop, distributing);
     let (writing, telling) = (Box::pin(writer.run()), Box::pin(exchange.run()));
     vec![watching, following, distributing, writing, telling, Box::pin(electing)]
 }

@@ -117,7 +117,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     parts.spawn(async { api.serve(http).await.map_err(Error::Http) });
 
     let opening = origin::open(&args, Arc::clone(&health), Arc::clone(&metrics));
-    let Origin { authority, source, loaded, kept, cluster } = tokio::select! {
+    let Origin { authority, source, loaded, kept, cluster, intermediate } = tokio::select! {
         opened = opening => opened?,
         () = stop.cancelled() => return Ok(()),
     };
@@ -160,7 +160,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
         let serving = Box::pin(serving.run(listener, stop.clone()));
         parts.spawn(async { serving.await.map_err(Error::Webhook) });
     }
-    for part in origin::parts(authority, source, sender, cluster, Arc::clone(&board), &stop) {
+    for part in origin::parts(authority, intermediate, source, sender, cluster, Arc::clone(&board), &stop) {
         parts.spawn(async {
             part.await;
             Ok(())

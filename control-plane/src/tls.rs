@@ -114,11 +114,12 @@ fn settings(
         .allow_unauthenticated()
         .build()
         .map_err(|e| failed(e.to_string()))?;
+    let chain = [leaf.der].into_iter().chain(leaf.intermediates).collect();
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| failed(e.to_string()))?
         .with_client_cert_verifier(clients)
-        .with_single_cert(vec![leaf.der], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .with_single_cert(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into())
         .map_err(|e| failed(e.to_string()))?;
     tls.alpn_protocols = vec![b"h2".to_vec()];
     tls.session_storage = Arc::new(NoServerSessionStorage {});

@@ -7,6 +7,7 @@
 
 pub mod apiserver;
 mod app;
+pub mod cert_manager;
 mod h2app;
 mod hostile;
 pub mod hosts;

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
@@ -21,7 +21,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
-use super::{BACKDATE, Bundle, Root};
+use super::{BACKDATE, Bundle, Root, Roots};
 
 /// The fewest bits that an RSA key may have.
 pub const MIN_RSA_BITS: usize = 2048;
@@ -34,7 +34,9 @@ const MAX_CSR: usize = 64 * 1024;
 pub struct Leaf {
     /// The certificate.
     pub der: CertificateDer<'static>,
-    /// The certificate in PEM, then every trusted root, the one that signed it last.
+    /// The certificates between it and a root, beginning with the one that signed it; none where a root did.
+    pub intermediates: Vec<CertificateDer<'static>>,
+    /// All of them in PEM, then every trusted root, the one that signed it last.
     pub chain: Vec<String>,
     /// Until when it is valid.
     pub not_after: SystemTime,
@@ -90,18 +92,17 @@ pub fn check_request(pem: &str, identity: &SpiffeId) -> Result<impl PublicKeyDat
 }
 
 /// Signs a leaf for an identity, and for `hosts` where it is the control plane's own.
-#[allow(clippy::too_many_arguments)] // All of them end up in the certificate, and there are two callers.
 pub(super) fn sign(
-    issuer: &Issuer<'static, KeyPair>,
-    signing: &Root,
-    bundle: &Bundle,
+    roots: &Roots,
     identity: &SpiffeId,
     hosts: &[String],
     key: &impl PublicKeyData,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<Leaf, IssueError> {
-    let not_after = (now + lifetime).min(signing.not_after);
+    let Roots { bundle, signing, intermediates, issuer } = roots;
+    let signers = intermediates.iter().chain([signing]);
+    let not_after = signers.map(|signer| signer.not_after).fold(now + lifetime, SystemTime::min);
     let mut params = CertificateParams::default();
     params.not_before = (now - BACKDATE).into();
     params.not_after = not_after.into();
@@ -121,10 +122,11 @@ pub(super) fn sign(
         vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     let leaf = params.signed_by(key, issuer).map_err(IssueError::signing)?;
-    let others = bundle.roots.iter().filter(|root| root.id != signing.id);
-    let chain =
-        std::iter::once(leaf.pem()).chain(others.chain([signing]).map(|root| root.pem.clone())).collect();
-    Ok(Leaf { der: leaf.der().clone(), chain, not_after })
+    let (last, others): (Vec<_>, Vec<_>) = bundle.roots.iter().partition(|root| root.id == signing.id);
+    let above = intermediates.iter().chain(others).chain(last).map(|root| root.pem.clone());
+    let chain = std::iter::once(leaf.pem()).chain(above).collect();
+    let intermediates = intermediates.iter().map(|certificate| certificate.der.clone()).collect();
+    Ok(Leaf { der: leaf.der().clone(), intermediates, chain, not_after })
 }
 
 /// The trust domain that a root certificate stands for: that of its only URI.
@@ -155,6 +157,21 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemT
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     };
     Some((at(certificate.validity().not_before)?, at(certificate.validity().not_after)?))
+}
+
+/// Whether a certificate may sign others.
+pub(super) fn is_ca(certificate: &CertificateDer<'_>) -> bool {
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    parsed.is_ok_and(|(_, certificate)| certificate.is_ca())
+}
+
+/// In PEM, with Unix line ends, and one at the end.
+pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
+    let lines: String = lines.map(|line| format!("{line}\n")).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
 }
 
 /// The first 16 hex digits of the SHA-256 of a certificate.

@@ -1,7 +1,7 @@
 //! The certificate authority: it gives every workload a short-lived certificate for the identity that it proved.
 //!
-//! In: the state folder (see `store`) or, in a cluster, a Secret ([`secret`]), and certificate requests over the API that Istio's CA also speaks
-//! ([`service`]). Out: leaf certificates, and the trust bundle, whose every change is told to who [subscribed].
+//! In: the state folder (see `store`) or, in a cluster, a Secret ([`secret`]), or an intermediate that somebody else has
+//! made ([`intermediate`]); and certificate requests over the API that Istio's CA also speaks ([`service`]). Out: leaf certificates, and the trust bundle, whose every change is told to who [subscribed].
 //! A certificate never says anything that the caller did not prove: the identity comes from its token or from the
 //! certificate that it renews, the request gives nothing but the public key. Private keys never leave this module.
 //!
@@ -9,6 +9,7 @@
 
 pub mod distribute;
 pub mod follow;
+pub mod intermediate;
 pub mod issuer;
 pub mod review;
 pub mod rotation;
@@ -56,12 +57,14 @@ pub struct Authority {
 /// The roots at one moment.
 struct Roots {
     bundle: Bundle,
-    /// The one that signs.
+    /// The one that signs; or the intermediate that does.
     signing: Root,
+    /// What is between a leaf and a root: nothing, or the intermediate and those above it.
+    intermediates: Vec<Root>,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A trusted root certificate.
+/// A CA certificate, of a trusted root or of an intermediate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
     /// The first 16 hex digits of the SHA-256 of the certificate.
@@ -116,8 +119,13 @@ impl Authority {
     }
 
     fn load(store: Store, trust_domain: &TrustDomain) -> Result<Self, CaError> {
-        let token_key = TokenKey::load_or_make(&store)?;
         let roots = Roots::load(&store, trust_domain)?;
+        Self::with_roots(store, trust_domain, roots)
+    }
+
+    /// With these roots, whatever the store has; it keeps the key for join tokens.
+    fn with_roots(store: Store, trust_domain: &TrustDomain, roots: Roots) -> Result<Self, CaError> {
+        let token_key = TokenKey::load_or_make(&store)?;
         Ok(Self {
             bundle: watch::Sender::new(roots.bundle.clone()),
             roots: RwLock::new(Arc::new(roots)),
@@ -177,15 +185,21 @@ impl Authority {
 
     /// Takes the roots of a store. Says whether anything changed.
     fn adopt(&self, store: &Store) -> Result<bool, CaError> {
-        let roots = Roots::load(store, &self.trust_domain)?;
+        Roots::load(store, &self.trust_domain).map(|roots| self.replace(roots))
+    }
+
+    /// Takes other roots. Says whether anything changed.
+    fn replace(&self, roots: Roots) -> bool {
         let old = self.roots();
-        if old.bundle == roots.bundle && old.signing == roots.signing {
-            return Ok(false);
+        if (&old.bundle, &old.signing, &old.intermediates)
+            == (&roots.bundle, &roots.signing, &roots.intermediates)
+        {
+            return false;
         }
         let bundle = roots.bundle.clone();
         *self.roots.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(roots);
         self.bundle.send_replace(bundle);
-        Ok(true)
+        true
     }
 
     /// Certifies the key of a request for the identity that its sender proved. `lifetime` is cut to
@@ -202,8 +216,7 @@ impl Authority {
     ) -> Result<Leaf, IssueError> {
         let key = issuer::check_request(csr_pem, identity)?;
         let lifetime = lifetime.unwrap_or(self.leaf_lifetime).min(self.leaf_lifetime);
-        let roots = self.roots();
-        issuer::sign(&roots.issuer, &roots.signing, &roots.bundle, identity, &[], &key, lifetime, now)
+        issuer::sign(&self.roots(), identity, &[], &key, lifetime, now)
     }
 
     /// Makes a key and a certificate for the control plane itself, which also names the hosts it is reached by.
@@ -217,9 +230,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<(Leaf, KeyPair), IssueError> {
         let key = KeyPair::generate().map_err(IssueError::signing)?;
-        let roots = self.roots();
-        let (issuer, bundle) = (&roots.issuer, &roots.bundle);
-        let leaf = issuer::sign(issuer, &roots.signing, bundle, identity, hosts, &key, LEAF_LIFETIME, now)?;
+        let leaf = issuer::sign(&self.roots(), identity, hosts, &key, LEAF_LIFETIME, now)?;
         Ok((leaf, key))
     }
 
@@ -263,7 +274,7 @@ impl Roots {
         let issuer = Issuer::from_ca_cert_der(&signing.der, key).map_err(damaged)?;
         let bundle = Bundle { roots: roots.into() };
         store.set_bundle(&bundle.pem())?;
-        Ok(Self { bundle, signing, issuer })
+        Ok(Self { bundle, signing, intermediates: Vec::new(), issuer })
     }
 }
 
@@ -271,9 +282,12 @@ impl Root {
     fn parse(pem: String, path: &Path) -> Result<Self, CaError> {
         let damaged = |reason: String| CaError::Damaged { path: path.into(), reason };
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| damaged(e.to_string()))?;
-        let (_, not_after) =
-            issuer::validity(&der).ok_or_else(|| damaged("it is not an X.509 certificate".into()))?;
-        Ok(Self { id: issuer::fingerprint(&der), der, pem, not_after })
+        Self::new(der, pem).ok_or_else(|| damaged("it is not an X.509 certificate".into()))
+    }
+
+    fn new(der: CertificateDer<'static>, pem: String) -> Option<Self> {
+        let (_, not_after) = issuer::validity(&der)?;
+        Some(Self { id: issuer::fingerprint(&der), der, pem, not_after })
     }
 }
 
@@ -313,6 +327,13 @@ pub enum CaError {
     Empty {
         /// The folder.
         dir: PathBuf,
+    },
+    /// What should be an intermediate can't sign.
+    Intermediate {
+        /// The Secret or folder.
+        place: String,
+        /// Why.
+        reason: String,
     },
     /// The Secret can't be read or written.
     Secret {
@@ -392,6 +413,9 @@ impl fmt::Display for CaError {
                 "{} holds several roots, but no file `signing` that names the one that signs; write its id there",
                 dir.display()
             ),
+            Self::Intermediate { place, reason } => {
+                write!(f, "{place} can't be the mesh's certificate authority: {reason}")
+            }
             Self::Rotation { reason } | Self::Secret { reason } => f.write_str(reason),
             Self::Crypto { reason } => write!(f, "can't make a key: {reason}"),
         }

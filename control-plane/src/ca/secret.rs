@@ -10,16 +10,17 @@ use std::time::SystemTime;
 
 use futures_util::StreamExt;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::PostParams;
 use kube::runtime::watcher::watch_object;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tulle_mesh::identity::TrustDomain;
 
 use super::store::Store;
-use super::{Authority, CaError, rotation};
+use super::{Authority, CaError, distribute, rotation};
 use crate::args::Step;
 use crate::health::Health;
 use crate::kubernetes::{Cluster, Pause, with_causes};
@@ -41,44 +42,85 @@ pub async fn open(
     health: &Health,
 ) -> Result<Authority, CaError> {
     let api = api(cluster);
+    let bundles: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let mut pause = Pause::default();
     loop {
-        let failed = match api.get_opt(NAME).await {
+        let reason = match api.get_opt(NAME).await {
             Ok(Some(secret)) => {
                 health.note("CA", None);
                 return Authority::load(store(cluster, &secret), trust_domain);
             }
-            Ok(None) => match create(cluster, &api, trust_domain).await? {
-                Ok(_) => continue,
-                // Somebody else was faster.
-                Err(kube::Error::Api(status)) if status.code == 409 => continue,
-                Err(error) => error,
+            Ok(None) => match bundles.get_opt(distribute::NAME).await {
+                Ok(None) => match create(cluster, &api, trust_domain).await? {
+                    Ok(_) => continue,
+                    // Somebody else was faster.
+                    Err(kube::Error::Api(status)) if status.code == 409 => continue,
+                    Err(error) => with_causes(&error),
+                },
+                // There was a root: no pod that trusts it would believe another.
+                Ok(Some(_)) => format!(
+                    "it is gone: restore it from a backup; or, for a new root, which no pod that runs believes, delete \
+                     ConfigMap {}/{}",
+                    cluster.namespace,
+                    distribute::NAME
+                ),
+                Err(error) => with_causes(&error),
             },
-            Err(error) => error,
+            Err(error) => with_causes(&error),
         };
-        let reason = with_causes(&failed);
         tracing::warn!(secret = %name(cluster), reason, "can't read the CA; trying again");
         health.note("CA", Some(format!("Secret {}: {reason}", name(cluster))));
         sleep(pause.next()).await;
     }
 }
 
-/// Takes each change of the Secret, without end. One that is damaged, or gone, leaves the roots as they were.
-pub async fn follow(cluster: Cluster, authority: Arc<Authority>) {
-    let mut states = std::pin::pin!(watch_object(api(&cluster), NAME));
+/// Takes each change of the Secret, without end. One that is damaged leaves the roots as they were; one that is gone is
+/// written back by who leads, as it was last.
+pub async fn follow(cluster: Cluster, authority: Arc<Authority>, mut leads: watch::Receiver<bool>) {
+    let api = api(&cluster);
+    let mut states = std::pin::pin!(watch_object(api.clone(), NAME));
     let mut pause = Pause::default();
-    while let Some(state) = states.next().await {
+    let mut last = authority.store.held();
+    let mut gone = false;
+    loop {
+        let leading = *leads.borrow_and_update();
+        let state = tokio::select! {
+            state = states.next() => state,
+            changed = leads.changed() => if changed.is_err() { return } else { continue },
+            () = sleep(pause.next()), if gone && leading => {
+                match api.create(&PostParams::default(), &secret(&cluster, &last)).await {
+                    Ok(_) => tracing::warn!(secret = %name(&cluster), "it was gone, and is written back"),
+                    // Somebody has restored it; its watch says so.
+                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    Err(error) => {
+                        tracing::error!(error = with_causes(&error), "can't write the CA's Secret back");
+                        continue;
+                    }
+                }
+                gone = false;
+                continue;
+            }
+        };
         let adopted = match state {
-            Ok(Some(secret)) => authority.adopt(&store(&cluster, &secret)).map_err(|error| error.to_string()),
-            Ok(None) => Err(format!(
-                "Secret {} is gone: restore it from a backup, or restart every control plane for a new root",
-                name(&cluster)
-            )),
-            Err(error) => {
+            Some(Ok(Some(secret))) => {
+                gone = false;
+                let store = store(&cluster, &secret);
+                let adopted = authority.adopt(&store);
+                if adopted.is_ok() {
+                    last = store.held();
+                }
+                adopted
+            }
+            Some(Ok(None)) => {
+                gone = true;
+                continue;
+            }
+            Some(Err(error)) => {
                 tracing::debug!(error = with_causes(&error), "can't follow the CA's Secret");
                 sleep(pause.next()).await;
                 continue;
             }
+            None => return,
         };
         pause.reset();
         match adopted {
@@ -88,7 +130,7 @@ pub async fn follow(cluster: Cluster, authority: Arc<Authority>) {
                 tracing::info!(?roots, "the trusted roots changed");
             }
             Ok(false) => {}
-            Err(error) => tracing::error!(error, "the roots stay as they are"),
+            Err(error) => tracing::error!(%error, "the roots stay as they are"),
         }
     }
 }
@@ -129,22 +171,25 @@ async fn create(
     Authority::fill(&store, trust_domain, SystemTime::now())?;
     // The bundle is written on the way.
     Authority::check(&store, trust_domain)?;
-    let secret = Secret {
+    let made = api.create(&PostParams::default(), &secret(cluster, &store.held())).await;
+    if made.is_ok() {
+        tracing::info!(secret = %name(cluster), "made a new root");
+    }
+    Ok(made)
+}
+
+fn secret(cluster: &Cluster, files: &BTreeMap<String, String>) -> Secret {
+    Secret {
         metadata: ObjectMeta {
             name: Some(NAME.into()),
             namespace: Some(cluster.namespace.clone()),
             labels: Some(BTreeMap::from([("app.kubernetes.io/part-of".into(), "tulle".into())])),
             ..ObjectMeta::default()
         },
-        data: Some(data(&store.held())),
+        data: Some(data(files)),
         type_: Some("tulle.dev/ca".into()),
         ..Secret::default()
-    };
-    let made = api.create(&PostParams::default(), &secret).await;
-    if made.is_ok() {
-        tracing::info!(secret = %name(cluster), "made a new root");
     }
-    Ok(made)
 }
 
 fn api(cluster: &Cluster) -> Api<Secret> {

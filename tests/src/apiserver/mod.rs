@@ -123,6 +123,22 @@ impl ApiServer {
         }
     }
 
+    /// Has etcd forget all that was before the newest revision, as it does by itself every few minutes. Who asks the server,
+    /// once it is started again, for what happened since is told that this is gone.
+    pub async fn compact(&self) {
+        let call = async |path: &str, body: Value| -> Value {
+            let mut command = crate::curl();
+            let url = format!("http://{}/v3/kv/{path}", self.etcd_address);
+            command.args(["--fail", "--data", &body.to_string(), &url]);
+            let output = crate::output_of(command).await;
+            serde_json::from_slice(&output.stdout).expect("etcd answers with JSON")
+        };
+        // Some key, for the answer's header.
+        let read = call("range", json!({ "key": "AA==" })).await;
+        let revision = &read["header"]["revision"];
+        call("compaction", json!({ "revision": revision, "physical": true })).await;
+    }
+
     /// A new namespace with a service account `default`: its name, which begins with `prefix`.
     pub async fn namespace(&self, prefix: &str) -> String {
         let name = format!("{prefix}-{}", self.namespaces.fetch_add(1, Ordering::Relaxed));
@@ -239,6 +255,18 @@ impl ApiServer {
         serde_json::from_str(&text).expect("kubectl writes JSON")
     }
 
+    /// What service accounts of Tulle's namespaces have asked for so far, as the server's audit log has it: one event for
+    /// each request.
+    ///
+    /// # Panics
+    /// When the log can't be read.
+    pub fn audited(&self) -> Vec<Value> {
+        let text =
+            std::fs::read_to_string(self.folder.path().join("audit.log")).expect("the server writes it");
+        // The last line may be half.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     async fn run_kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
         let mut command = Command::new(programs().join("kubectl"));
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
@@ -298,6 +326,8 @@ impl ApiServer {
             // The address of this server is no endpoint: it is on loopback.
             "--endpoint-reconciler-type=none".into(),
             "--shutdown-delay-duration=0s".into(),
+            flag("audit-log-path", &folder.join("audit.log")),
+            flag("audit-policy-file", &audit_policy(folder)),
         ]);
         Kept::start(&command, &folder.join("apiserver.log"), None)
     }
@@ -317,6 +347,20 @@ fn start_etcd(folder: &Path, address: SocketAddr) -> Kept {
     ];
     // It is the last to go: nothing drops the folder of the one that is shared.
     Kept::start(&command, &folder.join("etcd.log"), Some(folder))
+}
+
+/// What goes to the audit log: requests of the service accounts that come with the manifests.
+fn audit_policy(folder: &Path) -> PathBuf {
+    let groups = ["tulle-system", "tulle-cni"].map(|name| format!("system:serviceaccounts:{name}"));
+    let policy = json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{ "level": "Metadata", "userGroups": groups }, { "level": "None" }],
+    });
+    let path = folder.join("audit-policy.yaml");
+    std::fs::write(&path, policy.to_string()).expect("the folder can be written");
+    path
 }
 
 /// Where `tests/apiserver/build` has put the programs: kubectl and helm for those who run them by themselves.

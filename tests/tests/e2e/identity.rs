@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tulle_cli::local::Sidecar;
+use tulle_tests::cert_manager::CertManager;
 use tulle_tests::{
     App, LIMIT, NAMESPACE, TestMesh, Workload, exchange, fetch, identity, only_on_loopback, wait_for,
 };
@@ -229,4 +230,34 @@ async fn a_forged_or_foreign_token_gets_no_certificate() {
     }
     let ready = mesh.workload(Workload::new("client")).await;
     drop(ready);
+}
+
+/// Certificates of an intermediate that somebody else has made are believed, and those of the next beside them.
+#[tokio::test]
+async fn an_intermediate_of_somebody_else_signs() {
+    let authority = CertManager::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.intermediate().put(folder.path());
+    let flag = folder.path().display().to_string();
+    let mesh = TestMesh::start_with(&["--ca-folder", &flag]).await;
+    let app = App::fixed(200, "").await;
+    let _echo = mesh.workload(Workload::new("echo").app(app.address).protocol("http")).await;
+    mesh.manifest("strict.yaml", &strict("echo"));
+    let first = mesh.workload(Workload::new("first").port("echo.shop:80")).await;
+    let answer = exchange(first.ports["echo.shop:80"], GET).await;
+    assert_eq!(answer.status(), 200, "{answer:?}\n{}", first.process.log());
+
+    authority.intermediate().put(folder.path());
+    let changed = || async {
+        let log = mesh.mesh.control_plane.log();
+        if log.contains("the certificate authority changed") { Ok(()) } else { Err(log) }
+    };
+    wait_for(LIMIT, changed).await.unwrap_or_else(|error| panic!("{error}"));
+    let second = mesh.workload(Workload::new("second").port("echo.shop:80")).await;
+    assert_eq!(exchange(second.ports["echo.shop:80"], GET).await.status(), 200);
+    let seen = app.seen();
+    for (request, name) in seen.iter().zip(["first", "second"]) {
+        let proof = request.header("x-forwarded-client-cert");
+        assert!(proof.contains(&identity(name)), "{proof}");
+    }
 }

@@ -65,7 +65,8 @@ async fn control_planes_share_a_root_and_tell_it_to_every_namespace() {
     .await;
 }
 
-async fn rotate(api: &ApiServer, step: &str) {
+/// Does a step of a rotation.
+pub(crate) async fn rotate(api: &ApiServer, step: &str) {
     let mut command = Command::new(&binaries().control_plane);
     command.args(["rotate-root", step, "--kubernetes", "--kubeconfig"]).arg(&api.kubeconfig);
     let output = output_of(command).await;

@@ -91,6 +91,23 @@ async fn reasons(api: &ApiServer, namespace: &str, pod: &str) -> String {
     api.kubectl(&["-n", namespace, "get", "events", &selector, "-o", path]).await
 }
 
+/// A pod that raced the plugin is made again, with the manifests' rights.
+pub(crate) async fn a_pod_is_made_again(api: &ApiServer) {
+    api.kubectl(&["apply", "-k", concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/cni")]).await;
+    let shop = api.namespace("raced").await;
+    plugin(api, "ready", "True").await;
+    pod(api, &shop, "raced", "ready", true).await;
+    let _process = repair(api).await;
+    remain(api, &shop, "").await;
+    let told = || async {
+        match reasons(api, &shop, "raced").await {
+            reasons if reasons == "Repaired" => Ok(()),
+            reasons => Err(reasons),
+        }
+    };
+    wait_for(LIMIT, told).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_that_were_faster_than_the_plugin_are_made_again() {
     let api = ApiServer::start().await;
