@@ -13,6 +13,7 @@ mod injection;
 mod installed;
 mod plane;
 mod pods;
+mod rbac;
 mod readme;
 mod repair;
 mod routes;
