@@ -11,3 +11,4 @@ mod policies;
 mod problems;
 mod routes;
 mod support;
+mod tenants;

@@ -14,7 +14,7 @@ use super::report::{Report, Subject};
 use super::services::{Protocol, Service, Services, Target, port_number};
 use crate::inject::{SIDECAR, SKIP_INBOUND, TLS_LABEL, TLS_MESH};
 use crate::kinds;
-use crate::source::{Key, Objects};
+use crate::source::{Key, Object, Objects};
 
 /// A Pod or a Workload.
 #[derive(Debug)]
@@ -111,20 +111,24 @@ impl Workloads {
             let place = |node: &str| locality(objects, node, "");
             workloads.add(pod(key, object, place, trust_domain));
         }
-        let mut taken: BTreeMap<SocketAddr, Key> = BTreeMap::new();
-        for (key, object) in &objects.workloads {
+        let mut taken = Taken::default();
+        let own =
+            services.iter().flat_map(|service| service.cluster_ips.iter().map(|ip| (*ip, &service.key)));
+        let services_at: BTreeMap<IpAddr, &Key> = own.collect();
+        for (key, object) in by_age(objects) {
             let subject = Subject::of(key, object);
-            if let Some(workload) = outside(
-                key,
-                &object.spec,
-                object.metadata.labels.clone(),
-                trust_domain,
-                &subject,
-                &mut taken,
-                report,
-            ) {
-                workloads.add(Some(workload));
+            let addresses =
+                each_once([object.spec.address].into_iter().chain(object.spec.addresses.iter().copied()));
+            let owned = addresses.iter().find_map(|ip| workloads.owner(*ip, key, &services_at));
+            if let Some(owner) = owned {
+                let fix = "tell an address that is the workload's own";
+                report.error(&subject, "spec.address", owner, fix);
+                continue;
             }
+            let labels = object.metadata.labels.clone();
+            let workload =
+                outside(key, &object.spec, addresses, labels, trust_domain, &subject, &mut taken, report);
+            workloads.add(workload);
         }
         workloads.declare_targets(services);
         workloads
@@ -138,6 +142,20 @@ impl Workloads {
         }
         self.by_namespace.entry(workload.key.namespace.clone()).or_default().push(index);
         self.all.push(workload);
+    }
+
+    /// Who else has an address that a Workload claims. Workloads of one namespace may share one, and those of a machine's
+    /// loopback; others, for whom the claim would be an attack, may not.
+    fn owner(&self, ip: IpAddr, key: &Key, services_at: &BTreeMap<IpAddr, &Key>) -> Option<String> {
+        if let Some(Key { namespace, name }) = services_at.get(&ip) {
+            return Some(format!("{ip} is the address of Service {namespace}/{name}"));
+        }
+        let here = self.by_address.get(&ip).into_iter().flatten().map(|index| &self.all[*index]);
+        let mut others =
+            here.filter(|other| !other.outside || other.key.namespace != key.namespace && !ip.is_loopback());
+        let other = others.next()?;
+        let kind = if other.outside { "Workload" } else { "Pod" };
+        Some(format!("{ip} is the address of {kind} {}", other.label()))
     }
 
     /// A pod need not list its ports: those that Services lead to are its ports too.
@@ -280,14 +298,26 @@ fn container_ports(spec: &PodSpec) -> Vec<WorkloadPort> {
         .collect()
 }
 
+/// Which Workload serves which address.
+type Taken = BTreeMap<SocketAddr, Key>;
+
+/// The oldest first: what somebody has can't be taken by whoever comes later.
+fn by_age(objects: &Objects) -> Vec<(&Key, &Object<kinds::Workload>)> {
+    let mut all: Vec<_> = objects.workloads.iter().collect();
+    all.sort_by_key(|(_, object)| object.metadata.creation_timestamp.clone());
+    all
+}
+
 /// `None` when the object can't be used; the report says why.
+#[expect(clippy::too_many_arguments, reason = "one step of the function above")]
 fn outside(
     key: &Key,
     spec: &kinds::WorkloadSpec,
+    addresses: Vec<IpAddr>,
     labels: Option<BTreeMap<String, String>>,
     trust_domain: &TrustDomain,
     subject: &Subject,
-    taken: &mut BTreeMap<SocketAddr, Key>,
+    taken: &mut Taken,
     report: &mut Report,
 ) -> Option<Workload> {
     let identity = match SpiffeId::workload(trust_domain, &key.namespace, &spec.service_account) {
@@ -298,7 +328,6 @@ fn outside(
             return None;
         }
     };
-    let addresses = each_once([spec.address].into_iter().chain(spec.addresses.iter().copied()));
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().enumerate() {
         let mesh = port.mesh_port.unwrap_or(port.port);

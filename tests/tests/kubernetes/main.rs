@@ -21,3 +21,4 @@ mod scale;
 mod server;
 mod source;
 mod status;
+mod tenants;
