@@ -5,6 +5,7 @@ mod authority;
 mod ca;
 mod check;
 mod client;
+mod faults;
 mod forward;
 mod ha;
 mod helm;
