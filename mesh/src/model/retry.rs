@@ -42,7 +42,7 @@ pub enum RetryOn {
     /// Any 5xx, or no response at all.
     #[serde(rename = "5xx")]
     ServerError,
-    /// 502, 503 and 504.
+    /// 502, 503 and 504, or no response at all.
     GatewayError,
     /// No response at all.
     Reset,

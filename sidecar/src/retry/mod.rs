@@ -106,8 +106,9 @@ impl Rules<'_> {
             (RetryOn::Status, End::Answer { status, .. }) => policy.statuses.contains(&status.as_u16()),
             (on, End::Answer { grpc_status: Some(grpc), .. }) => grpc_condition(*on) == Some(grpc),
             // Without an answer; Envoy makes a 504 or 503 of these, which the first two are for.
-            (RetryOn::ServerError | RetryOn::Reset, End::Reset | End::TimedOut) => true,
-            (RetryOn::GatewayError, End::TimedOut) => true,
+            (RetryOn::ServerError | RetryOn::GatewayError | RetryOn::Reset, End::Reset | End::TimedOut) => {
+                true
+            }
             _ => false,
         })
     }

@@ -99,8 +99,8 @@ fn each_condition_of_a_policy_means_what_it_means_in_envoy() {
         ),
         (
             RetryOn::GatewayError,
-            vec![answer(502, false), answer(503, false), answer(504, false), End::TimedOut],
-            vec![answer(500, false), End::Reset],
+            vec![answer(502, false), answer(503, false), answer(504, false), End::Reset, End::TimedOut],
+            vec![answer(500, false)],
         ),
         (RetryOn::Reset, vec![End::Reset, End::TimedOut], vec![answer(503, false)]),
         (RetryOn::ConnectFailure, vec![NO_CONNECTION], vec![End::Reset]),
