@@ -17,8 +17,22 @@ pub(crate) struct Kept {
     forgive: fn(&mut Outcome, &mut Outcome) -> bool,
 }
 
-/// All of them.
+/// All of them, in the order in which they are taken away.
 pub(crate) const KEPT: &[Kept] = &[
+    Kept {
+        name: "safe retries",
+        reason: "a policy adds to what is safe anyway: a GET is tried again after a failure that the mesh itself saw",
+        forgive: |envoy, tulle| {
+            let safe = envoy.upstream.first().is_some_and(|(_, seen)| seen.line.starts_with("GET "));
+            let there = safe
+                && tulle.upstream.len() > envoy.upstream.len()
+                && ENVOYS_WORDS.iter().any(|words| envoy.received.body.starts_with(words));
+            if there {
+                tulle.clone_from(envoy);
+            }
+            there
+        },
+    },
     Kept {
         name: "local replies",
         reason: "what the sidecar itself answers says why in words of its own, and in a Proxy-Status header (RFC 9209)",
@@ -88,6 +102,11 @@ pub(crate) const KEPT: &[Kept] = &[
             let ours = tulle.upstream.iter().any(|(_, seen)| !seen.header("content-length").is_empty());
             !ours && forget(envoy, |name, value| name == "content-length" && value == "0")
         },
+    },
+    Kept {
+        name: "count of attempts",
+        reason: "a request that is a retry says so: along a chain of hops retries share one budget",
+        forgive: |_, tulle| forget(tulle, |name, _| name == "x-envoy-attempt-count"),
     },
     Kept {
         name: "headers named by Connection",

@@ -3,5 +3,6 @@
 //! Cases are generated from a seed, which a failure prints: `TULLE_SEED` replays it, `TULLE_CASES` makes more of them.
 
 mod compare;
+mod failures;
 mod generate;
 mod routing;
