@@ -61,13 +61,18 @@ fn absolute(url: &str, ip: IpAddr) -> Option<Next> {
         _ => return Some(Next::Here),
     };
     let uri: Uri = url.parse().ok()?;
-    let host = uri.host()?;
+    let (authority, host) = (uri.authority()?.as_str(), uri.host()?);
+    let port = match uri.port_u16() {
+        Some(port) => port,
+        None if authority.trim_end_matches(':').ends_with(host) => usual,
+        None => return None,
+    };
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if host.parse() != Ok(ip) {
         return Some(Next::Here);
     }
     let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    Some(Next::Follow(Place { tls, port: uri.port_u16().unwrap_or(usual), target: without_dots(target)? }))
+    Some(Next::Follow(Place { tls, port, target: without_dots(target)? }))
 }
 
 fn has_scheme(reference: &str) -> bool {
@@ -121,6 +126,7 @@ mod tests {
             ("http://10.0.0.7:9090", Some(place(false, 9090, "/"))),
             ("HTTPS://10.0.0.7/s", Some(place(true, 443, "/s"))),
             ("//10.0.0.7/s", Some(place(false, 80, "/s"))),
+            ("https://10.0.0.7:/s", Some(place(true, 443, "/s"))),
             ("http://10.0.0.8:8080/", None),
             ("http://10.0.0.7.example/", None),
             ("http://10.0.0.7@evil.example/", None),
