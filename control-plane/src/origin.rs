@@ -127,7 +127,7 @@ pub(crate) fn parts(
     let writer = StatusWriter { client: cluster.client.clone(), board, leader, stop: stop.clone() };
     let following = match intermediate {
         Some(intermediate) => until(stop, intermediate.keep(authority)),
-        None => until(stop, secret::follow(cluster, authority, leads.clone())),
+        None => until(stop, secret::follow(cluster, authority, leads)),
     };
     let distributing = until(stop, distributing);
     let (writing, telling) = (Box::pin(writer.run()), Box::pin(exchange.run()));

@@ -120,6 +120,7 @@ const ENVOYS_WORDS: &[&str] = &[
     "upstream connect error or disconnect/reset before headers",
     "upstream request timeout",
     "no healthy upstream",
+    "Bad Request",
 ];
 
 /// How often each difference that is meant so was met.

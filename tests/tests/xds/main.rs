@@ -5,4 +5,5 @@
 mod compare;
 mod failures;
 mod generate;
+mod requests;
 mod routing;
