@@ -59,6 +59,11 @@ impl Ads {
         self.tell(json!({ "remove": [{ "type": kind, "name": name }] })).await;
     }
 
+    /// Kills it.
+    pub async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+
     /// All answers to responses so far.
     pub fn answered(&self) -> Vec<Answered> {
         let answers = self.said().into_iter().filter_map(|line| {

@@ -131,6 +131,12 @@ impl Oracle {
         wait_for(LIMIT, both).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// What the sidecar believes.
+    pub async fn sidecar_config(&self) -> Value {
+        let (_, text) = fetch(&format!("http://{}/config", self.sidecar.admin)).await.expect("it answers");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
     /// Sends one request to either, with an upstream that does as `script` says, attempt for attempt: what became of it,
     /// Envoy's first. `request` is all of it, but for a header that tells the upstream whose request it is.
     pub async fn both(&self, request: &[u8], script: &str) -> [Outcome; 2] {
