@@ -81,7 +81,7 @@ pub struct Args {
         value_name = "NAME",
         env = "TULLE_CA_SECRET",
         requires = "kubernetes",
-        conflicts_with = "ca_folder"
+        conflicts_with_all = ["ca_folder", "manifests"]
     )]
     pub ca_secret: Option<String>,
     /// The same, from the files tls.crt, tls.key and ca.crt of a folder.
