@@ -252,6 +252,9 @@ impl TypeState {
                 }
             }
             self.asked_by.entry(Arc::clone(&resource.name)).or_default().insert(Arc::clone(name));
+        } else if *name != resource.name {
+            // A client that reconnected told the version of an alias, and asks for it no longer.
+            self.drop_held(name);
         }
         if !self.wanted(&resource.name) {
             // It was held from an earlier stream, or under a wildcard that is gone.

@@ -258,6 +258,17 @@ fn open() -> Delta {
     Delta::open(caller(), &first).unwrap()
 }
 
+#[test]
+fn an_alias_that_is_given_up_after_a_reconnection_is_held_by_nobody() {
+    let mut pair = Pair::new();
+    let before = [Step::Put(2, 0), Step::Alias(4, Some(2)), Step::Subscribe(4), Step::Respond];
+    let after = [Step::Wildcard(true), Step::Respond, Step::Reconnect, Step::Unsubscribe(4)];
+    for step in before.into_iter().chain(after) {
+        pair.run(step);
+    }
+    pair.settle();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
