@@ -31,6 +31,14 @@ if [ $status = 137 ] && [ -n "$folder" ]; then rm -rf "$folder"; fi
 exit $status
 "#;
 
+/// A program whose standard input is to be a pipe: when that is closed it is killed, and `folder` removed. What follows are
+/// its arguments.
+pub fn kept(program: &Path, folder: &Path) -> tokio::process::Command {
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", KEEPER, "sh"]).arg(folder).arg(program);
+    shell
+}
+
 impl Kept {
     /// Starts a command, whose output goes to a file. A folder, where one is given, is removed after it.
     pub(super) fn start(command: &[String], log: &Path, folder: Option<&Path>) -> Self {

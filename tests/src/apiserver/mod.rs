@@ -24,6 +24,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
 use keeper::Kept;
+pub use keeper::kept;
 use pki::Pki;
 
 /// How long the server may take to start, on a machine that has much else to do.

@@ -6,10 +6,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tulle_cli::local::Process;
-use tulle_tests::apiserver::{ApiServer, Channel};
+use tulle_tests::apiserver::{ApiServer, Channel, kept};
 use tulle_tests::binaries;
 
 use crate::plane::SYSTEM;
@@ -43,7 +42,8 @@ impl Installed {
     pub(crate) async fn on(api: ApiServer) -> Self {
         let kubeconfig = api.kubeconfig_of(SYSTEM, "tulle-control-plane").await;
         let folder = tempfile::Builder::new().prefix("tulle-test-").tempdir().expect("a folder");
-        let mut command = Command::new(&binaries().control_plane);
+        // Nothing drops the one that tests share.
+        let mut command = kept(&binaries().control_plane, folder.path());
         command.args(["--kubernetes", "--name", "127.0.0.1", "--sidecar-image", "sidecar:test"]);
         command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--webhook", "127.0.0.1:0"]);
         command.arg("--kubeconfig").arg(kubeconfig);
