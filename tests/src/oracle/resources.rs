@@ -34,6 +34,8 @@ pub fn manager(routes: &str, more: Value) -> Value {
         "stat_prefix": "oracle",
         "rds": { "route_config_name": routes, "config_source": ads() },
         "stream_idle_timeout": "300s",
+        // Envoy leaves a connection that it is done with open for 1 s else.
+        "delayed_close_timeout": "0.05s",
         "upgrade_configs": [{ "upgrade_type": "websocket" }],
         "http_filters": [{
             "name": "envoy.filters.http.router",
