@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::snapshot::Snapshot;
+use crate::worker;
 use crate::xds::{Handle, Readiness};
 
 /// What all workers serve from.
@@ -38,10 +39,7 @@ async fn run(
         // In this order: what is said of a snapshot comes after it.
         let readiness_then = *readiness.borrow_and_update();
         let snapshot = snapshots.borrow_and_update().clone();
-        for worker in &mut installed {
-            // A worker that has ended serves nothing that could differ.
-            let _ = worker.wait_for(|generation| *generation >= snapshot.generation).await;
-        }
+        worker::all_serve(&mut installed, snapshot.generation).await;
         in_force.send_replace(InForce { snapshot, readiness: readiness_then });
         let changed = tokio::select! {
             changed = snapshots.changed() => changed,

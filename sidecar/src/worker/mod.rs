@@ -19,7 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use self::demand::Waiting;
 use self::drain::Drain;
 pub(crate) use self::load::{Load, OpenConnection};
-pub(crate) use self::thread::{Seat, Signals, spawn};
+pub(crate) use self::thread::{Seat, Signals, all_serve, spawn};
 use crate::balance::Originals;
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;

@@ -99,6 +99,14 @@ pub(crate) fn spawn(
     Ok(Spawned { threads, loads, installed })
 }
 
+/// Waits until all workers serve from the snapshot of this generation, or a newer one. `installed` is [`Spawned`]'s.
+pub(crate) async fn all_serve(installed: &mut [watch::Receiver<u64>], generation: u64) {
+    for worker in installed {
+        // A worker that has ended serves nothing that could differ.
+        let _ = worker.wait_for(|installed| *installed >= generation).await;
+    }
+}
+
 /// Connections that others have accepted for a worker.
 pub(crate) type Handed = UnboundedReceiver<(Detached, OpenConnection)>;
 

@@ -28,6 +28,7 @@ use crate::dns::{self, DnsError, Lookups, Resolver, Watched};
 use crate::snapshot::{Builder, Snapshot};
 use crate::telemetry::Telemetry;
 use crate::tls::{ControlPlane, ControlPlaneError, FILE_CHECK, Material, Rotation, keep_issued, keep_read};
+use crate::worker;
 
 /// How many events of the stream wait to be acted on together.
 const EVENTS: usize = 32;
@@ -235,10 +236,7 @@ impl Control {
 /// Waits until all workers serve from the snapshot of this generation, or a newer one; for ever without one.
 async fn served(installed: &mut [watch::Receiver<u64>], generation: Option<u64>) -> u64 {
     let Some(generation) = generation else { return std::future::pending().await };
-    for worker in installed {
-        // A worker that has ended serves nothing that could differ.
-        let _ = worker.wait_for(|installed| *installed >= generation).await;
-    }
+    worker::all_serve(installed, generation).await;
     generation
 }
 
