@@ -1,6 +1,7 @@
 //! Follows the state folder while the control plane runs, so that a step of a [rotation](super::rotation) takes effect by
 //! itself.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,17 +33,23 @@ pub async fn follow(authority: Arc<Authority>, stop: CancellationToken) {
                 }
             }
         }
-        match authority.reload() {
-            Ok(true) => {
-                let roots: Vec<_> =
-                    authority.bundle().borrow().roots.iter().map(|root| root.id.clone()).collect();
-                tracing::info!(?roots, "the trusted roots changed");
-            }
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the roots stay as they are"),
-        }
+        let reloaded = authority.reload();
+        tell(&authority, reloaded);
     }
     drop(watcher);
+}
+
+/// Says in the log what became of roots that were read again: whether they changed.
+pub(super) fn tell(authority: &Authority, changed: Result<bool, impl Display>) {
+    match changed {
+        Ok(true) => {
+            let roots: Vec<_> =
+                authority.bundle().borrow().roots.iter().map(|root| root.id.clone()).collect();
+            tracing::info!(?roots, "the trusted roots changed");
+        }
+        Ok(false) => {}
+        Err(error) => tracing::error!(%error, "the roots stay as they are"),
+    }
 }
 
 fn watcher(authority: &Authority, notice: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {

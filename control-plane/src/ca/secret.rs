@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tulle_mesh::identity::TrustDomain;
 
+use super::follow::tell;
 use super::store::Store;
 use super::{Authority, CaError, distribute, rotation};
 use crate::args::Step;
@@ -123,15 +124,7 @@ pub async fn follow(cluster: Cluster, authority: Arc<Authority>, mut leads: watc
             None => return,
         };
         pause.reset();
-        match adopted {
-            Ok(true) => {
-                let roots: Vec<_> =
-                    authority.bundle().borrow().roots.iter().map(|root| root.id.clone()).collect();
-                tracing::info!(?roots, "the trusted roots changed");
-            }
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the roots stay as they are"),
-        }
+        tell(&authority, adopted);
     }
 }
 
