@@ -10,7 +10,6 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::Value;
@@ -18,7 +17,7 @@ use tulle_control_plane::inject::INJECT_LABEL;
 use tulle_control_plane::inject::webhook::configuration::NAME;
 use tulle_control_plane::kubernetes::Cluster;
 
-use super::kubernetes::{gateway, holds, wanted};
+use super::kubernetes::{definitions, gateway};
 use super::report::Report;
 use crate::commands::{cluster, install};
 use crate::output::Failure;
@@ -144,24 +143,10 @@ async fn earlier(cluster: &Cluster, report: &mut Report) -> Result<(), Failure> 
         }
         Err(error) => report.untold(what, &error),
     }
-    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
     let what = "Tulle's kinds are not there, or of this version";
-    let mut other = Vec::new();
-    for (name, wanted) in wanted()? {
-        match definitions.get_opt(&name).await {
-            Ok(None) => {}
-            Ok(Some(found)) => {
-                let found = serde_json::to_value(&found.spec).map_err(Failure::new)?;
-                if !holds(&found, &wanted) {
-                    other.push(name);
-                }
-            }
-            Err(error) => {
-                report.untold(what, &error);
-                return Ok(());
-            }
-        }
-    }
+    let Some(definitions) = definitions(cluster, report, what).await? else { return Ok(()) };
+    let other = definitions.into_iter().filter(|(_, found)| found.as_ref().is_some_and(|found| !found.same));
+    let other: Vec<_> = other.map(|(name, _)| name).collect();
     if other.is_empty() {
         report.pass(what);
     } else {

@@ -81,23 +81,15 @@ async fn sidecars(cluster: &Cluster, server: &str, report: &mut Report) {
 /// When this program's own definitions can't be read.
 pub(super) async fn kinds(cluster: &Cluster, report: &mut Report) -> Result<(), Failure> {
     report.section("kinds");
-    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
     let (mut missing, mut other) = (Vec::new(), Vec::new());
     let what = "Tulle's kinds are installed, in this version";
-    for (name, wanted) in wanted()? {
-        match definitions.get_opt(&name).await {
-            Ok(None) => missing.push(name),
-            Ok(Some(found)) if !is_established(&found) => missing.push(format!("{name} (not established)")),
-            Ok(Some(found)) => {
-                let found = serde_json::to_value(&found.spec).map_err(Failure::new)?;
-                if !holds(&found, &wanted) {
-                    other.push(name);
-                }
-            }
-            Err(error) => {
-                report.untold(what, &error);
-                return Ok(());
-            }
+    let Some(definitions) = definitions(cluster, report, what).await? else { return Ok(()) };
+    for (name, definition) in definitions {
+        match definition {
+            None => missing.push(name),
+            Some(Definition { established: false, .. }) => missing.push(format!("{name} (not established)")),
+            Some(Definition { same: false, .. }) => other.push(name),
+            Some(_) => {}
         }
     }
     if !missing.is_empty() {
@@ -116,11 +108,48 @@ pub(super) async fn kinds(cluster: &Cluster, report: &mut Report) -> Result<(), 
     Ok(())
 }
 
+/// A definition of one of Tulle's kinds, as the cluster has it.
+pub(super) struct Definition {
+    /// Whether the API server serves it.
+    established: bool,
+    /// Whether it is the one of this version.
+    pub(super) same: bool,
+}
+
+/// The definitions of Tulle's kinds by their names, each where the cluster has it; `None` where that can't be told, which
+/// the report says of `what`.
+///
+/// # Errors
+/// When this program's own definitions can't be read.
+pub(super) async fn definitions(
+    cluster: &Cluster,
+    report: &mut Report,
+    what: &str,
+) -> Result<Option<Vec<(String, Option<Definition>)>>, Failure> {
+    let api = Api::<CustomResourceDefinition>::all(cluster.client.clone());
+    let mut definitions = Vec::new();
+    for (name, wanted) in wanted()? {
+        let found = match api.get_opt(&name).await {
+            Ok(found) => found,
+            Err(error) => {
+                report.untold(what, &error);
+                return Ok(None);
+            }
+        };
+        let compare = |found: CustomResourceDefinition| -> Result<Definition, Failure> {
+            let spec = serde_json::to_value(&found.spec).map_err(Failure::new)?;
+            Ok(Definition { established: is_established(&found), same: holds(&spec, &wanted) })
+        };
+        definitions.push((name, found.map(compare).transpose()?));
+    }
+    Ok(Some(definitions))
+}
+
 /// The names of Tulle's definitions, and what they say.
 ///
 /// # Errors
 /// When this program's own definitions can't be read.
-pub(super) fn wanted() -> Result<Vec<(String, Value)>, Failure> {
+fn wanted() -> Result<Vec<(String, Value)>, Failure> {
     let files = kinds::crds().map_err(Failure::new)?;
     let read = files.iter().map(|(_, yaml)| {
         let mut object: Value = serde_saphyr::from_str(yaml).map_err(Failure::new)?;
@@ -131,7 +160,7 @@ pub(super) fn wanted() -> Result<Vec<(String, Value)>, Failure> {
 }
 
 /// Whether one value has all that another has; of lists, the same entries.
-pub(super) fn holds(found: &Value, wanted: &Value) -> bool {
+fn holds(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (Value::Object(found), Value::Object(wanted)) => {
             wanted.iter().all(|(key, wanted)| found.get(key).is_some_and(|found| holds(found, wanted)))
