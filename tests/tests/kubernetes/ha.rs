@@ -12,6 +12,7 @@ use tulle_tests::apiserver::{ApiServer, Channel};
 use crate::client::{Stream, connect, create};
 use crate::plane::{Plane, SYSTEM, metrics, trust_bundle, until};
 use crate::pods::{Cluster, Pod, SHOP};
+use crate::source;
 
 /// Sidecars on two replicas have certificates of one root. What those of the follower say stands in the status that the
 /// leader writes. When either dies, its sidecars go to another, which sends them nothing that they have, no request fails,
@@ -126,16 +127,7 @@ async fn programmed(cluster: &Cluster, reason: &str, message: &str) {
 
 /// A route that splits between one Service and itself.
 fn route(weight: u32) -> String {
-    json!({
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": { "name": "stock", "namespace": SHOP },
-        "spec": {
-            "parentRefs": [{ "group": "", "kind": "Service", "name": "stock", "port": 80 }],
-            "rules": [{ "backendRefs": [{ "name": "stock", "port": 80, "weight": weight }] }],
-        },
-    })
-    .to_string()
+    source::route(&json!({ "name": "stock", "port": 80, "weight": weight }))
 }
 
 /// Waits until a control plane leads.

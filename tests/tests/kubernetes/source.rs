@@ -10,7 +10,8 @@ fn ready() -> Value {
     json!({ "ready": true })
 }
 
-fn route(backend: &Value) -> String {
+/// A route of all requests to the Service `stock`.
+pub(crate) fn route(backend: &Value) -> String {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
