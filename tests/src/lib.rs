@@ -154,6 +154,8 @@ impl TestMesh {
                 Some(_) => objects(&workload, self.endpoint(&sidecar).ip(), &port(app, None)),
             };
             self.manifest(&format!("{}.yaml", workload.name), &objects);
+            // Until then its name is one of the world outside, to whoever asks.
+            self.knows("Workload", &workload.name).await;
         }
         sidecar.ready(LIMIT).await.unwrap_or_else(|error| panic!("{error}\n{}", sidecar.process.log()));
         sidecar
@@ -238,7 +240,7 @@ impl TestMesh {
             }
         };
         self.manifest(&format!("{name}.yaml"), &documents(&objects));
-        self.knows_service(name).await;
+        self.knows("Service", name).await;
     }
 
     /// Has an application of this machine answer at the same address where a workload runs.
@@ -270,14 +272,14 @@ impl TestMesh {
         }
     }
 
-    /// Waits until the control plane serves a Service, whatever a manifest of it has just said.
-    pub async fn knows_service(&self, name: &str) {
+    /// Waits until the control plane serves an object, whatever a manifest of it has just said.
+    pub async fn knows(&self, kind: &str, name: &str) {
         let listed = || async {
             let objects = self.api("/api/v1/objects").await;
             let known = objects["objects"].as_array().into_iter().flatten().any(|object| {
-                object["kind"] == "Service" && object["namespace"] == NAMESPACE && object["name"] == name
+                object["kind"] == kind && object["namespace"] == NAMESPACE && object["name"] == name
             });
-            if known { Ok(()) } else { Err(format!("Service {name} is not known: {objects}")) }
+            if known { Ok(()) } else { Err(format!("{kind} {name} is not known: {objects}")) }
         };
         wait_for(LIMIT, listed).await.unwrap_or_else(|error| panic!("{error}"));
     }

@@ -98,7 +98,7 @@ async fn a_peer_that_accepts_and_never_answers() {
         "apiVersion: tulle.dev/v1alpha1\nkind: BackendTrafficPolicy\nmetadata: {name: ghost, namespace: shop}\n\
          spec: {targetRefs: [{kind: Service, name: ghost}], connection: {connectTimeout: 1s}}\n",
     );
-    pair.mesh.knows_service("ghost").await;
+    pair.mesh.knows("Service", "ghost").await;
     let client = &pair.client.host;
     let begun = Instant::now();
     let answer = get(client, &format!("http://{address}/")).await.expect_err("nobody answers");

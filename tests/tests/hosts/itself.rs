@@ -43,7 +43,7 @@ impl Both {
         );
         let server = mesh.join_as(&host, Member::of("both")).await;
         let client = mesh.join("client").await;
-        mesh.knows_service("all").await;
+        mesh.knows("Service", "all").await;
         Self { mesh, client, server, _apps: apps }
     }
 }

@@ -55,7 +55,7 @@ impl Behind {
         mesh.service("server", &SERVICE.map(|ip| ip.parse().expect("an address")), &served);
         let server = mesh.join_as(&host, Member::of("server")).await;
         let client = mesh.join("client").await;
-        mesh.knows_service("server").await;
+        mesh.knows("Service", "server").await;
         let files = tempfile::tempdir().expect("a folder");
         Self { ground: client.host.ground(), client, server, process, files, _mesh: mesh }
     }
