@@ -50,6 +50,9 @@ enum Command {
     /// Make a join token, by which a workload proves who it is to the control plane.
     #[command(after_help = commands::token::EXAMPLES)]
     Token(commands::token::TokenArgs),
+    /// Get a workload's certificate into files, for Envoy and gRPC, and keep it fresh.
+    #[command(after_help = commands::certs::EXAMPLES)]
+    Certs(commands::certs::CertsArgs),
     /// Write a completion script for a shell to standard output.
     #[command(after_help = "Examples:\n  tulle completions bash > /etc/bash_completion.d/tulle\n  \
                             source <(tulle completions zsh)")]
@@ -86,6 +89,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Inject(args) => commands::inject::inject(&args)?,
         Command::Uninject(args) => commands::inject::uninject(&args)?,
         Command::Token(args) => commands::token::run(&args)?,
+        Command::Certs(args) => commands::certs::run(args).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tulle", &mut script);

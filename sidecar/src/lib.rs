@@ -4,6 +4,7 @@
 //! traffic, routed, retried, encrypted, authorized and measured. The modules stand in the order in which a connection
 //! meets them.
 
+pub mod certs;
 pub mod cni;
 pub mod config;
 pub mod redirect;

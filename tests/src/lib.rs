@@ -8,6 +8,7 @@
 pub mod apiserver;
 mod app;
 pub mod cert_manager;
+mod certs;
 mod h2app;
 mod hostile;
 pub mod hosts;
@@ -28,6 +29,7 @@ use tokio::process::Command;
 use tulle_cli::local::{Binaries, LocalMesh, Sidecar, SidecarSpec};
 
 pub use app::{App, Seen, script};
+pub use certs::certs;
 pub use h2app::{Call, H2App, H2Client};
 pub use hostile::HostileControlPlane;
 pub use origin::Origin;

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod analyze;
+pub mod certs;
 pub mod check;
 mod cluster;
 pub mod config;

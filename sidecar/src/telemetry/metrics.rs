@@ -58,7 +58,7 @@ pub(crate) struct HttpLabels {
 
 impl Registry {
     /// No series yet.
-    pub(super) fn new(workload: &Workload) -> Self {
+    pub(crate) fn new(workload: &Workload) -> Self {
         Self {
             workload: workload.clone(),
             histograms: Arc::default(),

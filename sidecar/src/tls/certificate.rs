@@ -162,6 +162,25 @@ impl Leaf {
         Ok(Self { chain, key })
     }
 
+    /// Whose it is; `None` where it is not the leaf of a workload.
+    pub(crate) fn identity(&self) -> Option<SpiffeId> {
+        CertificateFacts::read(self.chain.first()?).ok()?.spiffe_id().ok()
+    }
+
+    /// The private key in DER, for the file that holds it.
+    pub(crate) fn key_der(&self) -> &[u8] {
+        self.key.secret_der()
+    }
+
+    /// What PEM calls the form of the key.
+    pub(crate) fn key_label(&self) -> &'static str {
+        match &self.key {
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            _ => "PRIVATE KEY",
+        }
+    }
+
     /// The private key, for whoever builds a TLS configuration.
     pub(super) fn key(&self) -> PrivateKeyDer<'static> {
         self.key.clone_key()

@@ -26,12 +26,12 @@ pub(crate) mod testing;
 mod tests;
 
 pub(crate) use accept::accept;
-pub(crate) use certificate::{CertificateFacts, TrustBundle, stamp};
+pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
 pub(crate) use connect::connect;
 pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof};
 pub(crate) use error::{HandshakeError, Reason, with_causes};
 #[cfg(test)]
 pub(crate) use issue::{CertificateRequest, CertificateResponse};
 pub(crate) use material::{Alpn, Material};
-pub(crate) use rotate::{FILE_CHECK, Rotation, keep_issued, keep_read};
+pub(crate) use rotate::{FILE_CHECK, RenewError, Rotation, keep_issued, keep_read, read, renew_once};
 pub(crate) use unverified::unverified_client;

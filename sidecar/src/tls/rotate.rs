@@ -60,6 +60,11 @@ impl Rotation {
         self.current.borrow().clone()
     }
 
+    /// The leaf in force; `None` until the first.
+    pub(crate) fn leaf(&self) -> Option<&Leaf> {
+        self.leaf.as_ref()
+    }
+
     /// What is trusted.
     pub(crate) fn bundle(&self) -> &TrustBundle {
         &self.bundle
@@ -140,8 +145,12 @@ pub(crate) async fn keep_issued(
     }
 }
 
-/// A valid leaf proves who we are. Where it does not (expired, or its root is no longer trusted), the token does.
-async fn renew_once(
+/// Gets one certificate. A valid leaf proves who we are. Where it does not (expired, or its root is no longer trusted), the
+/// token does.
+///
+/// # Errors
+/// When there is none; what was in force stays.
+pub(crate) async fn renew_once(
     control_plane: &ControlPlane,
     identity: &SpiffeId,
     material: Option<&Material>,
@@ -215,7 +224,11 @@ fn fingerprint(files: &IdentityFiles) -> [Option<Vec<u8>>; 3] {
     })
 }
 
-fn read(files: &IdentityFiles) -> Result<(Leaf, TrustBundle), RenewError> {
+/// Reads a certificate, its key and a trust bundle from files.
+///
+/// # Errors
+/// When one of them is missing or broken, or the certificate has expired.
+pub(crate) fn read(files: &IdentityFiles) -> Result<(Leaf, TrustBundle), RenewError> {
     let load = |field, path: &Path| {
         std::fs::read(path).map_err(|e| RenewError::File { field, path: path.into(), reason: e.to_string() })
     };
@@ -248,7 +261,7 @@ fn in_time(leaf: &Leaf) -> Result<(), String> {
 
 /// Why there is no new leaf.
 #[derive(Debug)]
-enum RenewError {
+pub(crate) enum RenewError {
     /// The CA was not reached.
     Connect(ControlPlaneError),
     /// The CA gave none.

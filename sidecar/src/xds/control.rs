@@ -15,15 +15,16 @@ use tokio::time::sleep_until;
 use tulle_mesh::identity::{IdentityError, SpiffeId};
 
 use super::Demand;
+use super::bundle::ROOT_CA;
 use super::cache::{Cache, Names};
 use super::disk::Disk;
-use super::engine::{Engine, ROOT_CA, Readiness};
+use super::engine::{Engine, Readiness};
 use super::interest::Interest;
 use super::names::{MeshNames, NameQuestion};
 use super::status::{Status, StreamStatus};
 use super::stream::{Event, keep_open};
 use super::subscribe::Subscriptions;
-use crate::config::Config;
+use crate::config::{Config, Workload};
 use crate::dns::{self, DnsError, Lookups, Resolver, Watched};
 use crate::snapshot::{Builder, Snapshot};
 use crate::telemetry::Telemetry;
@@ -114,7 +115,7 @@ impl Control {
         let engine = Engine {
             cache: Cache::default(),
             interest: Interest::new(&config, secrets),
-            subscriptions: Subscriptions::new(node(&config)),
+            subscriptions: Subscriptions::new(node(&config.workload)),
             builder: Builder::new(Arc::clone(&telemetry), &config),
             stream_open: telemetry.metrics.gauge(
                 "tulle_xds_stream_open",
@@ -241,8 +242,7 @@ async fn served(installed: &mut [watch::Receiver<u64>], generation: Option<u64>)
 }
 
 /// What the sidecar says of itself. It proves nothing: the certificate or token does.
-fn node(config: &Config) -> Node {
-    let workload = &config.workload;
+pub(super) fn node(workload: &Workload) -> Node {
     let text = |text: &str| Value { kind: Some(ValueKind::StringValue(text.into())) };
     let metadata = [
         ("NAME", text(&workload.name)),

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::{mpsc, watch};
-use tulle_mesh::model::SecretValue;
 use tulle_mesh::xds::Kind;
 
+use super::bundle::trust;
 use super::cache::{Cache, Knowledge, Names};
 use super::disk::Disk;
 use super::interest::Interest;
@@ -24,10 +24,8 @@ use crate::dns::Watched;
 use crate::snapshot::{Builder, Snapshot, Sources, hosts_of};
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::{Counter, Gauge};
-use crate::tls::{Rotation, TrustBundle};
+use crate::tls::Rotation;
 
-/// The name of the trust bundle among the secrets.
-pub(crate) const ROOT_CA: &str = "ROOTCA";
 /// How long the control plane may take to answer for a resource (gRFC A57).
 const RESOURCE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often what is idle is looked for.
@@ -186,7 +184,7 @@ impl Engine {
         let names_alone = matches!(kind, Ok(Kind::Dns));
         let outcome = kind.and_then(|kind| {
             let applied = self.cache.apply(kind, response, &self.wanted[kind]);
-            if kind == Kind::Secret { applied.and(self.trust()) } else { applied }
+            if kind == Kind::Secret { applied.and(trust(&self.cache, &self.rotation)) } else { applied }
         });
         self.responses[usize::from(outcome.is_err())].increment();
         if let Err(problems) = &outcome {
@@ -202,20 +200,6 @@ impl Engine {
             self.changed = true;
         }
         self.answers.push((type_url, nonce, outcome));
-    }
-
-    /// Puts the trust bundle in force that has arrived.
-    fn trust(&mut self) -> Result<(), Vec<String>> {
-        let Some(secret) = self.cache.secret(ROOT_CA) else { return Ok(()) };
-        let bundle = match &secret.value {
-            SecretValue::TrustBundle(pem) => TrustBundle::from_pem(pem.as_bytes()),
-            SecretValue::Certificate { .. } => {
-                Err("a certificate was sent in place of a trust bundle".into())
-            }
-        };
-        let mut rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
-        let trusted = bundle.and_then(|bundle| rotation.trust(bundle).map_err(|error| error.to_string()));
-        trusted.map_err(|problem| vec![format!("secret {ROOT_CA}: {problem}")])
     }
 
     /// Acts on all that has happened since it was last called.

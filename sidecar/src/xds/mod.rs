@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+mod bundle;
 mod cache;
 mod control;
 mod disk;
@@ -31,6 +32,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bundle::{Heard, follow_bundle};
 pub(crate) use cache::{Cache, ListenerValue};
 pub(crate) use control::{Control, Handle, StartError};
 pub(crate) use engine::Readiness;
