@@ -10,10 +10,14 @@ use tokio::net::TcpListener;
 
 use super::{Surroundings, trace_headers};
 
-pub(super) async fn serve(listener: TcpListener, surroundings: &Surroundings) -> Result<(), String> {
+pub(super) async fn serve(
+    listener: TcpListener,
+    surroundings: &Surroundings,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), String> {
     let client = surroundings.client()?;
     let app = Router::new().route("/cart/{customer}", get(cart)).with_state(client);
-    axum::serve(listener, app).await.map_err(|error| error.to_string())
+    axum::serve(listener, app).with_graceful_shutdown(end).await.map_err(|error| error.to_string())
 }
 
 async fn cart(

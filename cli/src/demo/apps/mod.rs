@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// A process of the bookshop.
@@ -19,6 +20,10 @@ pub struct AppArgs {
     /// Where it listens.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Reach the others by their names in a cluster, and serve until a signal says to end: nothing is read from standard
+    /// input.
+    #[arg(long)]
+    in_cluster: bool,
     /// What it is.
     #[command(subcommand)]
     app: App,
@@ -59,7 +64,8 @@ pub struct Surroundings {
 }
 
 impl AppArgs {
-    /// Serves until standard input ends, as it does when the parent is gone.
+    /// Serves until it is told to end: by a signal in a cluster, and else by the end of standard input, as when the parent
+    /// is gone.
     ///
     /// # Errors
     /// When the service can't listen, or is told nonsense.
@@ -67,23 +73,44 @@ impl AppArgs {
         let listener = TcpListener::bind(self.listen).await.map_err(|error| error.to_string())?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         println!("{}", serde_json::json!({ "address": address }));
+        if self.in_cluster {
+            let end = asked_to_end().map_err(|error| error.to_string())?;
+            return self.app.serve(listener, &Surroundings::in_cluster(), end).await;
+        }
         let mut input = lines_of_stdin();
         let line = input.recv().await.ok_or("nothing on standard input")?;
         let surroundings: Surroundings =
             serde_json::from_str(&line).map_err(|error| format!("standard input: {error}"))?;
-        let serve = async {
-            match self.app {
-                App::Web => web::serve(listener, &surroundings).await,
-                App::Cart => cart::serve(listener, &surroundings).await,
-                App::Recommend => recommend::serve(listener).await,
-                App::Stock(stock) => stock::serve(listener, stock).await,
-            }
-        };
         tokio::select! {
-            served = serve => served,
+            served = self.app.serve(listener, &surroundings, std::future::pending()) => served,
             _ = input.recv() => Ok(()),
         }
     }
+}
+
+impl App {
+    /// Serves until `end`, and then what was asked before.
+    async fn serve(
+        self,
+        listener: TcpListener,
+        surroundings: &Surroundings,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), String> {
+        match self {
+            Self::Web => web::serve(listener, surroundings, end).await,
+            Self::Cart => cart::serve(listener, surroundings, end).await,
+            Self::Recommend => recommend::serve(listener, end).await,
+            Self::Stock(stock) => stock::serve(listener, stock, end).await,
+        }
+    }
+}
+
+/// Done when the process is asked to end. The first process of a container ends only if it sees to that itself.
+fn asked_to_end() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut signal = signal(SignalKind::terminate())?;
+    Ok(async move {
+        signal.recv().await;
+    })
 }
 
 /// The lines of standard input, read by a thread of its own: it blocks, and must not hold up the end of the runtime.
@@ -101,6 +128,10 @@ fn lines_of_stdin() -> mpsc::UnboundedReceiver<String> {
 }
 
 impl Surroundings {
+    fn in_cluster() -> Self {
+        Self { http_proxy: None, recommend: Some("recommend.shop:80".to_owned()) }
+    }
+
     /// A client that sends everything to the proxy where there is one, as any HTTP library does when `http_proxy` is set.
     fn client(&self) -> Result<reqwest::Client, String> {
         match &self.http_proxy {

@@ -36,9 +36,12 @@ struct Book {
     title: String,
 }
 
-pub(super) async fn serve(listener: TcpListener) -> Result<(), String> {
+pub(super) async fn serve(
+    listener: TcpListener,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), String> {
     let incoming = TcpListenerStream::new(listener);
-    let server = Server::builder().add_service(Recommend).serve_with_incoming(incoming);
+    let server = Server::builder().add_service(Recommend).serve_with_incoming_shutdown(incoming, end);
     server.await.map_err(|error| error.to_string())
 }
 

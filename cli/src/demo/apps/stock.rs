@@ -10,10 +10,14 @@ use tokio::net::TcpListener;
 
 use super::Stock;
 
-pub(super) async fn serve(listener: TcpListener, stock: Stock) -> Result<(), String> {
+pub(super) async fn serve(
+    listener: TcpListener,
+    stock: Stock,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), String> {
     let state = std::sync::Arc::new(stock);
     let app = Router::new().route("/stock/{book}", get(left)).with_state(state);
-    axum::serve(listener, app).await.map_err(|error| error.to_string())
+    axum::serve(listener, app).with_graceful_shutdown(end).await.map_err(|error| error.to_string())
 }
 
 async fn left(Path(book): Path<String>, State(stock): State<std::sync::Arc<Stock>>) -> Response {

@@ -17,11 +17,15 @@ struct Shop {
     recommender: Recommender,
 }
 
-pub(super) async fn serve(listener: TcpListener, surroundings: &Surroundings) -> Result<(), String> {
+pub(super) async fn serve(
+    listener: TcpListener,
+    surroundings: &Surroundings,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), String> {
     let recommend = surroundings.recommend.as_deref().ok_or("web must be told where recommend is")?;
     let shop = Shop { http: surroundings.client()?, recommender: Recommender::new(recommend)? };
     let app = Router::new().route("/", get(page)).with_state(shop);
-    axum::serve(listener, app).await.map_err(|error| error.to_string())
+    axum::serve(listener, app).with_graceful_shutdown(end).await.map_err(|error| error.to_string())
 }
 
 async fn page(State(shop): State<Shop>, headers: HeaderMap) -> Response {
