@@ -18,6 +18,8 @@ use crate::worker::NoListener;
 pub(crate) enum RequestError {
     /// The request names no destination, or one that can't be parsed.
     Authority(String),
+    /// The request's path can be read in two ways, and its listener refuses such.
+    Path,
     /// There is no configuration for the destination.
     NoListener(Box<str>, NoListener),
     /// The destination does not speak HTTP.
@@ -65,7 +67,7 @@ impl RequestError {
     /// The HTTP status; Envoy's where it has the same error.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Authority(_) => StatusCode::BAD_REQUEST,
+            Self::Authority(_) | Self::Path => StatusCode::BAD_REQUEST,
             Self::NoListener(_, NoListener::Unknown) | Self::NotHttp(_) | Self::Dns(..) | Self::Loop => {
                 StatusCode::BAD_GATEWAY
             }
@@ -90,7 +92,7 @@ impl RequestError {
     /// The error's token in RFC 9209's registry.
     pub(crate) fn token(&self) -> &'static str {
         match self {
-            Self::Authority(_) | Self::RequestBody(_) => "http_request_error",
+            Self::Authority(_) | Self::Path | Self::RequestBody(_) => "http_request_error",
             Self::NoListener(_, NoListener::Unknown) | Self::NoRoute => "destination_not_found",
             Self::NoListener(_, NoListener::Unavailable) | Self::NoEndpoint(_) => "destination_unavailable",
             Self::NotHttp(_) | Self::Configuration(..) => "proxy_configuration_error",
@@ -210,6 +212,7 @@ impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Authority(text) => write!(f, "{text:?} is not a host, or a host and a port"),
+            Self::Path => f.write_str("the path holds an escaped slash"),
             Self::NoListener(name, NoListener::Unknown) => write!(f, "the mesh knows no service {name:?}"),
             Self::NoListener(name, NoListener::Unavailable) => {
                 write!(f, "the control plane has not yet said what {name:?} is")

@@ -12,8 +12,8 @@ use tulle_mesh::address::{ClusterName, ServicePort, inbound_listener};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::{
     AdaptiveConcurrency, Authorization, ChainMatch, Domain, DownstreamTls, FilterChain, HttpConnection,
-    HttpFilter, Listener, LocalRateLimit, Protocol as Carried, RouteConfiguration, RouteSource, TcpProxy,
-    TrafficDirection, Transport, VirtualHost,
+    HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried, RouteConfiguration, RouteSource,
+    TcpProxy, TrafficDirection, Transport, VirtualHost,
 };
 
 use super::authorization::{Authorizations, Sets};
@@ -391,6 +391,8 @@ pub(super) fn http_connection(
     HttpConnection {
         filters,
         stream_idle_timeout,
+        // A path that can be written in several ways must not get past a policy or a route.
+        paths: PathHandling::NORMAL,
         tracing: telemetry.tracing.clone(),
         access_log: telemetry.access_log.clone(),
         ..HttpConnection::new(routes)

@@ -1,9 +1,11 @@
 //! The server's side: which chain takes the connection, and whether it and the request may pass.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::authorize::{Authorizer, Facts};
 use crate::model::{FilterChain, HttpFilter, Listener, Protocol, UpstreamTls};
+use crate::route::{Normalized, normalize};
 
 use super::outbound::Carried;
 use super::{Inbound, MtlsMode, Question};
@@ -39,7 +41,13 @@ pub(super) fn arrive(
             HttpFilter::Authorization(set) => Some(set.clone()),
             _ => None,
         });
-        let facts = Facts { request: Some(question.request), ..connection };
+        // A sidecar that refuses or redirects has done so at the other end already.
+        let request = match normalize(question.request.target(), &http.paths) {
+            Normalized::Changed(target) => Cow::Owned(target),
+            _ => Cow::Borrowed(question.request.target()),
+        };
+        let request = question.request.with_target(&request);
+        let facts = Facts { request: Some(&request), ..connection };
         inbound.request = Some(Authorizer::compile(sets.collect()).explain(&facts));
     }
     inbound

@@ -1,5 +1,6 @@
 //! The client's side: route, filters, backends, endpoints.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::model::{
     Protocol, Route, RouteAction, RouteSource, TcpProxy,
 };
 use crate::route::filter::{mutate_headers, redirect_location, rewrite_path};
-use crate::route::{Lookup, RequestView, RouteTable, is_secret_header};
+use crate::route::{Lookup, Normalized, RequestView, RouteTable, is_secret_header, normalize};
 
 use super::inbound::arrive;
 use super::{
@@ -53,6 +54,22 @@ pub fn explain(
             routes: name.clone(),
         })?,
     };
+    let target = match normalize(question.request.target(), &connection.paths) {
+        Normalized::Same => Cow::Borrowed(question.request.target()),
+        Normalized::Changed(target) => Cow::Owned(target),
+        Normalized::Redirect(location) => {
+            explanation.action = Some(Action::Redirect { status: 307, location });
+            explanation.outcome = Outcome::Answered { status: 307 };
+            return Ok(explanation);
+        }
+        Normalized::Refused => {
+            let reason = "the path holds an escaped slash".into();
+            explanation.outcome = Outcome::Refused { status: 400, reason };
+            return Ok(explanation);
+        }
+    };
+    let request = question.request.with_target(&target);
+    let question = &Question { request: &request, ..*question };
     let table = RouteTable::compile(configuration).map_err(ExplainError::Routes)?;
     // The smallest number is below every fraction but none.
     let draw = || 0;

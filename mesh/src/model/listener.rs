@@ -113,6 +113,8 @@ pub struct HttpConnection {
     pub max_headers: Option<u32>,
     /// The most concurrent HTTP/2 streams.
     pub max_concurrent_streams: Option<u32>,
+    /// What is done to paths before anything is decided by them.
+    pub paths: PathHandling,
     /// Span settings, or `None` for none.
     pub tracing: Option<Tracing>,
     /// A line per request, or `None` for none.
@@ -131,10 +133,44 @@ impl HttpConnection {
             max_request_headers_bytes: None,
             max_headers: None,
             max_concurrent_streams: None,
+            paths: PathHandling::default(),
             tracing: None,
             access_log: None,
         }
     }
+}
+
+/// What is done to a request's path before policies and routes see it. The default is nothing, as in Envoy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathHandling {
+    /// Resolve dot segments, take a backslash for a slash, spell unreserved characters as themselves (RFC 3986, 6.2.2).
+    pub normalize: bool,
+    /// Make one slash of several.
+    pub merge_slashes: bool,
+    /// What becomes of `%2F` and `%5C`, before all else.
+    pub escaped_slashes: EscapedSlashes,
+}
+
+impl PathHandling {
+    /// A path that can be written in several ways is written in one, but for escaped slashes.
+    pub const NORMAL: Self =
+        Self { normalize: true, merge_slashes: true, escaped_slashes: EscapedSlashes::Keep };
+}
+
+/// What becomes of the escaped slashes and backslashes of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EscapedSlashes {
+    /// They stay.
+    #[default]
+    Keep,
+    /// The request is refused.
+    Reject,
+    /// The client is sent to the path without them; a gRPC client, which follows no redirect, is refused.
+    Redirect,
+    /// They become what they stand for.
+    Unescape,
 }
 
 /// Where a listener's routes are.

@@ -24,9 +24,9 @@ pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
 pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
 pub use listener::{
-    AccessLog, AccessLogFormat, AdaptiveConcurrency, ChainMatch, DownstreamTls, FilterChain, HttpConnection,
-    HttpFilter, Listener, LocalRateLimit, Protocol, RouteSource, TcpProxy, Tracing, TrafficDirection,
-    Transport,
+    AccessLog, AccessLogFormat, AdaptiveConcurrency, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain,
+    HttpConnection, HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol, RouteSource, TcpProxy,
+    Tracing, TrafficDirection, Transport,
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,

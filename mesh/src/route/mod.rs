@@ -16,11 +16,13 @@ pub mod split;
 mod fixtures;
 mod hosts;
 mod matcher;
+mod normalize;
 mod paths;
 mod record;
 mod request;
 mod table;
 
+pub use normalize::{Normalized, normalize};
 pub use record::{Condition, ConditionKind, HostRecord, Miss, Outcome, RouteMiss, RouteName, RouteRecord};
 pub(crate) use record::{is_secret_header, shown_header};
 pub use request::RequestView;

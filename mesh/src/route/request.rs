@@ -50,6 +50,17 @@ impl<'a> RequestView<'a> {
         Self { scheme, ..self }
     }
 
+    /// The same request with another target.
+    #[must_use]
+    pub fn with_target(self, path_and_query: &'a str) -> Self {
+        Self::new(self.method, self.authority, path_and_query, self.headers).with_scheme(self.scheme)
+    }
+
+    /// Path and query together.
+    pub fn target(&self) -> &'a str {
+        self.path_and_query
+    }
+
     /// The values of a header or pseudo-header. Bytes that are not UTF-8 become U+FFFD. `host` is the authority, whichever
     /// version of HTTP carried it.
     pub fn values(&self, name: &str) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {

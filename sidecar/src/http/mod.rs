@@ -14,6 +14,7 @@ pub(crate) mod h2;
 mod hash;
 mod headers;
 mod mirror;
+mod paths;
 pub(crate) mod proxy;
 pub(crate) mod refusal;
 mod respond;

@@ -22,7 +22,7 @@ use super::destination::Remembered;
 use super::exchange::Exchange;
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
-use super::{cors, fault, headers, respond};
+use super::{cors, fault, headers, paths, respond};
 use crate::error::RequestError;
 use crate::limit::{Refusal, Slot};
 use crate::snapshot::HttpRoutes;
@@ -101,6 +101,9 @@ impl Proxy {
         exchange.current = Some(current);
         exchange.routes = Some(routes.clone());
         exchange.start_trace();
+        if let Some(response) = paths::apply(exchange, &routes.settings.paths)? {
+            return Ok(Answered { response, tunnel: None, problem: None });
+        }
         self.authorize(exchange, &routes)?;
         let slot = self.admit(exchange, &routes)?;
         let id = self.route(exchange, &routes)?;

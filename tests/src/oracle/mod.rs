@@ -99,6 +99,12 @@ impl Oracle {
         self.push(vec![route_configuration("routes", &hosts)]).await;
     }
 
+    /// Puts a connection manager's settings in force with both, besides those that it has anyway.
+    pub async fn manager(&mut self, settings: Value) {
+        let port = self.sides[0].address;
+        self.push(vec![listener(SERVICE, port, &manager("routes", settings))]).await;
+    }
+
     /// Puts resources in force with both, and waits until both have taken them.
     ///
     /// # Panics

@@ -49,6 +49,23 @@ pub(crate) const KEPT: &[Kept] = &[
         },
     },
     Kept {
+        name: "nothing but slashes",
+        reason: "several slashes are one also where nothing follows; Envoy leaves two",
+        forgive: |envoy, tulle| {
+            let mut there = false;
+            for ((_, theirs), (_, ours)) in envoy.upstream.iter_mut().zip(&tulle.upstream) {
+                there |= agree(&mut theirs.line, &ours.line, "GET //");
+            }
+            let ours = &tulle.received.headers;
+            for (name, theirs) in &mut envoy.received.headers {
+                if let Some((_, ours)) = ours.iter().find(|(own, _)| name == "location" && own == name) {
+                    there |= agree(theirs, ours, "//");
+                }
+            }
+            there
+        },
+    },
+    Kept {
         name: "unread bodies",
         reason: "a connection is kept when the body of a request that the proxy answers itself is short; Envoy closes it",
         forgive: |envoy, tulle| {
@@ -166,6 +183,15 @@ impl Tally {
 }
 
 /// What a proxy answers by itself, where both do with the same status.
+/// Takes one of two slashes at the end of `beginning` from `theirs`, if `ours` has one less there, and nothing else differs.
+fn agree(theirs: &mut String, ours: &str, beginning: &str) -> bool {
+    let there = theirs.starts_with(beginning) && theirs.replacen("//", "/", 1) == ours;
+    if there {
+        ours.clone_into(theirs);
+    }
+    there
+}
+
 fn local_reply(envoy: &mut Outcome, tulle: &mut Outcome) -> bool {
     let own = tulle.received.headers.iter().any(|(name, _)| name == "proxy-status");
     let [theirs, ours] = [&envoy.received, &tulle.received];

@@ -6,5 +6,6 @@ mod changes;
 mod compare;
 mod failures;
 mod generate;
+mod paths;
 mod requests;
 mod routing;

@@ -41,7 +41,7 @@ const REQUESTS: [&str; 31] = [
 ];
 
 /// What is meant to be otherwise than with Envoy: a request, its status there and here, and why.
-const OWN: [(&str, u16, u16, &str); 9] = [
+const OWN: [(&str, u16, u16, &str); 10] = [
     ("GET / HTTP/1.1\r\nhost:\r\n\r\n", 404, 400, "an empty Host means no service"),
     ("GET / HTTP/1.0\r\nhost: h.test\r\n\r\n", 426, 200, "old clients are served, as with Linkerd"),
     (
@@ -50,6 +50,7 @@ const OWN: [(&str, u16, u16, &str); 9] = [
         200,
         "Envoy takes away what would steer it; nothing of the kind steers the sidecar, and it passes",
     ),
+    ("GET /?q=\" HTTP/1.1@\r\n", 200, 400, "RFC 3986, section 3.4: no query holds a quotation mark"),
     (
         "GET / HTTP/1.1@expect: 100-continue\r\n\r\n",
         200,

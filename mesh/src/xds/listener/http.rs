@@ -4,14 +4,16 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::trace::v3 as trace;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, RouteSpecifier, Tracing as TracingPb, UpgradeConfig,
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, Tracing as TracingPb, UpgradeConfig,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value};
 use prost::Message;
 
 use super::{access_log, filters};
-use crate::model::{HttpConnection, PerMillion, RouteSource, Tracing, TrafficDirection};
+use crate::model::{
+    EscapedSlashes, HttpConnection, PathHandling, PerMillion, RouteSource, Tracing, TrafficDirection,
+};
 use crate::xds::error::{At, Decoded, FieldError, non_empty, required};
 use crate::xds::{proto, route};
 
@@ -62,9 +64,9 @@ fn encode(
         stream_idle_timeout: connection.stream_idle_timeout.map(proto::duration),
         request_headers_timeout: connection.request_headers_timeout.map(proto::duration),
         access_log: connection.access_log.iter().map(access_log::encode).collect(),
-        // A path that can be written in several ways must not get past authorization.
-        normalize_path: proto::bool_value(true),
-        merge_slashes: true,
+        normalize_path: proto::bool_value(connection.paths.normalize),
+        merge_slashes: connection.paths.merge_slashes,
+        path_with_escaped_slashes_action: encode_escaped_slashes(connection.paths.escaped_slashes) as i32,
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
         route_specifier: match &connection.routes {
             RouteSource::Named(name) => Some(RouteSpecifier::Rds(pb::Rds {
@@ -106,9 +108,37 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
             i32::MAX.unsigned_abs(),
             "http2_protocol_options.max_concurrent_streams",
         )?,
+        paths: PathHandling {
+            normalize: manager.normalize_path.is_some_and(|normalize| normalize.value),
+            merge_slashes: manager.merge_slashes,
+            escaped_slashes: decode_escaped_slashes(manager.path_with_escaped_slashes_action)
+                .at("path_with_escaped_slashes_action")?,
+        },
         tracing: manager.tracing.map(|tracing| decode_tracing(tracing).at("tracing")).transpose()?,
         access_log: access_log::decode(manager.access_log)?,
     })
+}
+
+fn encode_escaped_slashes(escaped_slashes: EscapedSlashes) -> PathWithEscapedSlashesAction {
+    match escaped_slashes {
+        EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged,
+        EscapedSlashes::Reject => PathWithEscapedSlashesAction::RejectRequest,
+        EscapedSlashes::Redirect => PathWithEscapedSlashesAction::UnescapeAndRedirect,
+        EscapedSlashes::Unescape => PathWithEscapedSlashesAction::UnescapeAndForward,
+    }
+}
+
+fn decode_escaped_slashes(action: i32) -> Decoded<EscapedSlashes> {
+    match PathWithEscapedSlashesAction::try_from(action) {
+        Ok(
+            PathWithEscapedSlashesAction::KeepUnchanged
+            | PathWithEscapedSlashesAction::ImplementationSpecificDefault,
+        ) => Ok(EscapedSlashes::Keep),
+        Ok(PathWithEscapedSlashesAction::RejectRequest) => Ok(EscapedSlashes::Reject),
+        Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => Ok(EscapedSlashes::Redirect),
+        Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => Ok(EscapedSlashes::Unescape),
+        Err(_) => Err(FieldError::new(format!("{action} is not an action: use KEEP_UNCHANGED"))),
+    }
 }
 
 fn decode_routes(specifier: RouteSpecifier) -> Decoded<RouteSource> {

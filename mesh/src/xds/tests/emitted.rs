@@ -287,9 +287,15 @@ fn authorization_is_never_optional_and_names_of_filters_differ() {
 }
 
 #[test]
-fn paths_are_normalized_before_authorization() {
-    let manager = manager(&listener(TrafficDirection::Outbound, vec![chain(http(Vec::new()))]));
-    assert!(manager.normalize_path.unwrap().value && manager.merge_slashes);
+fn what_is_done_to_paths_is_said() {
+    let said = |paths: PathHandling| {
+        let connection = HttpConnection { paths, ..HttpConnection::new(RouteSource::Named("r".into())) };
+        let chain = chain(Protocol::Http(connection));
+        let manager = manager(&listener(TrafficDirection::Outbound, vec![chain]));
+        (manager.normalize_path.unwrap().value, manager.merge_slashes)
+    };
+    assert_eq!(said(PathHandling::NORMAL), (true, true));
+    assert_eq!(said(PathHandling::default()), (false, false));
 }
 
 #[test]

@@ -55,8 +55,8 @@ fn http() -> BoxedStrategy<HttpConnection> {
     let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
     let tracing = (fraction(), of(name()))
         .prop_map(|(random_sampling, collector)| Tracing { random_sampling, collector });
-    (routes, filters(), timeouts, limits, of(tracing), of(access_log()))
-        .prop_map(|(routes, filters, timeouts, limits, tracing, access_log)| HttpConnection {
+    (routes, filters(), timeouts, limits, paths(), of(tracing), of(access_log()))
+        .prop_map(|(routes, filters, timeouts, limits, paths, tracing, access_log)| HttpConnection {
             routes,
             filters,
             idle_timeout: timeouts.0,
@@ -65,8 +65,20 @@ fn http() -> BoxedStrategy<HttpConnection> {
             max_request_headers_bytes: limits.0,
             max_headers: limits.1,
             max_concurrent_streams: limits.2,
+            paths,
             tracing,
             access_log,
+        })
+        .boxed()
+}
+
+fn paths() -> BoxedStrategy<PathHandling> {
+    use EscapedSlashes::{Keep, Redirect, Reject, Unescape};
+    (any::<bool>(), any::<bool>(), select(vec![Keep, Redirect, Reject, Unescape]))
+        .prop_map(|(normalize, merge_slashes, escaped_slashes)| PathHandling {
+            normalize,
+            merge_slashes,
+            escaped_slashes,
         })
         .boxed()
 }
