@@ -100,9 +100,12 @@ pub(crate) fn parts(
     board: Arc<Board>,
     stop: &CancellationToken,
 ) -> Vec<BoxFuture<'static, ()>> {
-    let watching = match source {
-        Source::Manifests(source) => until(stop, source.watch(sender)),
-        Source::Kubernetes(source) => until(stop, source.watch(sender)),
+    let (watching, statuses) = match source {
+        Source::Manifests(source) => (until(stop, source.watch(sender)), Arc::default()),
+        Source::Kubernetes(source) => {
+            let statuses = source.statuses();
+            (until(stop, source.watch(sender)), statuses)
+        }
     };
     let Some(cluster) = cluster else {
         let following = match intermediate {
@@ -123,8 +126,8 @@ pub(crate) fn parts(
         leader: leads.clone(),
         stop: stop.clone(),
     };
-    let leader = leads.clone();
-    let writer = StatusWriter { client: cluster.client.clone(), board, leader, stop: stop.clone() };
+    let (client, leader) = (cluster.client.clone(), leads.clone());
+    let writer = StatusWriter { client, board, statuses, leader, stop: stop.clone() };
     let following = match intermediate {
         Some(intermediate) => until(stop, intermediate.keep(authority)),
         None => until(stop, secret::follow(cluster, authority, leads)),

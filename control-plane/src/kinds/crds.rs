@@ -1,10 +1,14 @@
 //! The CustomResourceDefinitions: the types' schemas, and what types can't say.
 //!
 //! In: the types of this module's parent. Out: YAML. Beside the schemas: conditions on several fields (CEL, in `tulle
-//! check`'s words), what `kubectl get` shows, short names.
+//! check`'s words), what `kubectl get` shows, short names, and a digest of all that ([`SCHEMA`]).
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{
     AuthorizationPolicy, BackendTrafficPolicy, HTTPFaultFilter, InboundPolicy, TelemetryPolicy, Workload,
@@ -162,8 +166,28 @@ pub fn crds() -> Result<Vec<(&'static str, String)>, String> {
     EXTRAS.iter().map(|extra| Ok((extra.file, format!("{HEADER}{}", extra.yaml()?)))).collect()
 }
 
+/// The annotation with a digest of a definition's `spec`: who sees no more of it than its metadata can tell whether it is the
+/// one that belongs to this program.
+pub const SCHEMA: &str = "tulle.dev/schema";
+
+/// The digest ([`SCHEMA`]) of the definition of a name; `None` where it is not one of Tulle's.
+pub fn schema_digest(definition: &str) -> Option<&'static str> {
+    static DIGESTS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let digests = DIGESTS.get_or_init(|| {
+        let all = EXTRAS.iter().filter_map(|extra| extra.definition().ok());
+        all.map(|crd| (text(&crd["metadata"]["name"]), text(&crd["metadata"]["annotations"][SCHEMA])))
+            .collect()
+    });
+    digests.get(definition).map(String::as_str)
+}
+
 impl Extra {
     fn yaml(&self) -> Result<String, String> {
+        serde_saphyr::to_string(&self.definition()?).map_err(|error| error.to_string())
+    }
+
+    fn definition(&self) -> Result<Value, String> {
         let mut crd = serde_json::to_value((self.crd)()).map_err(|error| error.to_string())?;
         let names = &mut crd["spec"]["names"];
         names["shortNames"] = json!([self.short]);
@@ -194,7 +218,10 @@ impl Extra {
             }
         }
         known_formats(&mut crd);
-        serde_saphyr::to_string(&crd).map_err(|error| error.to_string())
+        let digest = Sha256::digest(crd["spec"].to_string());
+        let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        crd["metadata"]["annotations"] = json!({ SCHEMA: digest });
+        Ok(crd)
     }
 
     fn printed(&self) -> Value {

@@ -25,7 +25,7 @@ pub use authorization::{
     NetworkAttributes, PathCondition, PathConditionType, ServiceAccountSource, SourceType, SpiffeSource,
 };
 pub use common::{Fraction, PolicyCondition, PolicyStatus, PolicyTarget, Rate};
-pub use crds::crds;
+pub use crds::{SCHEMA, crds, schema_digest};
 pub use duration::Duration;
 pub use fault::{HTTPFaultFilter, HTTPFaultFilterSpec, InjectedAbort, InjectedDelay};
 pub use inbound::{

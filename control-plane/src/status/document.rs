@@ -18,7 +18,7 @@ const MAX_PARENTS: usize = 32;
 const MAX_ANCESTORS: usize = 16;
 
 /// What an object's status should say.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Wanted {
     /// It is a policy, whose entries are called otherwise than a route's.
     pub policy: bool,

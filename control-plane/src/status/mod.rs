@@ -6,6 +6,7 @@
 //! [`writer`] writes. It decides nothing.
 
 pub mod document;
+mod efforts;
 pub mod exchange;
 pub mod features;
 mod kinds;

@@ -3,8 +3,9 @@
 //! In: what every object's status should say ([`Board::wanted`]), and whether this replica is the leader. Out: writes to the
 //! `status` subresource, of changes alone. Only the leader writes. A list of entries is shared with other controllers and
 //! has no keys, so it is read, changed and written back with its `resourceVersion`; whoever was faster is read again. What
-//! was written is remembered, so that nothing is written twice and the writer never answers its own writes; now and then
-//! everything is read anew, in case somebody else has changed it. It never writes to a `spec`.
+//! was written is remembered, so that nothing is written twice and the writer never answers its own writes. What others
+//! take away is put back, each time after a longer pause ([`efforts`]): two who both insist must not keep an API server
+//! busy. It never writes to a `spec`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,9 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Board;
 use super::document::Wanted;
+use super::efforts::Efforts;
 use super::features;
 use super::kinds::{KINDS, StatusKind};
+use crate::kubernetes::{FIELD_MANAGER, with_causes};
 use crate::source::ObjectRef;
+use crate::source::kubernetes::Statuses;
 
 /// How often changes are looked for. All that happens within it is one write per object.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -34,7 +38,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How often all statuses are read anew.
 const RESYNC: Duration = Duration::from_secs(600);
 
-/// How often a write is tried when others write to the same object.
+/// How often the objects that tell the features of the mesh are looked at: few, and often none.
+const FEATURES: Duration = Duration::from_secs(15);
+
+/// How often a write is tried at once when others write to the same object; then it has to wait.
 const ATTEMPTS: u32 = 5;
 
 /// How many objects one answer of the API server holds.
@@ -46,6 +53,8 @@ pub struct StatusWriter {
     pub client: Client,
     /// What should be written.
     pub board: Arc<Board>,
+    /// What the API server has, as the source comes across it.
+    pub statuses: Arc<Statuses>,
     /// Whether this replica is the leader.
     pub leader: watch::Receiver<bool>,
     /// Cancelled when the control plane stops.
@@ -84,9 +93,11 @@ impl StatusWriter {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut kinds = Kinds::default();
         let mut known: Option<(Known, Instant)> = None;
-        let mut done = None;
+        let mut efforts = Efforts::default();
+        let (mut done, mut told): (_, Option<Instant>) = (None, None);
         loop {
             ticks.tick().await;
+            let news = self.statuses.take();
             if known.as_ref().is_none_or(|(_, read)| read.elapsed() > RESYNC) {
                 match self.read_all(&mut kinds).await {
                     Ok(read) => {
@@ -98,35 +109,47 @@ impl StatusWriter {
                         continue;
                     }
                 }
+            }
+            if told.is_none_or(|told| told.elapsed() > FEATURES) {
+                told = Some(Instant::now());
                 if let Err(error) = features::publish(&self.client).await {
-                    tracing::warn!("can't write the features of the mesh: {error}");
+                    let error = with_causes(&error);
+                    tracing::warn!("can't write the features of the mesh: {error}; trying again");
                 }
             }
             let Some((known, _)) = &mut known else { continue };
+            // One that is older than what was just written costs a look at the object, and no more.
+            let is_new =
+                |(object, status): &(ObjectRef, Value)| known.get(object).unwrap_or(&Value::Null) != status;
+            let changed: Known = news.into_iter().filter(is_new).collect();
             let turn = self.board.turn();
-            if done == Some(turn) {
+            if done == Some(turn) && changed.is_empty() && !efforts.due(Instant::now()) {
                 continue;
             }
+            known.extend(changed);
             self.board.settle().await;
             let turn = self.board.turn();
             let wanted = self.board.wanted();
-            let mut failed = false;
             known.retain(|object, _| wanted.contains_key(object));
+            efforts.retain(|object| wanted.contains_key(object));
             for (object, wanted) in &wanted {
                 let status = known.get(object).unwrap_or(&Value::Null);
-                if wanted.merge(status, "").is_none() {
+                if wanted.merge(status, "").is_none() || !efforts.may(object, wanted, Instant::now()) {
                     continue;
                 }
-                match self.write(object, wanted, &mut kinds).await {
+                let written = self.write(object, wanted, &mut kinds).await;
+                let first = efforts.made(object, wanted, written.is_ok(), Instant::now());
+                match written {
                     Ok(status) => drop(known.insert(object.clone(), status)),
-                    Err(error) => {
-                        failed = true;
-                        tracing::warn!("can't write the status of {object}: {error}");
+                    Err(error) if first => {
+                        let error = with_causes(&error);
+                        tracing::warn!("can't write the status of {object}: {error}; trying again");
                     }
+                    Err(error) => tracing::debug!("can't write the status of {object}: {error}"),
                 }
                 sleep(PAUSE).await;
             }
-            done = (!failed).then_some(turn);
+            done = Some(turn);
         }
     }
 
@@ -138,7 +161,13 @@ impl StatusWriter {
             let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
             let mut page = ListParams::default().limit(PAGE);
             loop {
-                let list = api.list(&page).await?;
+                let list = match api.list(&page).await {
+                    Ok(list) => list,
+                    Err(error) => {
+                        kinds.forget(kind, &error);
+                        return Err(error);
+                    }
+                };
                 for object in list.items {
                     let (namespace, name) = (object.metadata.namespace, object.metadata.name);
                     let object_ref = ObjectRef {
@@ -166,7 +195,11 @@ impl StatusWriter {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &object.namespace, &resource);
         let mut attempt = 1;
         loop {
-            let Some(live) = api.get_opt(&object.name).await? else { return Ok(Value::Null) };
+            let Some(live) = api.get_opt(&object.name).await? else {
+                // The object is gone, or its kind, or only this version of it.
+                kinds.served.remove(kind.kind);
+                return Ok(Value::Null);
+            };
             let status = &live.data["status"];
             let now = now();
             let Some(entries) = wanted.merge(status, &now) else { return Ok(status.clone()) };
@@ -174,11 +207,14 @@ impl StatusWriter {
                 "metadata": { "resourceVersion": live.metadata.resource_version },
                 "status": { wanted.list(): entries },
             });
-            let written =
-                api.patch_status(&object.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+            let author = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            let written = api.patch_status(&object.name, &author, &Patch::Merge(&patch)).await;
             match written {
                 Ok(written) => return Ok(written.data["status"].clone()),
-                Err(Error::Api(response)) if response.code == 409 && attempt < ATTEMPTS => attempt += 1,
+                Err(Error::Api(response)) if response.code == 409 && attempt < ATTEMPTS => {
+                    sleep(PAUSE * attempt).await;
+                    attempt += 1;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -210,6 +246,13 @@ impl Kinds {
             }
         }
         Ok(None)
+    }
+
+    /// A version that is no longer served is looked for anew.
+    fn forget(&mut self, kind: &StatusKind, error: &Error) {
+        if matches!(error, Error::Api(response) if response.code == 404) {
+            self.served.remove(kind.kind);
+        }
     }
 }
 

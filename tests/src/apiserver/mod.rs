@@ -173,9 +173,11 @@ impl ApiServer {
         self.install_crds(&folder, "").await;
     }
 
-    /// Files of a folder that begin with `prefix`; server-side, because some are too large for kubectl's annotation.
+    /// Files of a folder that begin with `prefix`; server-side, because some are too large for kubectl's annotation, and
+    /// whatever a test has changed in them before.
     async fn install_crds(&self, folder: &Path, prefix: &str) {
-        let mut arguments: Vec<String> = vec!["apply".into(), "--server-side".into()];
+        let mut arguments: Vec<String> =
+            ["apply", "--server-side", "--force-conflicts"].map(Into::into).to_vec();
         let files = std::fs::read_dir(folder).unwrap_or_else(|error| {
             panic!("{}: {error}; run tests/setup", folder.display());
         });
@@ -281,6 +283,15 @@ impl ApiServer {
             let _ = stdin.write_all(input.as_bytes()).await;
             drop(stdin);
         };
+    /// `kubectl apply` of a text whose unknown fields the server drops, with no more than a warning.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn apply_loosely(&self, manifests: &str) -> String {
+        let applied = self.run_kubectl(&["apply", "--validate=ignore", "-f", "-"], manifests).await;
+        applied.unwrap_or_else(|error| panic!("kubectl apply: {error}\n{manifests}"))
+    }
+
         let both = async { tokio::join!(feed, child.wait_with_output()).1 };
         let output =
             timeout(KUBECTL, both).await.expect("kubectl ends in time").expect("it can be waited for");

@@ -35,7 +35,7 @@ fn with(report: &Value, verdict: &str) -> Vec<String> {
 }
 
 /// Whether one of the checks with a verdict has all these words.
-fn says(report: &Value, verdict: &str, words: &[&str]) -> bool {
+pub(crate) fn says(report: &Value, verdict: &str, words: &[&str]) -> bool {
     with(report, verdict).iter().any(|line| words.iter().all(|word| line.contains(word)))
 }
 

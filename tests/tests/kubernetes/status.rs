@@ -62,6 +62,7 @@ impl<'a> Writer<'a> {
         let writer = StatusWriter {
             client: Client::try_from(config.expect("a kubeconfig")).expect("a client"),
             board: Arc::clone(&board),
+            statuses: Arc::default(),
             leader: leads,
             stop: stop.clone(),
         };

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tulle_control_plane::kinds;
 use tulle_control_plane::kubernetes::Cluster;
 use tulle_control_plane::source::Objects;
+use tulle_control_plane::source::kubernetes::{GATEWAY_RELEASE, has_all};
 
 use super::report::Report;
 use crate::output::Failure;
@@ -98,10 +99,15 @@ pub(super) async fn kinds(cluster: &Cluster, report: &mut Report) -> Result<(), 
             format!("there is no {}", missing.join(", ")),
             "tulle install | kubectl apply -f -",
         );
-    } else if !other.is_empty() {
-        let reason = format!("of another version: {}", other.join(", "));
+    }
+    if !other.is_empty() {
+        let reason = format!(
+            "of another version: {}; fields that they lack are lost when objects are applied",
+            other.join(", ")
+        );
         report.warn(what, reason, "tulle install | kubectl apply -f -, with the version that is to run");
-    } else {
+    }
+    if missing.is_empty() && other.is_empty() {
         report.pass(what);
     }
     gateway(cluster, report).await;
@@ -186,7 +192,7 @@ pub(super) async fn gateway(cluster: &Cluster, report: &mut Report) {
     let what = "the Gateway API is installed";
     let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
     let (mut there, mut absent, mut unread) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut version, mut channel) = (String::new(), String::new());
+    let (mut version, mut channel, mut older) = (String::new(), String::new(), Vec::new());
     for (kind, versions) in Objects::kinds(GATEWAY) {
         let name = format!("{}s.{GATEWAY}", kind.to_ascii_lowercase());
         let found = match definitions.get_opt(&name).await {
@@ -201,6 +207,12 @@ pub(super) async fn gateway(cluster: &Cluster, report: &mut Report) {
             found.annotations().get(&format!("gateway.networking.k8s.io/{name}")).cloned().unwrap_or_default()
         };
         (version, channel) = (annotation("bundle-version"), annotation("channel"));
+        if !has_all(&version) {
+            older.push(format!(
+                "{kind} ({})",
+                if version.is_empty() { "of no known release" } else { &version }
+            ));
+        }
         let served = found.spec.versions.iter().filter(|version| version.served);
         match served.into_iter().any(|version| versions.contains(&version.name.as_str())) {
             true => there.push(kind),
@@ -214,6 +226,14 @@ pub(super) async fn gateway(cluster: &Cluster, report: &mut Report) {
     let what = format!("{what}: {} {version}, {channel} channel", there.join(", "));
     if !unread.is_empty() {
         let reason = format!("no version that Tulle reads is served of {}", unread.join(", "));
+        return report.warn(what, reason, "install a later version of the Gateway API");
+    }
+    if !older.is_empty() {
+        let (major, minor) = GATEWAY_RELEASE;
+        let reason = format!(
+            "older than v{major}.{minor}: {}; fields that they lack are lost when objects are applied",
+            older.join(", ")
+        );
         return report.warn(what, reason, "install a later version of the Gateway API");
     }
     let without = if absent.is_empty() { String::new() } else { format!("; without {}", absent.join(", ")) };

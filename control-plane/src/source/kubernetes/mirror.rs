@@ -8,17 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::is_custom;
+use super::crds::Definitions;
+use super::lacking::lacking;
+use super::statuses::Statuses;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::source::{
-    Key, Kind, KindVisitor, Loaded, Object, ObjectRef, Objects, Problem, Severity, Table, object_ref,
-};
+use crate::source::{Key, Kind, KindVisitor, Loaded, Object, ObjectRef, Objects, Problem, Table, object_ref};
 
 /// All objects. Shared by the tasks that read them.
 pub(super) struct Mirror {
     state: Mutex<State>,
     notify: Notify,
+    statuses: Arc<Statuses>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
 }
@@ -26,9 +27,14 @@ pub(super) struct Mirror {
 struct State {
     objects: Objects,
     problems: BTreeMap<ObjectRef, Vec<Problem>>,
-    kinds: BTreeMap<&'static str, Standing>,
+    kinds: Standings,
+    /// The definitions of kinds, where they are followed.
+    definitions: Option<Arc<Definitions>>,
     dirty: bool,
 }
+
+/// What is known of each kind.
+pub(super) type Standings = BTreeMap<&'static str, Standing>;
 
 /// What is known of a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +48,7 @@ pub(super) enum Standing {
 }
 
 /// Why a kind is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Absence {
     /// Its definition is not installed.
     NotInstalled,
@@ -56,11 +62,13 @@ pub(super) struct Reading<T> {
     /// `None` when it must not be used.
     pub(super) value: Option<T>,
     pub(super) problems: Vec<Problem>,
+    /// What is said of it, where that is not a part of it.
+    pub(super) status: Option<serde_json::Value>,
 }
 
 impl Mirror {
     pub(super) fn new(health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
-        struct Name(BTreeMap<&'static str, Standing>);
+        struct Name(Standings);
         impl KindVisitor for Name {
             fn visit<T: Kind>(&mut self) {
                 self.0.insert(T::KIND, Standing::Unknown);
@@ -71,9 +79,20 @@ impl Mirror {
         for kind in names.0.keys() {
             health.note(kind, Some("not read yet".into()));
         }
-        let state =
-            State { objects: Objects::default(), problems: BTreeMap::new(), kinds: names.0, dirty: true };
-        Self { state: Mutex::new(state), notify: Notify::new(), health, metrics }
+        let state = State {
+            objects: Objects::default(),
+            problems: BTreeMap::new(),
+            kinds: names.0,
+            definitions: None,
+            dirty: true,
+        };
+        let statuses = Arc::default();
+        Self { state: Mutex::new(state), notify: Notify::new(), statuses, health, metrics }
+    }
+
+    /// What is said of the objects.
+    pub(super) fn statuses(&self) -> &Arc<Statuses> {
+        &self.statuses
     }
 
     /// Returns after a change.
@@ -89,7 +108,7 @@ impl Mirror {
         }
         state.dirty = false;
         let mut problems: Vec<Problem> = state.problems.values().flatten().cloned().collect();
-        problems.extend(missing(&state.kinds));
+        problems.extend(lacking(&state.kinds, state.definitions.as_deref()));
         problems.sort();
         Some(Loaded { objects: state.objects.clone(), problems })
     }
@@ -102,7 +121,11 @@ impl Mirror {
         let mut changed = state.kinds.insert(T::KIND, Standing::Listed) != Some(Standing::Listed);
         let mut faults = BTreeMap::new();
         let mut table = Table::<T>::new();
-        for Reading { key, value, problems } in listed {
+        self.statuses.forget_all(T::KIND);
+        for Reading { key, value, problems, status } in listed {
+            if let Some(status) = status {
+                self.statuses.note(object_ref::<T>(&key), status);
+            }
             if !problems.is_empty() {
                 faults.insert(object_ref::<T>(&key), problems);
             }
@@ -131,9 +154,12 @@ impl Mirror {
     }
 
     /// An object that is new or was changed.
-    pub(super) fn apply<T: Kind>(&self, Reading { key, value, problems }: Reading<T>) {
+    pub(super) fn apply<T: Kind>(&self, Reading { key, value, problems, status }: Reading<T>) {
         let mut state = self.lock();
         let object = object_ref::<T>(&key);
+        if let Some(status) = status {
+            self.statuses.note(object.clone(), status);
+        }
         let mut changed = false;
         if let Some(value) = value {
             let table = T::table_mut(&mut state.objects);
@@ -154,7 +180,9 @@ impl Mirror {
     pub(super) fn delete<T: Kind>(&self, key: &Key) {
         let mut state = self.lock();
         let removed = T::table_mut(&mut state.objects).remove(key).is_some();
-        let broken = state.problems.remove(&object_ref::<T>(key)).is_some();
+        let object = object_ref::<T>(key);
+        self.statuses.forget(&object);
+        let broken = state.problems.remove(&object).is_some();
         self.done(state, removed || broken);
     }
 
@@ -165,8 +193,17 @@ impl Mirror {
         let known = state.kinds.insert(T::KIND, standing.clone()) == Some(standing);
         let had = !std::mem::take(T::table_mut(&mut state.objects)).is_empty();
         state.problems.retain(|object, _| object.kind != T::KIND);
+        self.statuses.forget_all(T::KIND);
         self.done(state, !known || had);
         self.fine::<T>();
+    }
+
+    /// The definitions of kinds that the cluster has.
+    pub(super) fn defined(&self, definitions: Arc<Definitions>) {
+        let mut state = self.lock();
+        let changed = state.definitions.as_ref() != Some(&definitions);
+        state.definitions = Some(definitions);
+        self.done(state, changed);
     }
 
     /// A kind can't be read now: what is known of it stays.
@@ -193,44 +230,4 @@ impl Mirror {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A warning for each group of kinds that is not there, or not as a whole.
-fn missing(kinds: &BTreeMap<&'static str, Standing>) -> Vec<Problem> {
-    struct Groups<'a> {
-        kinds: &'a BTreeMap<&'static str, Standing>,
-        absent: BTreeMap<(&'static str, bool), Vec<&'static str>>,
-    }
-    impl KindVisitor for Groups<'_> {
-        fn visit<T: Kind>(&mut self) {
-            if let (true, Some(Standing::Absent(absence))) = (is_custom::<T>(), self.kinds.get(T::KIND)) {
-                let other_versions = *absence == Absence::OtherVersions;
-                self.absent.entry((T::GROUP, other_versions)).or_default().push(T::KIND);
-            }
-        }
-    }
-    let mut groups = Groups { kinds, absent: BTreeMap::new() };
-    Objects::visit_kinds(&mut groups);
-    groups
-        .absent
-        .into_iter()
-        .map(|((group, other_versions), kinds)| {
-            let what =
-                if other_versions { "serves no version that is read here of" } else { "does not have" };
-            let fix = match group {
-                crate::kinds::GROUP => "apply manifests/crds".into(),
-                _ => format!("install the CustomResourceDefinitions of {group}, version 1.5 or later"),
-            };
-            Problem {
-                file: None,
-                line: None,
-                column: None,
-                severity: Severity::Warning,
-                object: None,
-                field: String::new(),
-                reason: format!("the cluster {what} {}", kinds.join(", ")),
-                fix: format!("{fix}; they are taken up without a restart"),
-            }
-        })
-        .collect()
 }

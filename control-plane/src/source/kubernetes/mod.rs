@@ -10,10 +10,12 @@
 //! ```
 
 mod crds;
+mod lacking;
 mod mirror;
 pub mod once;
 mod prune;
 mod reflect;
+mod statuses;
 
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,9 @@ use tokio::time::{Instant, sleep_until};
 use super::{Kind, KindVisitor, Loaded, Objects};
 use crate::health::Health;
 use crate::metrics::Metrics;
+pub use lacking::{GATEWAY_RELEASE, has_all};
 use mirror::Mirror;
+pub use statuses::Statuses;
 
 /// Changes that follow each other within this time are taken together.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -47,9 +51,14 @@ impl KubernetesSource {
     pub fn start(client: Client, health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
         let mirror = Arc::new(Mirror::new(health, metrics));
         let mut tasks = JoinSet::new();
-        let crds = crds::follow(client.clone(), &mut tasks);
+        let crds = crds::follow(client.clone(), Arc::clone(&mirror), &mut tasks);
         Objects::visit_kinds(&mut Spawn { client, mirror: &mirror, crds, tasks: &mut tasks });
         Self { mirror, _tasks: tasks }
+    }
+
+    /// What the API server has as the status of what was read.
+    pub fn statuses(&self) -> Arc<Statuses> {
+        Arc::clone(self.mirror.statuses())
     }
 
     /// Waits until every kind was read once.

@@ -44,6 +44,11 @@ pub(super) fn content(kind: &str, data: &mut Value) {
     }
 }
 
+/// Takes the status out of an object: null, where it has none.
+pub(super) fn status(data: &mut Value) -> Value {
+    data.as_object_mut().and_then(|fields| fields.remove("status")).unwrap_or_default()
+}
+
 const POD_SPEC: &[&str] = &["serviceAccountName", "nodeName", "hostNetwork", "containers", "initContainers"];
 const CONTAINER: &[&str] =
     &["name", "ports", "restartPolicy", "livenessProbe", "readinessProbe", "startupProbe"];

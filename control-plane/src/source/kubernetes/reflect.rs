@@ -23,6 +23,9 @@ use crate::source::{Key, Kind, Problem, object_ref};
 /// How long a definition may be there before its kind is served.
 const ESTABLISHING: Duration = Duration::from_secs(2);
 
+/// How often it is looked at, that long after each other, whether a definition that changed has brought another version.
+const LOOKS: u32 = 3;
+
 /// Mirrors the objects of a kind, without end.
 pub(super) async fn reflect<T: Kind>(client: Client, mirror: Arc<Mirror>, mut crds: Crds) {
     let mut pause = Pause::default();
@@ -30,7 +33,7 @@ pub(super) async fn reflect<T: Kind>(client: Client, mirror: Arc<Mirror>, mut cr
         let Some(resource) = locate::<T>(&client, &mirror, &mut crds, &mut pause).await else { return };
         tokio::select! {
             () = follow::<T>(&client, &resource, &mirror, &mut pause) => {}
-            () = removed::<T>(&resource, crds.clone()) => {}
+            () = moved::<T>(&client, &resource, crds.clone()) => {}
         }
     }
 }
@@ -48,7 +51,7 @@ async fn locate<T: Kind>(
     let name = definition(&resource::<T>(T::VERSIONS.first()?));
     let mut waited = Duration::ZERO;
     loop {
-        let installed = crds.borrow_and_update().as_ref().map(|names| names.contains(&name));
+        let installed = crds.borrow_and_update().as_ref().map(|names| names.contains_key(&name));
         match installed {
             None => crds.changed().await.ok()?,
             Some(false) => {
@@ -89,13 +92,32 @@ pub(super) async fn served<T: Kind>(client: &Client) -> Result<Option<&'static s
     Ok(None)
 }
 
-/// Returns when the kind's definition is gone.
-async fn removed<T: Kind>(resource: &ApiResource, mut crds: Crds) {
+/// Returns when the kind's definition is gone, or another version of it is to be read than the one that was found.
+async fn moved<T: Kind>(client: &Client, resource: &ApiResource, mut crds: Crds) {
+    if !is_custom::<T>() {
+        return std::future::pending().await;
+    }
     let name = definition(resource);
-    let gone =
-        crds.wait_for(|names| is_custom::<T>() && names.as_ref().is_some_and(|names| !names.contains(&name)));
-    // Without a sender the control plane ends, and this task with it.
-    let _ = gone.await;
+    let mut looks = 0;
+    loop {
+        if crds.borrow_and_update().as_ref().is_some_and(|names| !names.contains_key(&name)) {
+            return;
+        }
+        tokio::select! {
+            changed = crds.changed() => match changed {
+                // What a definition says is served a while later.
+                Ok(()) => looks = LOOKS,
+                // The control plane ends, and this task with it.
+                Err(_) => return,
+            },
+            () = sleep(ESTABLISHING), if looks > 0 => {
+                looks -= 1;
+                if let Ok(Some(version)) = served::<T>(client).await && version != resource.version {
+                    return;
+                }
+            }
+        }
+    }
 }
 
 /// Returns when the API server no longer has the kind under this version.
@@ -163,6 +185,7 @@ pub(super) fn reading<T: Kind>(object: DynamicObject) -> Reading<T> {
     let DynamicObject { mut metadata, mut data, .. } = object;
     prune::metadata(&mut metadata);
     prune::content(T::KIND, &mut data);
+    let status = is_custom::<T>().then(|| prune::status(&mut data));
     if let (Value::Object(fields), Ok(metadata)) = (&mut data, serde_json::to_value(&metadata)) {
         fields.insert("metadata".into(), metadata);
     }
@@ -181,7 +204,7 @@ pub(super) fn reading<T: Kind>(object: DynamicObject) -> Reading<T> {
             fix: fault.fix,
         })
         .collect();
-    Reading { key, value, problems }
+    Reading { key, value, problems, status }
 }
 
 fn key<T: Kind>(object: &DynamicObject) -> Key {
@@ -194,6 +217,6 @@ pub(super) fn resource<T: Kind>(version: &str) -> ApiResource {
 }
 
 /// The name of the CustomResourceDefinition of a kind.
-fn definition(resource: &ApiResource) -> String {
+pub(super) fn definition(resource: &ApiResource) -> String {
     format!("{}.{}", resource.plural, resource.group)
 }
