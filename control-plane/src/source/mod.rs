@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
+use gateway_api::experimental::{grpcroutes, httproutes, tcproutes, tlsroutes};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -208,8 +208,6 @@ kinds! {
     tls_routes: tlsroutes::TlsRoute = "gateway.networking.k8s.io" ["v1", "v1alpha3", "v1alpha2"] "TLSRoute" true true route::Spec::check;
     /// TCP routes.
     tcp_routes: tcproutes::TcpRoute = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "TCPRoute" true true route::Spec::check;
-    /// Grants of references between namespaces.
-    reference_grants: referencegrants::ReferenceGrant = "gateway.networking.k8s.io" ["v1", "v1beta1"] "ReferenceGrant" true true;
     /// Workloads outside a cluster.
     workloads: kinds::Workload = "tulle.dev" ["v1alpha1"] "Workload" true true;
     /// How clients talk to Services.

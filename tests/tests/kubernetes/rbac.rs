@@ -51,14 +51,9 @@ async fn every_permission_is_used_and_none_is_missing() {
     for (namespace, account) in ACCOUNTS {
         let user = format!("system:serviceaccount:{namespace}:{account}");
         // Some of it, such as the signs of life of a replica, takes its time.
-        until(async || {
-            let used = used(&api.audited(), &user);
-            let unused: Vec<_> = granted(&api, namespace, account)
-                .await
-                .into_iter()
-                .filter(|granted| !used.iter().any(|used| granted.covers(used)))
-                .collect();
-            if unused.is_empty() { Ok(()) } else { Err(format!("{user} may, and does not: {unused:#?}")) }
+        until(async || match unused(&api, namespace, account).await {
+            unused if unused.is_empty() => Ok(()),
+            unused => Err(format!("{user} may, and does not: {unused:#?}")),
         })
         .await;
         let refused: Vec<_> = api
@@ -69,6 +64,7 @@ async fn every_permission_is_used_and_none_is_missing() {
             .collect();
         assert!(refused.is_empty(), "{user} may not, and tries: {refused:?}");
     }
+    needless_permissions_are_noticed(&api).await;
     for plane in [first, second] {
         let log = plane.process.log();
         assert!(!log.contains("orbidden"), "{log}");
@@ -109,6 +105,39 @@ impl Permission {
             && name
             && (&self.verb, &self.group, &self.resource) == (&used.verb, &used.group, &used.resource)
     }
+}
+
+/// What a service account may do and has not done.
+async fn unused(api: &ApiServer, namespace: &str, account: &str) -> Vec<Permission> {
+    let used = used(&api.audited(), &format!("system:serviceaccount:{namespace}:{account}"));
+    let granted = granted(api, namespace, account).await.into_iter();
+    granted.filter(|granted| !used.iter().any(|used| granted.covers(used))).collect()
+}
+
+/// What this test is for: a verb more, a kind that nothing reads, and a right in all namespaces to what is done in one.
+async fn needless_permissions_are_noticed(api: &ApiServer) {
+    let (namespace, account) = ACCOUNTS[0];
+    let before = granted(api, namespace, account).await;
+    let rule = |group: &str, resource: &str, verb: &str| json!({ "apiGroups": [group], "resources": [resource], "verbs": [verb] });
+    let rules = [
+        rule("", "services", "get"),
+        rule("gateway.networking.k8s.io", "referencegrants", "list"),
+        rule("coordination.k8s.io", "leases", "update"),
+    ];
+    let metadata = json!({ "name": "needless" });
+    let group = "rbac.authorization.k8s.io";
+    let api_version = format!("{group}/v1");
+    let role =
+        json!({ "apiVersion": api_version, "kind": "ClusterRole", "metadata": metadata, "rules": rules });
+    let binding = json!({
+        "apiVersion": api_version, "kind": "ClusterRoleBinding", "metadata": metadata,
+        "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": "needless" },
+        "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": namespace }],
+    });
+    api.apply(&format!("{role}\n---\n{binding}")).await;
+    let more: BTreeSet<_> = &granted(api, namespace, account).await - &before;
+    assert_eq!(more.len(), rules.len(), "{more:#?}");
+    assert_eq!(unused(api, namespace, account).await.into_iter().collect::<BTreeSet<_>>(), more);
 }
 
 /// What a service account has done.
