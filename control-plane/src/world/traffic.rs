@@ -177,13 +177,11 @@ pub(super) fn hash(
     }
 }
 
+/// Why a session can't be kept: the part of the field, the reason, and what to do.
+pub(super) type SessionFault = (&'static str, String, &'static str);
+
 /// What keeps sessions at their endpoints.
-pub(super) fn session(
-    settings: &SessionPersistence,
-    subject: &Subject,
-    field: &str,
-    report: &mut Report,
-) -> Option<Session> {
+pub(super) fn session(settings: &SessionPersistence) -> Result<Session, SessionFault> {
     let name = settings.session_name.clone().unwrap_or_else(|| "tulle-session".into());
     // The end of a session stands in its token in whole seconds.
     let lifetime = settings.absolute_timeout.map(|timeout| {
@@ -195,28 +193,23 @@ pub(super) fn session(
         PersistenceType::Header => match HeaderName::from_bytes(name.as_bytes()) {
             Ok(name) => SessionCarrier::Header(name),
             Err(_) => {
-                let field = format!("{field}.sessionName");
-                report.error(subject, field, format!("{name:?} is not a header's name"), "correct the name");
-                return None;
+                return Err((".sessionName", format!("{name:?} is not a header's name"), "correct the name"));
             }
         },
         // A cookie's name is a token, as a header's is.
         PersistenceType::Cookie if HeaderName::from_bytes(name.as_bytes()).is_err() => {
-            let field = format!("{field}.sessionName");
-            report.error(subject, field, format!("{name:?} is not a cookie's name"), "correct the name");
-            return None;
+            return Err((".sessionName", format!("{name:?} is not a cookie's name"), "correct the name"));
         }
         PersistenceType::Cookie => {
             let permanent = kept == CookieLifetime::Permanent;
             if permanent && lifetime.is_none() {
-                let reason = "a permanent cookie needs to know how long it lives";
-                report.error(subject, field, reason, "add absoluteTimeout");
-                return None;
+                let reason = "a permanent cookie needs to know how long it lives".into();
+                return Err(("", reason, "add absoluteTimeout"));
             }
             SessionCarrier::Cookie { name, path: "/".into(), permanent }
         }
     };
-    Some(Session { carrier, lifetime })
+    Ok(Session { carrier, lifetime })
 }
 
 fn header_hash(name: &str, subject: &Subject, field: &str, report: &mut Report) -> Option<HashPolicy> {

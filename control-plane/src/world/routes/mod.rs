@@ -118,7 +118,7 @@ impl<'a> Builder<'a> {
         for index in &group.members {
             let route = &self.routes[*index];
             for (at, rule) in route.rules.iter().enumerate() {
-                let action = self.action(service, port, route, rule, at);
+                let action = self.action(service, port, route, rule);
                 for (matched, condition) in rule.matches.iter().enumerate() {
                     let (at, matched) = (number(at), number(matched));
                     let key = precedence::Key::new(
@@ -180,14 +180,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn action(
-        &mut self,
-        service: &Service,
-        port: &Port,
-        route: &MeshRoute,
-        rule: &Rule,
-        at: usize,
-    ) -> RouteAction {
+    fn action(&mut self, service: &Service, port: &Port, route: &MeshRoute, rule: &Rule) -> RouteAction {
         // A gRPC client is told UNAVAILABLE, which is what 503 means there (GRPCRoute, `backendRefs`).
         let nowhere = match route.kind {
             RouteKind::Grpc => StatusCode::SERVICE_UNAVAILABLE,
@@ -202,7 +195,7 @@ impl<'a> Builder<'a> {
         if rule.backends.iter().all(|backend| backend.weight == 0) {
             return respond(nowhere);
         }
-        let session = self.session(route, rule, at);
+        let session = self.session(rule);
         // One without a weight gets no new requests, but keeps its sessions (GEP-1619).
         let keeps = |backend: &&Backend| backend.weight > 0 || session.is_some() && backend.service.is_some();
         let backends: Vec<_> = rule.backends.iter().filter(keeps).collect();
@@ -229,10 +222,9 @@ impl<'a> Builder<'a> {
     }
 
     /// What keeps the sessions of a rule: its own settings, else those of the first of its backends that has any.
-    fn session(&mut self, route: &MeshRoute, rule: &Rule, at: usize) -> Option<Session> {
-        if let Some(session) = &rule.session {
-            let field = format!("spec.rules[{at}].sessionPersistence");
-            return traffic::session(session, &route.subject, &field, self.report);
+    fn session(&mut self, rule: &Rule) -> Option<Session> {
+        if rule.session.is_some() {
+            return rule.session.clone();
         }
         let policies = self.policies;
         let mut named = rule.backends.iter().filter_map(|backend| backend.service.as_ref());
@@ -244,7 +236,13 @@ impl<'a> Builder<'a> {
 
     fn session_of(&mut self, subject: &Subject, policy: &BackendTrafficPolicySpec) -> Option<Session> {
         let settings = policy.session_persistence.as_ref()?;
-        traffic::session(settings, subject, "spec.sessionPersistence", self.report)
+        match traffic::session(settings) {
+            Ok(session) => Some(session),
+            Err((part, reason, fix)) => {
+                self.report.error(subject, format!("spec.sessionPersistence{part}"), reason, fix);
+                None
+            }
+        }
     }
 
     /// What requests of a rule are hashed by: as the first of its backends' policies wants that says anything of it.

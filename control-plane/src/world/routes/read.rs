@@ -4,16 +4,19 @@
 //! with matches that the model can run. What can't be is reported, and its rule answers with 500 instead of doing half of
 //! what its author meant.
 
-use tulle_mesh::model::{HeaderMatch, HeaderTest, PathMatch, QueryMatch, Regex, RouteMatch, StringMatch};
+use tulle_mesh::model::{
+    HeaderMatch, HeaderTest, PathMatch, QueryMatch, Regex, RouteMatch, Session, StringMatch,
+};
 use tulle_mesh::route::precedence::ANY_SEGMENT;
 
 use super::filters::{Applied, Reader};
-use crate::kinds::{RetrySettings, SessionPersistence, TimeoutSettings};
+use crate::kinds::{RetrySettings, TimeoutSettings};
 use crate::source::route::{self as raw, Match, Method, ParentRef, Spec, Typed};
 use crate::source::{FieldFault, Key, Kind, Objects};
 use crate::world::policies::{by_age, created};
 use crate::world::report::{Condition, Report, Subject};
 use crate::world::services::Services;
+use crate::world::traffic;
 
 /// A kind of routes, in the order of precedence when several kinds are attached to one port (GEP-1294).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +61,7 @@ pub(super) struct Rule {
     pub(super) backends: Vec<Backend>,
     pub(super) timeouts: Option<TimeoutSettings>,
     pub(super) retry: Option<RetrySettings>,
-    pub(super) session: Option<SessionPersistence>,
+    pub(super) session: Option<Session>,
 }
 
 /// A backend of a rule.
@@ -195,12 +198,19 @@ fn read_rule(kind: RouteKind, rule: raw::Rule, field: &str, reader: &mut Reader<
         let reason = format!("backendRequest ({each}) is longer than request ({whole})");
         reader.unsupported(format!("{field}.timeouts"), reason, "make it the shorter one");
     }
-    let session = rule.session_persistence.map(|session: raw::RawSession| {
+    let session = rule.session_persistence.and_then(|session: raw::RawSession| {
+        let field = format!("{field}.sessionPersistence");
         if session.idle_timeout.is_some() {
             let reason = "an idle timeout of sessions is not supported";
-            reader.unsupported(format!("{field}.sessionPersistence.idleTimeout"), reason, "remove it");
+            reader.unsupported(format!("{field}.idleTimeout"), reason, "remove it");
         }
-        session.settings()
+        match traffic::session(&session.settings()) {
+            Ok(session) => Some(session),
+            Err((part, reason, fix)) => {
+                reader.unsupported(format!("{field}{part}"), reason, fix);
+                None
+            }
+        }
     });
     Rule { name: rule.name, matches, filters, backends, timeouts: rule.timeouts, retry, session }
 }

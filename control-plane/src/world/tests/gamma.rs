@@ -390,6 +390,7 @@ fn sessions_that_can_not_be_kept_are_reported() {
         assert!(
             problems(&world).iter().any(|problem| problem.contains(said)),
             "{settings}: {:?}",
+        assert_eq!(accepted(&world, "r"), (false, "UnsupportedValue"), "{settings}");
             problems(&world)
         );
     }
