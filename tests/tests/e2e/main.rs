@@ -11,6 +11,7 @@ mod convert;
 mod destinations;
 mod detection;
 mod dns;
+mod features;
 mod flood;
 mod gateway;
 mod grpc;

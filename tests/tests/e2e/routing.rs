@@ -13,7 +13,11 @@ pub(crate) struct Shop {
 
 impl Shop {
     pub(crate) async fn open() -> Self {
-        let v1 = App::start(|seen| script(200, &format!("v1 {}", seen.line))).await;
+        Self::of(App::start(|seen| script(200, &format!("v1 {}", seen.line))).await).await
+    }
+
+    /// With an application of another kind as its first version.
+    pub(crate) async fn of(v1: App) -> Self {
         let v2 = App::start(|seen| script(200, &format!("v2 {}", seen.line))).await;
         let mesh = TestMesh::start().await;
         let mut sidecars = Vec::new();

@@ -295,13 +295,11 @@ fn redirects_keep_what_they_do_not_name() {
 
 #[test]
 fn named_rules_keep_their_names() {
-    let world = clean(&[route(
-        "HTTPRoute",
-        "shop",
-        "r",
-        "[{name: first-rule, backendRefs: [{name: v1, port: 80}]}]",
-    )]);
-    assert_eq!(names(&world, CART, "shop"), ["shop/r#0:first-rule"]);
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        let rules = "[{name: first-rule, backendRefs: [{name: v1, port: 80}]}]";
+        let world = clean(&[route(kind, "shop", "r", rules)]);
+        assert_eq!(names(&world, CART, "shop"), ["shop/r#0:first-rule"], "{kind}");
+    }
 }
 
 #[test]
@@ -390,9 +388,9 @@ fn sessions_that_can_not_be_kept_are_reported() {
         assert!(
             problems(&world).iter().any(|problem| problem.contains(said)),
             "{settings}: {:?}",
-        assert_eq!(accepted(&world, "r"), (false, "UnsupportedValue"), "{settings}");
             problems(&world)
         );
+        assert_eq!(accepted(&world, "r"), (false, "UnsupportedValue"), "{settings}");
     }
     // Both at once contradict each other (GEP-1619).
     let sticky = service("shop", "cart", "sessionAffinity: ClientIP, ports: [{port: 80}]");
