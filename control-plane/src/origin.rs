@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Args, ClusterArgs};
 use crate::ca::intermediate::{Intermediate, Place};
 use crate::ca::review::Reviewer;
-use crate::ca::{Authority, distribute, follow, secret};
+use crate::ca::{Authority, cluster_bundle, distribute, follow, secret};
 use crate::health::Health;
 use crate::kubernetes::Cluster;
 use crate::leader;
@@ -119,6 +119,7 @@ pub(crate) fn parts(
     let name = format!("{name}_{:016x}", fastrand::u64(..));
     let (leads, electing) = leader::elect(cluster.clone(), name.clone(), stop.clone());
     let distributing = distribute::distribute(cluster.clone(), authority.bundle(), leads.clone());
+    let publishing = cluster_bundle::publish(cluster.client.clone(), authority.bundle(), leads.clone());
     let exchange = Exchange {
         cluster: cluster.clone(),
         name,
@@ -132,9 +133,9 @@ pub(crate) fn parts(
         Some(intermediate) => until(stop, intermediate.keep(authority)),
         None => until(stop, secret::follow(cluster, authority, leads)),
     };
-    let distributing = until(stop, distributing);
+    let (distributing, publishing) = (until(stop, distributing), until(stop, publishing));
     let (writing, telling) = (Box::pin(writer.run()), Box::pin(exchange.run()));
-    vec![watching, following, distributing, writing, telling, Box::pin(electing)]
+    vec![watching, following, distributing, publishing, writing, telling, Box::pin(electing)]
 }
 
 /// Ends a part when the control plane stops.

@@ -75,6 +75,7 @@ Keys of --set:
   clusterDomain    the end of Services' names
   failurePolicy    Ignore or Fail: what becomes of new pods while no control plane answers
   redirection      init or cni: who redirects pods' traffic; with cni its plugin is installed as well
+  trustBundle      config-map or cluster-trust-bundle: where pods find the roots that they trust
   sidecarLogLevel, sidecarOtlp
                    what sidecars log, and where their spans go";
 
@@ -84,7 +85,8 @@ Examples:
   tulle uninstall | kubectl delete -f -
 
 Pods keep their sidecars until they are made anew. The trust bundles that the control plane put into namespaces go with
-  kubectl delete configmaps -A --field-selector metadata.name=tulle-trust-bundle";
+  kubectl delete configmaps -A --field-selector metadata.name=tulle-trust-bundle
+and with `kubectl delete clustertrustbundle tulle-trust-bundle`, where the API server serves that kind";
 
 /// Prints the manifests.
 ///
@@ -262,6 +264,10 @@ impl FromStr for Setting {
             "redirection" => {
                 one_of(&["init", "cni"])?;
                 Key::Flag("--redirection")
+            }
+            "trustBundle" => {
+                one_of(&["config-map", "cluster-trust-bundle"])?;
+                Key::Flag("--trust-bundle")
             }
             "sidecarLogLevel" => Key::Flag("--sidecar-log-level"),
             "sidecarOtlp" => Key::Flag("--sidecar-otlp"),

@@ -7,6 +7,7 @@
 //!
 //! [subscribed]: Authority::bundle
 
+pub mod cluster_bundle;
 pub mod distribute;
 pub mod follow;
 pub mod intermediate;

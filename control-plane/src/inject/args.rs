@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use tulle_mesh::identity::TrustDomain;
 
-use super::{Redirection, Settings};
+use super::{Redirection, Settings, Trust};
 
 /// How sidecars are injected.
 #[derive(Clone, Debug, Args)]
@@ -24,6 +24,10 @@ pub struct InjectArgs {
     /// Who redirects the traffic of pods: an init container with the capability NET_ADMIN, or the CNI plugin.
     #[arg(long, value_name = "WHO", env = "TULLE_REDIRECTION", default_value = "init")]
     pub redirection: RedirectionArg,
+    /// Where pods find the roots that they trust: in a ConfigMap of their namespace, or in a ClusterTrustBundle, which the API
+    /// server and the kubelets have to serve.
+    #[arg(long, value_name = "WHERE", env = "TULLE_TRUST_BUNDLE", default_value = "config-map")]
+    pub trust_bundle: TrustArg,
     /// Inject the sidecar as a container beside the application's, for Kubernetes before 1.29, which has no native
     /// sidecars.
     #[arg(long, env = "TULLE_CLASSIC_SIDECAR")]
@@ -57,6 +61,15 @@ pub enum RedirectionArg {
     Cni,
 }
 
+/// Where roots are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrustArg {
+    /// In a ConfigMap of each namespace.
+    ConfigMap,
+    /// In one object of the cluster.
+    ClusterTrustBundle,
+}
+
 impl Default for InjectArgs {
     fn default() -> Self {
         let settings = Settings::default();
@@ -65,6 +78,7 @@ impl Default for InjectArgs {
             sidecar_pull_policy: None,
             control_plane_address: settings.control_plane,
             redirection: RedirectionArg::Init,
+            trust_bundle: TrustArg::ConfigMap,
             classic_sidecar: false,
             sidecar_log_level: settings.log_level,
             sidecar_otlp: None,
@@ -86,6 +100,10 @@ impl InjectArgs {
             redirection: match self.redirection {
                 RedirectionArg::Init => Redirection::Init,
                 RedirectionArg::Cni => Redirection::Cni,
+            },
+            trust: match self.trust_bundle {
+                TrustArg::ConfigMap => Trust::ConfigMap,
+                TrustArg::ClusterTrustBundle => Trust::ClusterTrustBundle,
             },
             native: !self.classic_sidecar,
             log_level: self.sidecar_log_level.clone(),

@@ -25,7 +25,7 @@ use serde_json::Value;
 pub use apply::uninject;
 pub use decide::Skip;
 pub(crate) use options::SKIP_INBOUND;
-pub use options::{Quantity, Redirection, Resources, Settings};
+pub use options::{Quantity, Redirection, Resources, Settings, Trust};
 
 /// The label of Namespaces and Pods that says whether sidecars are injected: `enabled` or `disabled`.
 pub const INJECT_LABEL: &str = "tulle.dev/inject";

@@ -32,6 +32,8 @@ pub struct Settings {
     pub audience: String,
     /// Who redirects traffic.
     pub redirection: Redirection,
+    /// Where pods find the roots that they trust.
+    pub trust: Trust,
     /// The sidecar is an init container that is restarted (Kubernetes 1.29), not a container beside the others.
     pub native: bool,
     /// What a sidecar may use.
@@ -53,6 +55,7 @@ impl Default for Settings {
             cluster_domain: "cluster.local".into(),
             audience: crate::ca::tokens::AUDIENCE.into(),
             redirection: Redirection::Init,
+            trust: Trust::ConfigMap,
             native: true,
             resources: Resources::default(),
             log_level: "info".into(),
@@ -68,6 +71,15 @@ pub enum Redirection {
     Init,
     /// The CNI plugin; an init container without privileges shows that it did.
     Cni,
+}
+
+/// Where pods find the roots that they trust.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// In a ConfigMap of their namespace.
+    ConfigMap,
+    /// In a ClusterTrustBundle: the API server and the kubelets have to know these.
+    ClusterTrustBundle,
 }
 
 /// What a sidecar may use; what is not given is not said.

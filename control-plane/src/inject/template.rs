@@ -6,18 +6,19 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, ExecAction, HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, ObjectFieldSelector,
-    Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
-    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    Capabilities, ClusterTrustBundleProjection, ConfigMapVolumeSource, Container, ContainerPort,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, KeyToPath, Lifecycle,
+    LifecycleHandler, ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements,
+    SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::decide::Facts;
-use super::options::{Options, Quantity, Redirection, Settings};
+use super::options::{Options, Quantity, Redirection, Settings, Trust};
 use super::{HEALTH_PORT, INIT, SIDECAR, SIDECAR_USER, VALIDATE};
+use crate::ca::cluster_bundle::NAME as CLUSTER_TRUST_BUNDLE;
 use crate::ca::distribute::{KEY as TRUST_KEY, NAME as TRUST_CONFIG_MAP};
 
 /// The names of all volumes of a sidecar.
@@ -150,17 +151,18 @@ pub(super) fn volumes(settings: &Settings) -> Vec<Volume> {
         expiration_seconds: Some(TOKEN_SECONDS),
         path: "token".into(),
     };
-    let source = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+    let token = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
     vec![
-        Volume {
-            name: TOKEN.into(),
-            projected: Some(ProjectedVolumeSource {
-                sources: Some(vec![source]),
-                ..ProjectedVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
-        Volume {
+        projected(TOKEN, token),
+        trust(settings),
+        Volume { name: STATE.into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+    ]
+}
+
+/// The roots, in a file of one name wherever they come from.
+fn trust(settings: &Settings) -> Volume {
+    match settings.trust {
+        Trust::ConfigMap => Volume {
             name: TRUST.into(),
             config_map: Some(ConfigMapVolumeSource {
                 name: TRUST_CONFIG_MAP.into(),
@@ -169,8 +171,28 @@ pub(super) fn volumes(settings: &Settings) -> Vec<Volume> {
             }),
             ..Volume::default()
         },
-        Volume { name: STATE.into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
-    ]
+        Trust::ClusterTrustBundle => {
+            let bundle = ClusterTrustBundleProjection {
+                name: Some(CLUSTER_TRUST_BUNDLE.into()),
+                path: TRUST_KEY.into(),
+                ..ClusterTrustBundleProjection::default()
+            };
+            let source =
+                VolumeProjection { cluster_trust_bundle: Some(bundle), ..VolumeProjection::default() };
+            projected(TRUST, source)
+        }
+    }
+}
+
+fn projected(name: &str, source: VolumeProjection) -> Volume {
+    Volume {
+        name: name.into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![source]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
 }
 
 /// What the sidecar is told. All of it is in flags: variables of the environment may come from Services of the

@@ -55,6 +55,7 @@ object that it is given.
   "--trust-domain" $values.trustDomain
   "--cluster-domain" $values.clusterDomain
   "--redirection" $values.redirection
+  "--trust-bundle" $values.trustBundle
   "--sidecar-log-level" $values.sidecarLogLevel
   "--sidecar-otlp" $values.sidecarOtlp }}
 {{- template "tulle.flag" (dict "container" $container "name" $name "value" $value) }}

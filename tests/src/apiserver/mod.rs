@@ -33,6 +33,12 @@ const START: Duration = Duration::from_secs(120);
 /// The longest that kubectl may take.
 const KUBECTL: Duration = Duration::from_secs(60);
 
+/// Flags of a server that has ClusterTrustBundles, which in 1.34 is to be asked for.
+pub const CLUSTER_TRUST_BUNDLES: [&str; 2] = [
+    "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
+    "--feature-gates=ClusterTrustBundle=true,ClusterTrustBundleProjection=true",
+];
+
 /// Which CustomResourceDefinitions of the Gateway API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -53,6 +59,7 @@ pub struct ApiServer {
     server: Option<Kept>,
     etcd: Kept,
     etcd_address: SocketAddr,
+    flags: Vec<String>,
     pki: Pki,
     namespaces: AtomicU32,
     folder: TempDir,
@@ -69,6 +76,11 @@ impl ApiServer {
 
     /// An own one, which has nothing but what every API server has.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// An own one with more flags.
+    pub async fn start_with(flags: &[&str]) -> Self {
         let folder = crate::test_folder();
         let pki = Pki::make(folder.path());
         let etcd_address = free_port();
@@ -78,6 +90,7 @@ impl ApiServer {
             etcd: start_etcd(folder.path(), etcd_address),
             server: None,
             etcd_address,
+            flags: flags.iter().map(ToString::to_string).collect(),
             pki,
             namespaces: AtomicU32::new(0),
             folder,
@@ -270,6 +283,15 @@ impl ApiServer {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// `kubectl apply` of a text whose unknown fields the server drops, with no more than a warning.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn apply_loosely(&self, manifests: &str) -> String {
+        let applied = self.run_kubectl(&["apply", "--validate=ignore", "-f", "-"], manifests).await;
+        applied.unwrap_or_else(|error| panic!("kubectl apply: {error}\n{manifests}"))
+    }
+
     async fn run_kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
         let mut command = Command::new(programs().join("kubectl"));
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
@@ -283,15 +305,6 @@ impl ApiServer {
             let _ = stdin.write_all(input.as_bytes()).await;
             drop(stdin);
         };
-    /// `kubectl apply` of a text whose unknown fields the server drops, with no more than a warning.
-    ///
-    /// # Panics
-    /// When it fails.
-    pub async fn apply_loosely(&self, manifests: &str) -> String {
-        let applied = self.run_kubectl(&["apply", "--validate=ignore", "-f", "-"], manifests).await;
-        applied.unwrap_or_else(|error| panic!("kubectl apply: {error}\n{manifests}"))
-    }
-
         let both = async { tokio::join!(feed, child.wait_with_output()).1 };
         let output =
             timeout(KUBECTL, both).await.expect("kubectl ends in time").expect("it can be waited for");
@@ -341,6 +354,7 @@ impl ApiServer {
             flag("audit-log-path", &folder.join("audit.log")),
             flag("audit-policy-file", &audit_policy(folder)),
         ]);
+        command.extend_from_slice(&self.flags);
         Kept::start(&command, &folder.join("apiserver.log"), None)
     }
 }

@@ -106,6 +106,7 @@ async fn a_value_of_the_chart_is_a_setting_of_the_command() {
         "clusterDomain=example.internal",
         "failurePolicy=Ignore",
         "redirection=cni",
+        "trustBundle=cluster-trust-bundle",
         "sidecarLogLevel=debug",
         "sidecarOtlp=http://collector.tracing:4317",
     ];

@@ -25,3 +25,4 @@ mod server;
 mod source;
 mod status;
 mod tenants;
+mod trust;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tulle_control_plane::ca::tokens::AUDIENCE;
-use tulle_tests::apiserver::{ApiServer, Channel};
+use tulle_tests::apiserver::{ApiServer, CLUSTER_TRUST_BUNDLES, Channel};
 use tulle_tests::{TRUST_DOMAIN, binaries, curl, output_of};
 
 use crate::client::{connect, create};
@@ -22,7 +22,7 @@ const ACCOUNTS: [(&str, &str); 2] = [(SYSTEM, "tulle-control-plane"), ("tulle-cn
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_permission_is_used_and_none_is_missing() {
-    let api = ApiServer::start().await;
+    let api = ApiServer::start_with(&CLUSTER_TRUST_BUNDLES).await;
     api.install_gateway_api(Channel::Experimental).await;
     api.kubectl(&["apply", "-k", &manifests("base")]).await;
     // An authority without content is filled, not made.

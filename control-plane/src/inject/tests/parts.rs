@@ -236,3 +236,26 @@ fn templates_are_found_in_all_kinds_that_make_pods() {
         workloads::template(&mut json!({"apiVersion": "example.com/v1", "kind": "Deployment"})).is_none()
     );
 }
+
+#[test]
+fn roots_come_from_the_namespace_or_from_the_cluster_as_told() {
+    let volume = |settings: &Settings| {
+        let pod = injected(&pod(), settings);
+        let volumes = pod["spec"]["volumes"].as_array().expect("a list").clone();
+        volumes.into_iter().find(|volume| volume["name"] == "tulle-trust-bundle").expect("it is there")
+    };
+    let items = json!([{"key": "root.pem", "path": "root.pem"}]);
+    assert_eq!(
+        volume(&Settings::default())["configMap"],
+        json!({"name": "tulle-trust-bundle", "items": items})
+    );
+    let settings = Settings { trust: Trust::ClusterTrustBundle, ..Settings::default() };
+    assert_eq!(
+        volume(&settings),
+        json!({
+            "name": "tulle-trust-bundle",
+            "projected": {"sources": [{"clusterTrustBundle": {"name": "tulle-trust-bundle", "path": "root.pem"}}]},
+        })
+    );
+    assert_eq!(uninject(&injected(&pod(), &settings)), pod(), "nothing of it stays");
+}
