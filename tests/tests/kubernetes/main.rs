@@ -1,6 +1,7 @@
 //! Tests against a real Kubernetes API server: the control plane reads it, proves tokens with it, keeps its CA there and
 //! writes status.
 
+mod addresses;
 mod authority;
 mod ca;
 mod check;

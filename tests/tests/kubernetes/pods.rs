@@ -108,6 +108,13 @@ impl Cluster {
         Pod { host, sidecar, _app: Some(app) }
     }
 
+    /// A host that is no pod, and serves its own name on port 8080.
+    pub(crate) async fn outside(&self, name: &str) -> (Host, Server) {
+        let host = self.network.host(name);
+        let server = serve(&host, name).await;
+        (host, server)
+    }
+
     async fn sidecar(&self, host: &Host, name: &str, account: &str) -> Process {
         let folder = self.folder.path().join(name);
         std::fs::create_dir(&folder).expect("nobody else has this name");
