@@ -4,7 +4,7 @@
 //! `status` subresource, of changes alone. Only the leader writes. A list of entries is shared with other controllers and
 //! has no keys, so it is read, changed and written back with its `resourceVersion`; whoever was faster is read again. What
 //! was written is remembered, so that nothing is written twice and the writer never answers its own writes. What others
-//! take away is put back, each time after a longer pause ([`super::efforts`]): two who both insist must not keep an API server
+//! take away is put back, each time after a longer pause (`efforts`): two who both insist must not keep an API server
 //! busy. It never writes to a `spec`.
 
 use std::collections::HashMap;
