@@ -2,7 +2,7 @@
 //!
 //! In: a request whose route leads to backends. Out: the answer of one endpoint, or the error of the last attempt. A
 //! backend is drawn once, and retries stay with it; each attempt goes to an endpoint that the request has not tried,
-//! while there is one. Nothing is sent twice unless `retry` says that it may be.
+//! while there is one, of those that there are then. Nothing is sent twice unless `retry` says that it may be.
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
@@ -31,7 +31,7 @@ use crate::error::{RequestError, send_token};
 use crate::limit::Slot;
 use crate::retry::replay::Replay;
 use crate::retry::{self, End, Rules};
-use crate::snapshot::{HttpRoutes, RouteRuntime};
+use crate::snapshot::{HttpRoutes, RouteRuntime, Snapshot};
 use crate::telemetry::record::RetrySkipped;
 use crate::upstream::{Answer, ConnectError, HttpVersion, SendError, SendOptions};
 
@@ -57,6 +57,8 @@ enum Chosen<'a> {
     Configured(&'a Arc<Cluster>),
     /// The part of a configured one that leads where the client was going.
     Original(Arc<Cluster>),
+    /// What the configured one has become since the request began.
+    Renewed(Arc<Cluster>),
 }
 
 impl Deref for Chosen<'_> {
@@ -65,7 +67,7 @@ impl Deref for Chosen<'_> {
     fn deref(&self) -> &Arc<Cluster> {
         match self {
             Self::Configured(cluster) => cluster,
-            Self::Original(cluster) => cluster,
+            Self::Original(cluster) | Self::Renewed(cluster) => cluster,
         }
     }
 }
@@ -161,7 +163,7 @@ impl Proxy {
     pub(super) async fn forward(
         &self,
         exchange: &mut Exchange,
-        plan: Plan<'_>,
+        mut plan: Plan<'_>,
         interim: &Interim,
         slot: Option<Slot>,
     ) -> Result<Answered, RequestError> {
@@ -198,6 +200,7 @@ impl Proxy {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
+            plan.renew(&self.worker.current());
         };
         self.mirror(exchange, &plan);
         let answer = last.result?;
@@ -296,6 +299,17 @@ impl Proxy {
 }
 
 impl Plan<'_> {
+    /// Before another attempt: takes the endpoints that the cluster has now. Those that the request began with may have ended
+    /// meanwhile, one that took their place may be the only one left.
+    fn renew(&mut self, current: &Snapshot) {
+        if !matches!(self.cluster, Chosen::Original(_))
+            && let Some(cluster) = current.clusters.get(self.cluster.name.as_ref())
+            && !Arc::ptr_eq(cluster, &self.cluster)
+        {
+            self.cluster = Chosen::Renewed(Arc::clone(cluster));
+        }
+    }
+
     fn has_time_for(&self, pause: Duration, body: &Replay) -> bool {
         self.deadline.left(body.ended(), Instant::now()).is_none_or(|left| left > pause)
     }

@@ -159,6 +159,20 @@ impl Mesh {
         Got { status: head.status, headers: head.headers, body }
     }
 
+    /// Puts a configuration in force in which the cluster has these endpoints instead.
+    pub(super) fn moved(&self, endpoints: &[SocketAddr]) {
+        let series = self.worker.telemetry.metrics.cluster(&self.cluster.name);
+        let assignment =
+            model::LoadAssignment::new(&*self.cluster.name, endpoints.iter().map(endpoint).collect());
+        let moved = Cluster::build(Arc::new(cluster()), Some(&assignment), Some(&self.cluster), series);
+        let current = self.worker.current();
+        self.worker.install(Arc::new(Snapshot {
+            outbound: current.outbound.clone(),
+            clusters: HashMap::from([(Arc::clone(&moved.name), moved)]),
+            ..Snapshot::default()
+        }));
+    }
+
     /// Serves connections of peers over mesh TLS, as the holder of `material`: where.
     pub(super) async fn serve(self, material: Arc<Material>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

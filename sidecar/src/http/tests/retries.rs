@@ -1,12 +1,14 @@
 //! What is sent again, and what never is.
 
+use std::cell::OnceCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::Method;
 use tulle_mesh::model::{RetryBudget, RetryOn, RetryPolicy};
 
 use super::app::{App, Say, status};
-use super::harness::{Setup, get, grpc, post, request};
+use super::harness::{Mesh, Setup, get, grpc, post, request};
 use crate::http::exchange::Exchange;
 use crate::http::server::Interim;
 use crate::listener::testing::{on_a_worker, refusing};
@@ -74,6 +76,26 @@ fn what_could_not_be_connected_goes_elsewhere_whatever_its_method() {
         assert_eq!(seen.len(), 20, "each once");
         assert!(seen.iter().all(|request| request.body == b"pay"));
         assert_eq!(mesh.metric("tulle_upstream_ejections_total", &["cart"]), 1);
+    });
+}
+
+#[test]
+fn a_retry_goes_to_the_endpoint_that_has_come_meanwhile() {
+    on_a_worker(async {
+        let new = App::new(|_| Say::Ok("new")).await;
+        let mesh: Rc<OnceCell<Mesh>> = Rc::default();
+        let old = App::new({
+            let (mesh, new) = (mesh.clone(), new.address);
+            move |_| {
+                mesh.get().expect("it was asked").moved(&[new]);
+                Say::Reset
+            }
+        })
+        .await;
+        let _ = mesh.set(Setup::new(&[old.address]).build());
+        let got = mesh.get().expect("set").send(get()).await;
+        assert_eq!((got.status.as_u16(), got.body), (200, Ok("new".into())));
+        assert_eq!((old.seen().len(), new.seen().len()), (1, 1));
     });
 }
 
