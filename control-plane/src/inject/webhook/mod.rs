@@ -55,6 +55,10 @@ const MAX_REVIEWS: usize = 16;
 /// How long the API server may take to tell of a namespace. It gives up on webhooks after ten seconds.
 const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long reviews are still answered after the end was asked for: until every API server has heard that this replica ends,
+/// some are sent to it, and a pod whose review nobody answers is made without a sidecar.
+const LAME_DUCK: Duration = Duration::from_secs(5);
+
 /// What the webhooks of a cluster stand on.
 pub struct Serving {
     /// The API server.
@@ -70,8 +74,8 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Serves on `listener` and keeps everything around the webhooks up to date, until `stop`: the certificate authority
-    /// in its Secret, the bundle in the webhooks' configurations, Events.
+    /// Serves on `listener` and keeps everything around the webhooks up to date, until a while after `stop`: the certificate
+    /// authority in its Secret, the bundle in the webhooks' configurations, Events.
     ///
     /// # Errors
     /// When the listener fails.
@@ -114,7 +118,7 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Serves connections until `stop`; before there is a certificate, none is accepted.
+    /// Serves connections until a while after `stop`; before there is a certificate, none is accepted.
     ///
     /// # Errors
     /// When the listener fails.
@@ -124,8 +128,14 @@ impl Webhook {
         tls: watch::Receiver<Option<Arc<ServerConfig>>>,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let listener = listener::TlsListener::new(listener, tls, stop.clone())?;
-        axum::serve(listener, self.router()).with_graceful_shutdown(stop.cancelled_owned()).await
+        let ended = CancellationToken::new();
+        let listener = listener::TlsListener::new(listener, tls, ended.clone())?;
+        let ending = async move {
+            stop.cancelled().await;
+            tokio::time::sleep(LAME_DUCK).await;
+            ended.cancel();
+        };
+        axum::serve(listener, self.router()).with_graceful_shutdown(ending).await
     }
 
     fn router(self) -> Router {

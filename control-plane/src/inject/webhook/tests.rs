@@ -10,6 +10,7 @@ use super::*;
 use crate::source::manifests::once::{self, Input};
 
 mod authority;
+mod ending;
 
 const NAMESPACES: &str = "\
 apiVersion: v1
@@ -26,18 +27,24 @@ struct Answered {
     body: Value,
 }
 
-/// Asks a webhook once; also what it told.
-async fn ask(path: &str, body: impl Into<Body>) -> (Answered, Vec<Event>, String) {
+/// A webhook that knows [`NAMESPACES`], and what it tells.
+fn webhook() -> (Webhook, mpsc::Receiver<Event>) {
     let loaded = once::load(&[Input::Text { name: "x".into(), text: NAMESPACES.into() }]).expect("text");
-    let (_keep, loaded) = watch::channel(Arc::new(loaded));
-    let (events, mut told): (_, mpsc::Receiver<Event>) = events::channel();
-    let metrics = Arc::new(Metrics::new());
+    let (_, loaded) = watch::channel(Arc::new(loaded));
+    let (events, told) = events::channel();
     let webhook = Webhook {
         settings: Settings::default(),
         namespaces: Namespaces { loaded, client: None },
-        metrics: Arc::clone(&metrics),
+        metrics: Arc::new(Metrics::new()),
         events: Some(events),
     };
+    (webhook, told)
+}
+
+/// Asks a webhook once; also what it told.
+async fn ask(path: &str, body: impl Into<Body>) -> (Answered, Vec<Event>, String) {
+    let (webhook, mut told) = webhook();
+    let metrics = Arc::clone(&webhook.metrics);
     let request = HttpRequest::post(path).header("content-type", "application/json").body(body.into());
     let response = webhook.router().oneshot(request.expect("a request")).await.expect("an answer");
     let status = response.status();
