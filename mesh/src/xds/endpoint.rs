@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf::Struct;
 use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
 
-use super::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use super::proto::{self, Fields, Read};
 use super::{Kind, XdsError};
 use crate::model::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
@@ -46,6 +46,9 @@ pub fn decode(message: pb::ClusterLoadAssignment) -> Result<LoadAssignment, XdsE
 /// Reads a load assignment within another resource.
 pub(super) fn decode_assignment(message: pb::ClusterLoadAssignment) -> Decoded<LoadAssignment> {
     unsupported(!message.named_endpoints.is_empty(), "named_endpoints", "list endpoints in lb_endpoints")?;
+    if let Some(policy) = &message.policy {
+        decode_policy(policy).at("policy")?;
+    }
     let name = non_empty(message.cluster_name, "cluster_name")?;
     let localities = each("endpoints", message.endpoints, decode_locality)?;
     let priorities: HashSet<u32> = localities.iter().map(|locality| locality.priority).collect();
@@ -72,6 +75,15 @@ fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
         ..Default::default()
     }
 }
+
+fn decode_policy(policy: &pb::cluster_load_assignment::Policy) -> Decoded<()> {
+    refuse!(policy; drop_overloads, endpoint_stale_after, weighted_priority_health);
+    let factor = policy.overprovisioning_factor.map_or(OVERPROVISIONING, |factor| factor.value);
+    unsupported(factor != OVERPROVISIONING, "overprovisioning_factor", "use 140")
+}
+
+/// Envoy's default, in percent.
+const OVERPROVISIONING: u32 = 140;
 
 fn decode_locality(group: pb::LocalityLbEndpoints) -> Decoded<LocalityEndpoints> {
     unsupported(group.lb_config.is_some(), "lb_config", "list endpoints in lb_endpoints")?;

@@ -134,6 +134,25 @@ pub(super) fn unsupported(is_set: bool, field: &str, fix: &str) -> Decoded<()> {
     if is_set { Err(FieldError::new(format!("is not supported: {fix}"))).at(field) } else { Ok(()) }
 }
 
+/// Refuses a message that sets one of some fields for which nothing stands in the model. Those behind `switches` may be
+/// there, but not true.
+macro_rules! refuse {
+    ($message:expr; $($field:ident),* $(; switches $($switch:ident),+)?) => {{
+        const FIX: &str = "leave it out";
+        $($crate::xds::error::unsupported($crate::xds::error::is_set(&$message.$field), stringify!($field), FIX)?;)*
+        $($({
+            let on = $message.$switch.as_ref().is_some_and(|switch| switch.value);
+            $crate::xds::error::unsupported(on, stringify!($switch), FIX)?;
+        })+)?
+    }};
+}
+pub(super) use refuse;
+
+/// Whether a field holds anything but its default.
+pub(super) fn is_set<T: Default + PartialEq>(field: &T) -> bool {
+    *field != T::default()
+}
+
 /// The value of a field that must be there.
 pub(super) fn required<T>(value: Option<T>, field: &str) -> Decoded<T> {
     value.ok_or_else(|| FieldError::new("is missing: set it")).at(field)

@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{self, Any, ListValue, Struct, UInt32Value, Value};
 use prost::{Message, Name};
 
-use super::error::{At, Decoded, FieldError, required};
+use super::error::{At, Decoded, FieldError, refuse, required};
 
 /// Under which key Tulle's own data stands in a resource's `typed_filter_metadata`.
 const METADATA: &str = "tulle";
@@ -58,6 +58,18 @@ pub(super) fn bool_value(value: bool) -> Option<protobuf::BoolValue> {
     Some(protobuf::BoolValue { value })
 }
 
+/// Refuses the options of HTTP connections for which nothing stands in the model.
+pub(super) fn refuse_common(options: Option<&core::HttpProtocolOptions>) -> Decoded<()> {
+    let Some(options) = options else { return Ok(()) };
+    let rest = || -> Decoded<()> {
+        refuse!(options;
+            headers_with_underscores_action, max_connection_duration, max_requests_per_connection,
+            max_response_headers_kb, max_stream_duration);
+        Ok(())
+    };
+    rest().at("common_http_protocol_options")
+}
+
 /// A port of TCP, from 1.
 pub(super) fn decode_port(port: u32, field: &str) -> Decoded<u16> {
     match u16::try_from(port) {
@@ -81,6 +93,7 @@ pub(super) fn decode_host_port(socket: core::SocketAddress) -> Decoded<(String, 
     if socket.protocol != core::socket_address::Protocol::Tcp as i32 {
         return Err(FieldError::new("only TCP is supported")).at("protocol");
     }
+    refuse!(socket; network_namespace_filepath, resolver_name);
     if socket.address.is_empty() {
         return Err(FieldError::new("is empty: set it")).at("address");
     }

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_c
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::error::{At, Decoded, FieldError, each, required, unsupported};
+use super::error::{At, Decoded, FieldError, each, refuse, required, unsupported};
 use super::{matching, proto};
 use crate::model::{DownstreamTls, StringMatch, UpstreamTls};
 
@@ -46,6 +46,11 @@ pub(super) fn decode_downstream(socket: Option<core::TransportSocket>) -> Decode
         return Err(unknown_socket(&config)).at(field);
     }
     let context: pb::DownstreamTlsContext = proto::unpack(&config).at(field)?;
+    let rest = || -> Decoded<()> {
+        refuse!(context; ocsp_staple_policy; switches require_sni);
+        Ok(())
+    };
+    rest().at(field)?;
     let (alpn, names) = decode_common(context.common_tls_context).at(field)?;
     unsupported(
         !names.is_empty(),
@@ -76,6 +81,7 @@ pub(super) fn decode_upstream(socket: Option<core::TransportSocket>) -> Decoded<
     }
     let context: pb::UpstreamTlsContext = proto::unpack(&config).at(field)?;
     unsupported(context.auto_host_sni, "typed_config.auto_host_sni", "set sni")?;
+    unsupported(context.auto_sni_san_validation, "typed_config.auto_sni_san_validation", "set the names")?;
     let (alpn, subject_alt_names) = decode_common(context.common_tls_context).at(field)?;
     Ok(Some(UpstreamTls { sni: context.sni, subject_alt_names, alpn, only_meshed_endpoints: false }))
 }
@@ -151,6 +157,11 @@ fn decode_common(context: Option<pb::CommonTlsContext>) -> Decoded<(Vec<String>,
 }
 
 fn decode_names(context: &pb::CommonTlsContext) -> Decoded<Vec<StringMatch>> {
+    refuse!(context; key_log);
+    if let Some(params) = &context.tls_params {
+        let fix = "leave them out: mesh TLS is 1.3 with the sidecar's own suites";
+        unsupported(!params.compliance_policies.is_empty(), "tls_params.compliance_policies", fix)?;
+    }
     let own = "a workload has one certificate: name the secret \"default\", or a provider instance";
     unsupported(!context.tls_certificates.is_empty(), "tls_certificates", own)?;
     for (index, secret) in context.tls_certificate_sds_secret_configs.iter().enumerate() {
@@ -209,6 +220,7 @@ pub(super) fn refuse_restrictions(context: &pb::CertificateValidationContext) ->
     unsupported(!context.verify_certificate_hash.is_empty(), "verify_certificate_hash", fix)?;
     unsupported(context.crl.is_some(), "crl", "leave it out: certificates of the mesh are short-lived")?;
     unsupported(context.custom_validator_config.is_some(), "custom_validator_config", fix)?;
+    refuse!(context; max_verify_depth; switches require_signed_certificate_timestamp);
     unsupported(context.allow_expired_certificate, "allow_expired_certificate", "renew certificates")?;
     unsupported(
         context.trust_chain_verification != TrustChainVerification::VerifyTrustChain as i32,

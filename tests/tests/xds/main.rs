@@ -5,6 +5,7 @@
 mod changes;
 mod compare;
 mod failures;
+mod fields;
 mod generate;
 mod paths;
 mod requests;

@@ -24,7 +24,7 @@ use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use prost::Name;
 
 use crate::model::LoadBalancer;
-use crate::xds::error::{At, Decoded, FieldError, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::proto::{self, Fields};
 
 /// Tulle's own policy, which needs no settings.
@@ -106,10 +106,13 @@ fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> 
     }
     if proto::is::<LeastRequest>(config) {
         let least: LeastRequest = proto::unpack(config)?;
+        refuse!(least; active_request_bias, selection_method, slow_start_config);
         return decode_choices(least.choice_count).map(Some);
     }
     let by_fields = proto::decode_fields(config, &RoundRobin::type_url())?.is_some();
     if by_fields || proto::is::<RoundRobin>(config) {
+        let round_robin: RoundRobin = proto::unpack(config).unwrap_or_default();
+        refuse!(round_robin; slow_start_config);
         return Ok(Some(LoadBalancer::RoundRobin));
     }
     if proto::is::<Random>(config) {
@@ -130,11 +133,23 @@ fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> 
 
 fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer> {
     let problem = match LbPolicy::try_from(number) {
-        Ok(LbPolicy::RoundRobin) => return Ok(LoadBalancer::RoundRobin),
+        Ok(LbPolicy::RoundRobin) => {
+            let slow_start =
+                matches!(config, Some(LbConfig::RoundRobinLbConfig(own)) if own.slow_start_config.is_some());
+            unsupported(slow_start, "round_robin_lb_config.slow_start_config", "leave it out")?;
+            return Ok(LoadBalancer::RoundRobin);
+        }
         Ok(LbPolicy::Random) => return Ok(LoadBalancer::Random),
         Ok(LbPolicy::LeastRequest) => {
             let choices = match config {
-                Some(LbConfig::LeastRequestLbConfig(least)) => least.choice_count,
+                Some(LbConfig::LeastRequestLbConfig(least)) => {
+                    let rest = || -> Decoded<()> {
+                        refuse!(least; active_request_bias, slow_start_config);
+                        Ok(())
+                    };
+                    rest().at("least_request_lb_config")?;
+                    least.choice_count
+                }
                 _ => None,
             };
             return decode_choices(choices).at("least_request_lb_config");

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::UInt32Value;
 
 use crate::model::{Limits, OutlierDetection, RetryBudget, SuccessRate};
-use crate::xds::error::{At, Decoded, FieldError};
+use crate::xds::error::{At, Decoded, FieldError, refuse};
 use crate::xds::proto;
 
 /// Over how long requests count towards a budget where nothing is set.
@@ -47,6 +47,9 @@ pub(super) fn encode(limits: &Limits) -> Option<pb::CircuitBreakers> {
 /// Only the default priority is in use; what stands there for another is passed over.
 pub(super) fn decode(breakers: Option<pb::CircuitBreakers>) -> Decoded<Limits> {
     let default = RoutingPriority::Default as i32;
+    if let Some(breakers) = &breakers {
+        refuse!(breakers; per_host_thresholds);
+    }
     let thresholds = breakers.map(|breakers| breakers.thresholds).unwrap_or_default();
     let found = thresholds.into_iter().enumerate().find(|(_, thresholds)| thresholds.priority == default);
     let Some((index, thresholds)) = found else { return Ok(Limits::default()) };
@@ -104,6 +107,7 @@ pub(super) fn encode_outliers(detection: &OutlierDetection) -> pb::OutlierDetect
 }
 
 pub(super) fn decode_outliers(detection: pb::OutlierDetection) -> Decoded<OutlierDetection> {
+    refuse!(detection; monitors, split_external_local_origin_errors);
     let base = proto::decode_positive(detection.base_ejection_time, "base_ejection_time")?;
     let base = base.unwrap_or(BASE_EJECTION_TIME);
     let longest = proto::decode_positive(detection.max_ejection_time, "max_ejection_time")?;

@@ -21,7 +21,7 @@ use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
 use envoy_types::pb::google::protobuf::{Any, Struct};
 
 use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
-use super::error::{At, Decoded, FieldError, non_empty, required, unsupported};
+use super::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto, tls};
 use crate::model::{Cluster, Discovery, HostPort, LoadBalancer, UpstreamProtocol, UpstreamTls};
 
@@ -62,6 +62,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
     let subsets = message.lb_subset_config.as_ref().is_some_and(|config| !config.subset_selectors.is_empty());
     unsupported(subsets, "lb_subset_config", "make a cluster of its own for each subset")?;
     unsupported(!message.filters.is_empty(), "filters", "leave them out")?;
+    refuse_rest(&message)?;
     let (protocol, idle_timeout) = decode_http(&message)?;
     let discovery = decode_discovery(&message, &name)?;
     let load_balancer = match discovery {
@@ -232,6 +233,36 @@ fn encode_http(cluster: &Cluster) -> Any {
     })
 }
 
+#[expect(deprecated, reason = "other control planes may still send old fields")]
+fn refuse_rest(message: &pb::Cluster) -> Decoded<()> {
+    refuse!(message;
+        close_connections_on_host_health_failure, common_http_protocol_options,
+        connection_pool_per_downstream_connection, dns_lookup_family, dns_resolution_config, dns_resolvers,
+        health_checks, http_protocol_options, max_requests_per_connection, protocol_selection,
+        typed_dns_resolver_config, upstream_bind_config, upstream_config, upstream_http_protocol_options,
+        use_tcp_for_dns_lookups);
+    if let Some(pb::cluster::LbConfig::OriginalDstLbConfig(original)) = &message.lb_config {
+        let rest = || -> Decoded<()> {
+            refuse!(original; http_header_name, metadata_key, upstream_port_override, use_http_header);
+            Ok(())
+        };
+        rest().at("original_dst_lb_config")?;
+    }
+    if let Some(common) = &message.common_lb_config {
+        let rest = || -> Decoded<()> {
+            refuse!(common; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status);
+            use pb::cluster::common_lb_config;
+            let zones = matches!(
+                common.locality_config_specifier,
+                Some(common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(_))
+            );
+            unsupported(zones, "zone_aware_lb_config", "use locality_weighted_lb_config")
+        };
+        rest().at("common_lb_config")?;
+    }
+    Ok(())
+}
+
 /// As in Envoy, a cluster speaks HTTP/1.1 unless something else is set.
 #[expect(deprecated, reason = "HTTP/2 is still asked for by the old field")]
 fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::time::Duration>)> {
@@ -242,15 +273,30 @@ fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::
         return Ok((if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 }, None));
     };
     let options: http_pb::HttpProtocolOptions = proto::unpack(config).at_key(field, HTTP_OPTIONS)?;
+    let rest = || -> Decoded<()> {
+        refuse!(options;
+            hash_policy, header_validation_config, http_filters, outlier_detection, request_mirror_policies,
+            retry_policy, upstream_http_protocol_options);
+        proto::refuse_common(options.common_http_protocol_options.as_ref())?;
+        let headers =
+            options.common_http_protocol_options.as_ref().and_then(|common| common.max_headers_count);
+        unsupported(headers.is_some(), "common_http_protocol_options.max_headers_count", "leave it out")
+    };
+    rest().at_key(field, HTTP_OPTIONS)?;
     let protocol = match options.upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
+            Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
+                let at = "explicit_http_config.http_protocol_options";
+                unsupported(is_set(&http1), at, "leave it empty").at_key(field, HTTP_OPTIONS)?;
+                UpstreamProtocol::Http1
+            }
             Some(ProtocolConfig::Http2ProtocolOptions(_)) => UpstreamProtocol::Http2,
             Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
                 return Err(FieldError::new("HTTP/3 is not supported: use http2_protocol_options"))
                     .at("explicit_http_config")
                     .at_key(field, HTTP_OPTIONS);
             }
-            Some(ProtocolConfig::HttpProtocolOptions(_)) | None => UpstreamProtocol::Http1,
+            None => UpstreamProtocol::Http1,
         },
         // Both pick per connection: by what the client spoke, or by ALPN.
         Some(

@@ -76,6 +76,7 @@ pub(super) fn encode(log: &AccessLog) -> pb::AccessLog {
 /// what is logged: a line too many or too few changes no decision.
 pub(super) fn decode(logs: Vec<pb::AccessLog>) -> Decoded<Option<AccessLog>> {
     for (index, log) in logs.into_iter().enumerate() {
+        unsupported(log.filter.is_some(), "filter", "leave it out").at_item("access_log", index)?;
         let Some(pb::access_log::ConfigType::TypedConfig(config)) = log.config_type else { continue };
         if let Some(format) = decode_log(&config).at("typed_config").at_item("access_log", index)? {
             return Ok(Some(AccessLog { format }));

@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::{http, rbac, tcp};
 use crate::model::{Authorization, ChainMatch, FilterChain, Protocol, TrafficDirection, Transport};
-use crate::xds::error::{At, Decoded, FieldError, each, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, each, refuse, required, unsupported};
 use crate::xds::{proto, tls};
 
 pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection) -> pb::FilterChain {
@@ -37,6 +37,7 @@ pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection) -> pb::Fi
 }
 
 pub(super) fn decode(chain: pb::FilterChain) -> Decoded<FilterChain> {
+    refuse_proxy_header(&chain)?;
     let matches = decode_match(chain.filter_chain_match.unwrap_or_default()).at("filter_chain_match")?;
     let tls = tls::decode_downstream(chain.transport_socket).at("transport_socket")?;
     let mut filters = each("filters", chain.filters, decode_filter)?;
@@ -54,6 +55,12 @@ pub(super) fn decode(chain: pb::FilterChain) -> Decoded<FilterChain> {
         }
     }
     Ok(FilterChain { name: chain.name, matches, tls, authorization, protocol })
+}
+
+#[expect(deprecated, reason = "other control planes may still send it")]
+fn refuse_proxy_header(chain: &pb::FilterChain) -> Decoded<()> {
+    refuse!(chain; ; switches use_proxy_proto);
+    Ok(())
 }
 
 enum NetworkFilter {

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use super::{rate_limit, rbac};
 use crate::model::{AdaptiveConcurrency, Fault, HttpFilter, TrafficDirection};
-use crate::xds::error::{At, Decoded, FieldError, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::route::filters::{CORS, SESSION};
 use crate::xds::{fault, proto};
 
@@ -129,6 +129,8 @@ fn decode_filter(filter: pb::HttpFilter) -> Decoded<Step> {
 
 fn decode_config(name: &str, config: &Any, is_optional: bool) -> Decoded<Step> {
     if proto::is::<Router>(config) {
+        let router: Router = proto::unpack(config)?;
+        refuse!(router; strict_check_headers, upstream_http_filters, upstream_log, respect_expected_rq_timeout);
         return Ok(Step::Router);
     }
     let filters: Vec<HttpFilter> = if proto::is::<Rbac>(config) {
@@ -164,6 +166,7 @@ fn is_empty_session(config: &Any) -> Decoded<bool> {
     }
     let session: StatefulSession = proto::unpack(config)?;
     unsupported(session.session_state.is_some(), "session_state", "put it on the routes that it is for")?;
+    refuse!(session; strict);
     Ok(true)
 }
 
@@ -194,10 +197,15 @@ fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcu
 /// `None` where it is switched off.
 fn decode_concurrency(limit: concurrency::AdaptiveConcurrency) -> Decoded<Option<AdaptiveConcurrency>> {
     let enabled = limit.enabled.and_then(|flag| flag.default_value).is_none_or(|value| value.value);
+    refuse!(limit; concurrency_limit_exceeded_status);
     let ConcurrencyControllerConfig::GradientControllerConfig(gradient) =
         required(limit.concurrency_controller_config, "gradient_controller_config")?;
     let field = "gradient_controller_config.concurrency_limit_params";
     let params = required(gradient.concurrency_limit_params, field)?;
+    if let Some(measured) = &gradient.min_rtt_calc_params {
+        let at = "gradient_controller_config.min_rtt_calc_params.fixed_value";
+        unsupported(measured.fixed_value.is_some(), at, "leave it out")?;
+    }
     let update_interval =
         proto::decode_positive(params.concurrency_update_interval, "concurrency_update_interval")
             .at(field)?;

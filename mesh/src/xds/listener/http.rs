@@ -14,7 +14,7 @@ use super::{access_log, filters};
 use crate::model::{
     EscapedSlashes, HttpConnection, PathHandling, PerMillion, RouteSource, Tracing, TrafficDirection,
 };
-use crate::xds::error::{At, Decoded, FieldError, non_empty, required};
+use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use crate::xds::{proto, route};
 
 /// The most that Envoy lets a request's head have.
@@ -83,6 +83,7 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
     if manager.codec_type == CodecType::Http3 as i32 {
         return Err(FieldError::new("HTTP3 is not supported: use AUTO")).at("codec_type");
     }
+    refuse_rest(&manager)?;
     let common = manager.common_http_protocol_options.unwrap_or_default();
     let idle_timeout =
         proto::decode_duration(common.idle_timeout, "common_http_protocol_options.idle_timeout")?;
@@ -117,6 +118,33 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
         tracing: manager.tracing.map(|tracing| decode_tracing(tracing).at("tracing")).transpose()?,
         access_log: access_log::decode(manager.access_log)?,
     })
+}
+
+fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
+    refuse!(manager;
+        always_set_request_id_in_response, append_x_forwarded_port, early_header_mutation_extensions,
+        forward_client_cert_matcher, local_reply_config, original_ip_detection_extensions,
+        path_normalization_options, request_id_extension, request_timeout, scheme_header_transformation,
+        strip_matching_host_port, strip_port_mode, strip_trailing_host_dot, typed_header_validation_config, via,
+        xff_num_trusted_hops;
+        switches add_user_agent);
+    proto::refuse_common(manager.common_http_protocol_options.as_ref())?;
+    // HTTP/1.0 is served in any case.
+    let http1 = manager.http_protocol_options.clone().unwrap_or_default();
+    let rest = core::Http1ProtocolOptions {
+        accept_http_10: false,
+        default_host_for_http_10: String::new(),
+        ..http1
+    };
+    unsupported(is_set(&rest), "http_protocol_options", "leave out all but accept_http_10")?;
+    let http2 = manager.http2_protocol_options.as_ref();
+    let custom = http2.is_some_and(|options| !options.custom_settings_parameters.is_empty());
+    unsupported(custom, "http2_protocol_options.custom_settings_parameters", "leave them out")?;
+    for (index, upgrade) in manager.upgrade_configs.iter().enumerate() {
+        let filters = unsupported(!upgrade.filters.is_empty(), "filters", "leave them out");
+        filters.at_item("upgrade_configs", index)?;
+    }
+    Ok(())
 }
 
 fn encode_escaped_slashes(escaped_slashes: EscapedSlashes) -> PathWithEscapedSlashesAction {
@@ -196,6 +224,13 @@ fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
         return Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100")))
             .at("random_sampling");
     }
+    for (share, field) in
+        [(&tracing.client_sampling, "client_sampling"), (&tracing.overall_sampling, "overall_sampling")]
+    {
+        let all = share.as_ref().is_none_or(|share| share.value >= 100.0);
+        unsupported(!all, field, "use random_sampling")?;
+    }
+    refuse!(tracing; custom_tags);
     let config = match tracing.provider.and_then(|provider| provider.config_type) {
         Some(trace::tracing::http::ConfigType::TypedConfig(config))
             if proto::is::<trace::OpenTelemetryConfig>(&config) =>
@@ -204,6 +239,7 @@ fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
         }
         _ => trace::OpenTelemetryConfig::default(),
     };
+    refuse!(config; http_service, resource_detectors, sampler);
     let collector = match config.grpc_service.and_then(|service| service.target_specifier) {
         Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(service)) => Some(service.cluster_name),
         _ => None,

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tl
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto};
 use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection, Transport};
 
@@ -72,6 +72,7 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
     unsupported(message.fcds_config.is_some(), "fcds_config", "list all filter_chains")?;
     unsupported(message.udp_listener_config.is_some(), "udp_listener_config", "only TCP is served")?;
     unsupported(message.listener_specifier.is_some(), "internal_listener", "use an address")?;
+    refuse!(message; additional_addresses; switches transparent);
     each("listener_filters", message.listener_filters, decode_listener_filter)?;
     // What names no direction and is no gRPC client's listener takes connections in.
     let direction = match core::TrafficDirection::try_from(message.traffic_direction) {
@@ -162,6 +163,8 @@ fn decode_address(address: Option<core::Address>) -> Decoded<Option<SocketAddr>>
 /// A connection that starts with another proxy's header would be taken for something else.
 fn decode_listener_filter(filter: pb::ListenerFilter) -> Decoded<()> {
     let is_proxy_protocol = filter.name == "envoy.filters.listener.proxy_protocol";
+    let discovered = matches!(filter.config_type, Some(pb::listener_filter::ConfigType::ConfigDiscovery(_)));
+    unsupported(discovered, "config_discovery", "use typed_config")?;
     unsupported(is_proxy_protocol, "name", "connections come without a PROXY header: leave the filter out")
 }
 

@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Any, Value};
 
 use crate::model::{HeaderMatch, HeaderTest, LocalRateLimit, PerMillion, Regex, StringMatch};
-use crate::xds::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::matching;
 use crate::xds::proto::{self, Fields, Read};
 
@@ -73,6 +73,11 @@ fn decode_plain(limit: pb::LocalRateLimit) -> Decoded<Option<LocalRateLimit>> {
         "leave it out: a bucket is shared",
     )?;
     unsupported(limit.local_cluster_rate_limit.is_some(), "local_cluster_rate_limit", "set the local share")?;
+    refuse!(limit;
+        enable_x_ratelimit_headers, rate_limited_as_resource_exhausted, rate_limits,
+        request_headers_to_add_when_not_enforced, response_headers_to_add);
+    let status = limit.status.map_or(0, |status| status.code);
+    unsupported(!matches!(status, 0 | 429), "status", "the answer is always 429")?;
     for (fraction, field) in
         [(&limit.filter_enabled, "filter_enabled"), (&limit.filter_enforced, "filter_enforced")]
     {

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 
 use super::access_log;
 use crate::model::TcpProxy;
-use crate::xds::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::proto;
 
 /// A backend of weight 0 is left out: Envoy refuses it here.
@@ -42,7 +42,9 @@ pub(super) fn decode(proxy: pb::TcpProxy) -> Decoded<TcpProxy> {
         "metadata_match",
         "make a cluster of its own for the subset",
     )?;
-    unsupported(proxy.tunneling_config.is_some(), "tunneling_config", "leave it out")?;
+    refuse!(proxy;
+        tunneling_config, hash_policy, max_downstream_connection_duration, on_demand, proxy_protocol_tlvs,
+        upstream_connect_mode, downstream_idle_timeout, upstream_idle_timeout);
     let backends = match required(proxy.cluster_specifier, "cluster")? {
         ClusterSpecifier::Cluster(cluster) => vec![(non_empty(cluster, "cluster")?, 1)],
         ClusterSpecifier::WeightedClusters(weighted) => {

@@ -16,7 +16,7 @@ use super::{decode_status, headers, policy, rewrite};
 use crate::model::{
     Backend, DirectResponse, Forward, HeaderMutations, HostRewrite, Mirror, PerMillion, Redirect, RouteAction,
 };
-use crate::xds::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::{matching, proto};
 
 /// Writes an action. `below`: of a route on whole segments, the half that is for what is below the path.
@@ -85,7 +85,7 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
         "metadata_match",
         "make a cluster of its own for each subset",
     )?;
-    unsupported(action.internal_redirect_policy.is_some(), "internal_redirect_policy", "leave it out")?;
+    refuse_rest(&action)?;
     unsupported(action.path_rewrite_policy.is_some(), "path_rewrite_policy", "use regex_rewrite")?;
     unsupported(action.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "use retry_policy")?;
     let timeouts = policy::decode_timeouts(&action)?;
@@ -147,6 +147,15 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
         clusters: clusters.collect(),
         ..Default::default()
     })
+}
+
+#[expect(deprecated, reason = "other control planes may still send old fields")]
+fn refuse_rest(action: &pb::RouteAction) -> Decoded<()> {
+    refuse!(action;
+        append_x_forwarded_host, cors, grpc_timeout_offset, hedge_policy, internal_redirect_action,
+        internal_redirect_policy, max_grpc_timeout, priority, rate_limits);
+    let offset = action.max_stream_duration.as_ref().and_then(|max| max.grpc_timeout_header_offset);
+    unsupported(offset.is_some(), "max_stream_duration.grpc_timeout_header_offset", "leave it out")
 }
 
 fn decode_backends(specifier: ClusterSpecifier) -> Decoded<Vec<Backend>> {
@@ -224,6 +233,7 @@ fn encode_mirror(mirror: &Mirror) -> RequestMirrorPolicy {
 
 pub(super) fn decode_mirror(mirror: RequestMirrorPolicy) -> Decoded<Mirror> {
     unsupported(!mirror.cluster_header.is_empty(), "cluster_header", "use cluster")?;
+    refuse!(mirror; host_rewrite_literal, request_headers_mutations);
     let fraction = mirror.runtime_fraction;
     Ok(Mirror {
         cluster: non_empty(mirror.cluster, "cluster")?,

@@ -18,7 +18,7 @@ use http::StatusCode;
 use prost::Message;
 
 use self::inherit::Inherited;
-use super::error::{At, Decoded, FieldError, each, non_empty, required, unsupported};
+use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use super::proto::{self, Fields, Read};
 use super::{Kind, XdsError, matching};
 use crate::model::{Domain, Origin, PathMatch, Route, RouteAction, RouteConfiguration, VirtualHost};
@@ -93,6 +93,7 @@ pub fn decode(message: pb::RouteConfiguration) -> Result<RouteConfiguration, Xds
 /// Reads a route configuration within a listener, where it may lack a name.
 pub(super) fn decode_configuration(message: pb::RouteConfiguration) -> Decoded<RouteConfiguration> {
     unsupported(message.vhds.is_some(), "vhds", "list all virtual_hosts")?;
+    refuse!(message; internal_only_headers);
     unsupported(
         message.ignore_port_in_host_matching,
         "ignore_port_in_host_matching",
@@ -139,6 +140,7 @@ fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
 
 fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHost> {
     unsupported(host.matcher.is_some(), "matcher", "use routes")?;
+    refuse_rest(&host)?;
     unsupported(!host.route_specifiers.is_empty(), "route_specifiers", "use routes")?;
     unsupported(
         host.require_tls != TlsRequirementType::None as i32,
@@ -154,6 +156,13 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
     });
     let routes = join_halves(halves.collect::<Decoded<_>>()?);
     Ok(VirtualHost { name: host.name, domains: each("domains", host.domains, decode_domain)?, routes })
+}
+
+#[expect(deprecated, reason = "other control planes may still send `cors`")]
+fn refuse_rest(host: &pb::VirtualHost) -> Decoded<()> {
+    refuse!(host;
+        cors, hedge_policy, include_attempt_count_in_response, include_is_timeout_retry_header, rate_limits);
+    Ok(())
 }
 
 fn decode_domain(domain: String) -> Decoded<Domain> {
@@ -221,6 +230,7 @@ fn encode_half(route: &Route, path: PathSpecifier, half: Option<Half>) -> pb::Ro
 
 fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)> {
     unsupported(!route.route_specifiers.is_empty(), "route_specifiers", "use match and action")?;
+    refuse!(route; tracing);
     let Own { origin, half, session_lifetime } = decode_metadata(route.metadata.as_ref())?;
     let settings = filters::decode(&route.typed_per_filter_config, session_lifetime)?;
     let mut decoded = Route {

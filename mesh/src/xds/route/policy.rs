@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 
 use crate::model::{HashPolicy, RetryOn, RetryPolicy, Timeouts};
-use crate::xds::error::{At, Decoded, FieldError, non_empty, required, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, non_empty, refuse, required, unsupported};
 use crate::xds::{matching, proto};
 
 /// How often Envoy draws another endpoint for a retry when it draws one that failed already.
@@ -74,6 +74,8 @@ pub(super) fn encode_retry(retry: &RetryPolicy) -> Option<pb::RetryPolicy> {
 
 /// A condition that is not known is passed over, as in Envoy: less is tried again, and nothing that was not asked for.
 pub(super) fn decode_retry(retry: pb::RetryPolicy) -> Decoded<Option<RetryPolicy>> {
+    refuse!(retry;
+        per_try_idle_timeout, rate_limited_retry_back_off, retriable_headers, retry_options_predicates, retry_priority);
     unsupported(
         !retry.retriable_request_headers.is_empty(),
         "retriable_request_headers",
@@ -138,12 +140,15 @@ pub(super) fn decode_hash(policy: HashPolicyPb) -> Decoded<HashPolicy> {
             let name = matching::header_name(&header.header_name).at("header.header_name")?;
             HashPolicy::Header { name, terminal }
         }
-        PolicySpecifier::Cookie(cookie) => HashPolicy::Cookie {
-            name: non_empty(cookie.name, "cookie.name")?,
-            ttl: proto::decode_duration(cookie.ttl, "cookie.ttl")?,
-            path: (!cookie.path.is_empty()).then_some(cookie.path),
-            terminal,
-        },
+        PolicySpecifier::Cookie(cookie) => {
+            unsupported(!cookie.attributes.is_empty(), "cookie.attributes", "leave them out")?;
+            HashPolicy::Cookie {
+                name: non_empty(cookie.name, "cookie.name")?,
+                ttl: proto::decode_duration(cookie.ttl, "cookie.ttl")?,
+                path: (!cookie.path.is_empty()).then_some(cookie.path),
+                terminal,
+            }
+        }
         PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }) => {
             HashPolicy::SourceIp { terminal }
         }
