@@ -50,6 +50,9 @@ enum Command {
     /// Make a join token, by which a workload proves who it is to the control plane.
     #[command(after_help = commands::token::EXAMPLES)]
     Token(commands::token::TokenArgs),
+    /// Print the file with which Envoy or a gRPC program finds the control plane.
+    #[command(after_help = commands::bootstrap::EXAMPLES)]
+    Bootstrap(commands::bootstrap::BootstrapArgs),
     /// Get a workload's certificate into files, for Envoy and gRPC, and keep it fresh.
     #[command(after_help = commands::certs::EXAMPLES)]
     Certs(commands::certs::CertsArgs),
@@ -89,6 +92,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Inject(args) => commands::inject::inject(&args)?,
         Command::Uninject(args) => commands::inject::uninject(&args)?,
         Command::Token(args) => commands::token::run(&args)?,
+        Command::Bootstrap(args) => commands::bootstrap::run(&args)?,
         Command::Certs(args) => commands::certs::run(args).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod analyze;
+pub mod bootstrap;
 pub mod certs;
 pub mod check;
 mod cluster;

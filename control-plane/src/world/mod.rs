@@ -109,6 +109,9 @@ pub struct MeshWorkload {
     pub identity: Option<SpiffeId>,
     /// The keys (and names) of its inbound listeners.
     pub inbound: Vec<Arc<str>>,
+    /// The application's port behind each mesh port.
+    #[serde(skip)]
+    pub apps: BTreeMap<u16, u16>,
 }
 
 impl World {
@@ -279,6 +282,7 @@ impl World {
             name: workload.key.name.clone(),
             identity: workload.identity.clone(),
             inbound: keys,
+            apps: workload.ports.iter().map(|port| (port.mesh, port.number)).collect(),
         });
     }
 

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use self::subscription::TypeState;
 use super::server::{Ack, Batch, Session};
-use super::{Catalog, Changed, Encoded, Kind, PUSH_ORDER, has_wildcard, place};
+use super::{Catalog, Changed, Client, Encoded, Kind, PUSH_ORDER, has_wildcard, place};
 use crate::caller::Caller;
 
 mod subscription;
@@ -28,7 +28,7 @@ pub(super) const MAX_NAMES: usize = 50_000;
 
 /// The state of one stream.
 pub(super) struct Delta {
-    caller: Caller,
+    client: Client,
     types: [TypeState; 6],
     /// Clusters that were sent on this stream and whose endpoints were not sent after them. The client warms such a
     /// cluster until its endpoints come, even when it has them already.
@@ -48,7 +48,7 @@ impl Session for Delta {
             return Err(Status::invalid_argument("the first request of a stream must have a node"));
         };
         Ok(Self {
-            caller,
+            client: Client::new(caller, node),
             types: PUSH_ORDER.map(TypeState::new),
             warming: HashSet::new(),
             resend_endpoints: node.user_agent_name == "envoy",
@@ -76,10 +76,10 @@ impl Session for Delta {
         if first {
             state.resume(request.initial_resource_versions);
         }
-        state.subscribe(request.resource_names_subscribe, first && !resend, warming, catalog, &self.caller);
+        state.subscribe(request.resource_names_subscribe, first && !resend, warming, catalog, &self.client);
         state.unsubscribe(request.resource_names_unsubscribe, first);
         if first && !state.explicit && has_wildcard(kind) {
-            state.set_wildcard(catalog, &self.caller);
+            state.set_wildcard(catalog, &self.client);
         }
         if state.asked.len() > MAX_NAMES {
             return Err(Status::resource_exhausted(format!(
@@ -97,7 +97,7 @@ impl Session for Delta {
 
     fn all_changed(&mut self, catalog: &dyn Catalog) {
         for state in &mut self.types {
-            state.all_changed(catalog, &self.caller);
+            state.all_changed(catalog, &self.client);
         }
     }
 
@@ -108,7 +108,7 @@ impl Session for Delta {
     fn next(&mut self, nonce: &str, catalog: &dyn Catalog) -> Option<(DeltaDiscoveryResponse, Batch)> {
         for kind in PUSH_ORDER {
             let state = &mut self.types[place(kind)];
-            let resources = state.updates(catalog, &self.caller);
+            let resources = state.updates(catalog, &self.client);
             // Nothing may be left that refers to a cluster when it goes, so those wait for everything else.
             let late = matches!(kind, Kind::Cluster | Kind::Endpoint);
             let removed = if late { BTreeSet::new() } else { std::mem::take(&mut state.removed) };

@@ -19,8 +19,9 @@ use envoy_types::pb::google::protobuf::Any;
 use sha2::{Digest, Sha256};
 pub use tulle_mesh::xds::Kind;
 
-use crate::caller::Caller;
+pub use client::Client;
 
+mod client;
 pub mod delta;
 pub mod hub;
 pub mod proxies;
@@ -55,13 +56,14 @@ fn has_wildcard(kind: Kind) -> bool {
     matches!(kind, Kind::Listener | Kind::Cluster)
 }
 
-/// Where the server finds resources. What it shows depends on nothing but its content and the caller's proven identity.
+/// Where the server finds resources. What it shows depends on nothing but its content and the caller's proven identity, and
+/// the form of it on the kind of client.
 pub trait Catalog: Send + Sync + 'static {
-    /// The resource that a caller means by a name or an alias.
-    fn find(&self, kind: Kind, name: &str, caller: &Caller) -> Option<Arc<Encoded>>;
+    /// The resource that a client means by a name or an alias.
+    fn find(&self, kind: Kind, name: &str, client: &Client) -> Option<Arc<Encoded>>;
 
-    /// The names of all resources of a kind that a caller may see.
-    fn names(&self, kind: Kind, caller: &Caller) -> Vec<Arc<str>>;
+    /// The names of all resources of a kind that a client may see.
+    fn names(&self, kind: Kind, client: &Client) -> Vec<Arc<str>>;
 }
 
 /// A resource, encoded once and shared by all streams.
@@ -111,11 +113,9 @@ pub struct Changed {
 impl Changed {
     /// Collects news.
     pub fn new(names: impl IntoIterator<Item = (Kind, Arc<str>)>) -> Self {
-        let mut by_kind: [HashSet<Arc<str>>; 6] = Default::default();
-        for (kind, name) in names {
-            by_kind[place(kind)].insert(name);
-        }
-        Self { names: by_kind, renamed: false, at: Instant::now(), sequence: 0 }
+        let mut changed = Self { names: Default::default(), renamed: false, at: Instant::now(), sequence: 0 };
+        changed.add(names);
+        changed
     }
 
     /// Adds that any name or address of a listener, or for a resolver, may mean another one than before.
@@ -123,6 +123,12 @@ impl Changed {
     pub fn with_renamed(mut self) -> Self {
         self.renamed = true;
         self
+    }
+
+    fn add(&mut self, names: impl IntoIterator<Item = (Kind, Arc<str>)>) {
+        for (kind, name) in names {
+            self.names[place(kind)].insert(name);
+        }
     }
 
     fn is_empty(&self) -> bool {

@@ -13,14 +13,16 @@ use tokio::sync::watch;
 use tulle_mesh::address::{is_any_port_listener, parse_captured_listener};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Secret, SecretValue};
-use tulle_mesh::xds::Resource;
+use tulle_mesh::xds::{self, Resource};
 
-use super::{Catalog, Changed, Encoded, Kind};
+use super::{Catalog, Changed, Client, Encoded, Kind};
 use crate::ca::Bundle;
 use crate::caller::Caller;
 use crate::source::{Loaded, ObjectRef, Problem};
 use crate::virtual_addresses::Kept;
 use crate::world::{Affected, Changes, MeshSettings, ParentStatus, World};
+
+mod peers;
 
 /// The name of the trust bundle, as Istio has it.
 pub const TRUST_BUNDLE: &str = "ROOTCA";
@@ -81,7 +83,8 @@ impl Resources {
             tracing::error!("a restart may move virtual addresses: {error}");
         }
         let owners = owners(&world);
-        let changed = names(&changes, &before.owners, &owners);
+        let mut changed = names(&changes, &before.owners, &owners);
+        changed.add(peers::changed(&changes, [&before.world, &world]));
         let mut encoded = before.encoded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for key in stale(&changes) {
             encoded.remove(&key);
@@ -117,52 +120,34 @@ impl Resources {
 }
 
 impl Catalog for Resources {
-    fn find(&self, kind: Kind, name: &str, caller: &Caller) -> Option<Arc<Encoded>> {
+    fn find(&self, kind: Kind, name: &str, client: &Client) -> Option<Arc<Encoded>> {
         let view = self.view();
-        let world = &view.world;
-        match kind {
-            Kind::Listener => {
-                let key = world.resolve(name, caller.namespace())?;
-                if !view.shows(&key, &caller.identity) {
-                    return None;
-                }
-                let listener = Arc::clone(world.listener(&key)?);
-                Some(view.encoded(kind, &key, || Resource::Listener((*listener).clone())))
-            }
-            Kind::Route => {
-                let (key, routes) = world.routes().get_key_value(name)?;
-                Some(view.encoded(kind, key, || Resource::Route((**routes).clone())))
-            }
-            Kind::Cluster => {
-                let (key, cluster) = world.clusters().get_key_value(name)?;
-                Some(view.encoded(kind, key, || Resource::Cluster((**cluster).clone())))
-            }
-            Kind::Endpoint => {
-                let (key, assignment) = world.assignments().get_key_value(name)?;
-                Some(view.encoded(kind, key, || Resource::Endpoint((**assignment).clone())))
-            }
-            Kind::Dns => {
-                let key = world.resolve_dns(name, caller.namespace())?;
-                let name = Arc::clone(world.dns().get(&key)?);
-                Some(view.encoded(kind, &key, || Resource::Dns((*name).clone())))
-            }
-            Kind::Secret => view.bundle.clone().filter(|_| name == TRUST_BUNDLE),
+        match (kind, &client.kind) {
+            (Kind::Listener, xds::Client::Grpc) => view.grpc_listener(name, client),
+            (Kind::Listener, xds::Client::Envoy(envoy)) => view.envoy_listener(name, envoy, client),
+            (Kind::Cluster, xds::Client::Grpc | xds::Client::Envoy(_)) => view.peer_cluster(name, client),
+            _ => view.shared(kind, name, &client.caller),
         }
     }
 
-    fn names(&self, kind: Kind, caller: &Caller) -> Vec<Arc<str>> {
+    fn names(&self, kind: Kind, client: &Client) -> Vec<Arc<str>> {
         let view = self.view();
-        match kind {
-            Kind::Listener => {
-                let shown = view.world.listeners().keys().filter(|key| view.shows(key, &caller.identity));
+        match (kind, &client.kind) {
+            (Kind::Listener, xds::Client::Envoy(envoy)) => view.envoy_listeners(envoy, client),
+            (Kind::Listener, _) => {
+                let shown =
+                    view.world.listeners().keys().filter(|key| view.shows(key, &client.caller.identity));
                 // These are bound nowhere: only who captures connections knows what to do with them.
                 let shown =
                     shown.filter(|key| parse_captured_listener(key).is_none() && !is_any_port_listener(key));
                 shown.map(wire_name).collect::<BTreeSet<_>>().into_iter().collect()
             }
-            Kind::Cluster => view.world.clusters().keys().cloned().collect(),
+            (Kind::Cluster, _) => {
+                let clusters = view.world.clusters().keys().cloned();
+                clusters.chain(view.application_clusters(client)).collect()
+            }
             // These can't be subscribed to all at once.
-            Kind::Route | Kind::Endpoint | Kind::Secret | Kind::Dns => Vec::new(),
+            (Kind::Route | Kind::Endpoint | Kind::Secret | Kind::Dns, _) => Vec::new(),
         }
     }
 }
@@ -171,6 +156,39 @@ impl View {
     /// An inbound listener tells who may call a workload and how; only the workload itself may know.
     fn shows(&self, listener: &str, caller: &SpiffeId) -> bool {
         self.owners.get(listener).is_none_or(|owner| owner.as_ref() == Some(caller))
+    }
+
+    /// What all kinds of clients get alike, and sidecars' own forms of the rest.
+    fn shared(&self, kind: Kind, name: &str, caller: &Caller) -> Option<Arc<Encoded>> {
+        let world = &self.world;
+        match kind {
+            Kind::Listener => {
+                let key = world.resolve(name, caller.namespace())?;
+                if !self.shows(&key, &caller.identity) {
+                    return None;
+                }
+                let listener = Arc::clone(world.listener(&key)?);
+                Some(self.encoded(kind, &key, || Resource::Listener((*listener).clone())))
+            }
+            Kind::Route => {
+                let (key, routes) = world.routes().get_key_value(name)?;
+                Some(self.encoded(kind, key, || Resource::Route((**routes).clone())))
+            }
+            Kind::Cluster => {
+                let (key, cluster) = world.clusters().get_key_value(name)?;
+                Some(self.encoded(kind, key, || Resource::Cluster((**cluster).clone())))
+            }
+            Kind::Endpoint => {
+                let (key, assignment) = world.assignments().get_key_value(name)?;
+                Some(self.encoded(kind, key, || Resource::Endpoint((**assignment).clone())))
+            }
+            Kind::Dns => {
+                let key = world.resolve_dns(name, caller.namespace())?;
+                let name = Arc::clone(world.dns().get(&key)?);
+                Some(self.encoded(kind, &key, || Resource::Dns((*name).clone())))
+            }
+            Kind::Secret => self.bundle.clone().filter(|_| name == TRUST_BUNDLE),
+        }
     }
 
     fn encoded(&self, kind: Kind, key: &Arc<str>, model: impl FnOnce() -> Resource) -> Arc<Encoded> {

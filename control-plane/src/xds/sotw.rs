@@ -12,12 +12,12 @@ use tonic::Status;
 
 use super::delta::{MAX_NAMES, not_found};
 use super::server::{Ack, Batch, Session};
-use super::{Catalog, Changed, Encoded, Kind, PUSH_ORDER, has_wildcard, place};
+use super::{Catalog, Changed, Client, Encoded, Kind, PUSH_ORDER, has_wildcard, place};
 use crate::caller::Caller;
 
 /// The state of one stream.
 pub(super) struct StateOfTheWorld {
-    caller: Caller,
+    client: Client,
     types: [TypeState; 6],
 }
 
@@ -55,10 +55,10 @@ impl Session for StateOfTheWorld {
     const PROTOCOL: &'static str = "sotw";
 
     fn open(caller: Caller, first: &DiscoveryRequest) -> Result<Self, Status> {
-        if first.node.is_none() {
+        let Some(node) = &first.node else {
             return Err(Status::invalid_argument("the first request of a stream must have a node"));
-        }
-        Ok(Self { caller, types: PUSH_ORDER.map(TypeState::new) })
+        };
+        Ok(Self { client: Client::new(caller, node), types: PUSH_ORDER.map(TypeState::new) })
     }
 
     fn node(request: &DiscoveryRequest) -> Option<&envoy_types::pb::envoy::config::core::v3::Node> {
@@ -88,7 +88,9 @@ impl Session for StateOfTheWorld {
 
     fn changed(&mut self, changed: &Changed) {
         for state in &mut self.types {
-            if changed.renamed(state.kind) {
+            // A listener is asked for by any name that means it.
+            let listeners = state.kind == Kind::Listener && !changed.names(state.kind).is_empty();
+            if changed.renamed(state.kind) || listeners {
                 state.doubtful |= !state.names.is_empty();
             }
             for name in changed.names(state.kind) {
@@ -116,9 +118,9 @@ impl Session for StateOfTheWorld {
         for kind in PUSH_ORDER {
             let state = &mut self.types[place(kind)];
             let content = if has_wildcard(kind) {
-                state.complete(catalog, &self.caller)
+                state.complete(catalog, &self.client)
             } else {
-                state.partial(catalog, &self.caller)
+                state.partial(catalog, &self.client)
             };
             let Some(content) = content else { continue };
             state.nonce = Some(nonce.into());
@@ -203,19 +205,19 @@ impl TypeState {
     }
 
     /// All that is wanted and exists, if that is news or owed.
-    fn complete(&mut self, catalog: &dyn Catalog, caller: &Caller) -> Option<Content> {
+    fn complete(&mut self, catalog: &dyn Catalog, client: &Client) -> Option<Content> {
         let owed = std::mem::take(&mut self.owed);
         if !std::mem::take(&mut self.doubtful) && !owed {
             return None;
         }
         let mut names = self.names.clone();
         if self.wildcard {
-            names.extend(catalog.names(self.kind, caller));
+            names.extend(catalog.names(self.kind, client));
         }
         let mut sent = BTreeMap::new();
         let mut missing = Vec::new();
         for name in names {
-            match find(catalog, self.kind, &name, caller) {
+            match find(catalog, self.kind, &name, client) {
                 Some(resource) => drop(sent.insert(name, resource)),
                 None => missing.push(name),
             }
@@ -236,10 +238,10 @@ impl TypeState {
     }
 
     /// What changed or is owed of the names to look at.
-    fn partial(&mut self, catalog: &dyn Catalog, caller: &Caller) -> Option<Content> {
+    fn partial(&mut self, catalog: &dyn Catalog, client: &Client) -> Option<Content> {
         let mut content = Content { resources: Vec::new(), missing: Vec::new(), news: Vec::new() };
         for (name, owed) in std::mem::take(&mut self.pending) {
-            match find(catalog, self.kind, &name, caller) {
+            match find(catalog, self.kind, &name, client) {
                 Some(resource) => {
                     let held = self.sent.insert(Arc::clone(&name), Arc::clone(&resource));
                     if owed || held.is_none_or(|held| held.version != resource.version) {
@@ -259,6 +261,6 @@ impl TypeState {
 }
 
 /// A resource by its own name.
-fn find(catalog: &dyn Catalog, kind: Kind, name: &str, caller: &Caller) -> Option<Arc<Encoded>> {
-    catalog.find(kind, name, caller).filter(|resource| *resource.name == *name)
+fn find(catalog: &dyn Catalog, kind: Kind, name: &str, client: &Client) -> Option<Arc<Encoded>> {
+    catalog.find(kind, name, client).filter(|resource| *resource.name == *name)
 }

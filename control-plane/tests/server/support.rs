@@ -26,13 +26,12 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Request, Status, Streaming};
 use tulle_control_plane::ca::service::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse};
 use tulle_control_plane::ca::{Authority, tokens};
-use tulle_control_plane::caller::Caller;
 use tulle_control_plane::grpc::Services;
 use tulle_control_plane::metrics::Metrics;
 use tulle_control_plane::xds::hub::Hub;
 use tulle_control_plane::xds::proxies::Proxies;
 use tulle_control_plane::xds::server::Limits;
-use tulle_control_plane::xds::{Catalog, Changed, Encoded, Kind};
+use tulle_control_plane::xds::{Catalog, Changed, Client, Encoded, Kind};
 
 /// Long enough for a slow machine; nothing waits for it when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,17 +53,17 @@ struct Content {
 }
 
 impl Catalog for Fake {
-    fn find(&self, kind: Kind, name: &str, caller: &Caller) -> Option<Arc<Encoded>> {
+    fn find(&self, kind: Kind, name: &str, client: &Client) -> Option<Arc<Encoded>> {
         let content = self.content.read().unwrap();
-        if content.owners.get(name).is_some_and(|owner| owner != caller.identity.as_str()) {
+        if content.owners.get(name).is_some_and(|owner| owner != client.caller.identity.as_str()) {
             return None;
         }
-        let scoped = (kind, format!("{}/{name}", caller.namespace()));
+        let scoped = (kind, format!("{}/{name}", client.caller.namespace()));
         let name = content.aliases.get(&scoped).map_or(name, String::as_str);
         content.resources.get(&(kind, name.to_owned())).cloned()
     }
 
-    fn names(&self, kind: Kind, _: &Caller) -> Vec<Arc<str>> {
+    fn names(&self, kind: Kind, _: &Client) -> Vec<Arc<str>> {
         let content = self.content.read().unwrap();
         content.resources.keys().filter(|(k, _)| *k == kind).map(|(_, name)| name.as_str().into()).collect()
     }

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model;
 
+pub mod client;
 pub mod cluster;
 pub mod dns;
 pub mod endpoint;
@@ -32,6 +33,7 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
+pub use client::Client;
 pub use error::XdsError;
 
 /// The type URLs of the resources.
@@ -140,10 +142,14 @@ impl Resource {
 
     /// The bytes of its protobuf message; the same model always gives the same bytes.
     pub fn encode_bytes(&self) -> Vec<u8> {
+        self.encode_bytes_for(&Client::Sidecar)
+    }
+
+    fn encode_bytes_for(&self, client: &Client) -> Vec<u8> {
         match self {
-            Self::Listener(listener) => listener::encode(listener).encode_to_vec(),
+            Self::Listener(listener) => listener::encode_for(listener, client).encode_to_vec(),
             Self::Route(routes) => route::encode_bytes(routes),
-            Self::Cluster(cluster) => cluster::encode(cluster).encode_to_vec(),
+            Self::Cluster(cluster) => cluster::encode_for(cluster, client).encode_to_vec(),
             Self::Endpoint(assignment) => endpoint::encode(assignment).encode_to_vec(),
             Self::Secret(secret) => secret::encode(secret).encode_to_vec(),
             Self::Dns(name) => dns::encode(name).encode_to_vec(),
@@ -152,7 +158,12 @@ impl Resource {
 
     /// Its protobuf message with its type, as a discovery response holds it.
     pub fn encode(&self) -> Any {
-        Any { type_url: self.type_url().into(), value: self.encode_bytes() }
+        self.encode_for(&Client::Sidecar)
+    }
+
+    /// The same in the form that a kind of client takes.
+    pub fn encode_for(&self, client: &Client) -> Any {
+        Any { type_url: self.type_url().into(), value: self.encode_bytes_for(client) }
     }
 
     /// The name under which it is subscribed to.

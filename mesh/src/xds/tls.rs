@@ -1,8 +1,8 @@
 //! TLS settings of both ends of a mesh connection.
 //!
-//! A workload has one certificate and one trust bundle. Envoy fetches them over SDS (`default`, `ROOTCA`), gRPC takes
+//! A workload has one certificate and one trust bundle. Envoy reads them as secrets (`default`, `ROOTCA`) from files, gRPC takes
 //! them from the provider instance `default` of its bootstrap, and Tulle's sidecar has them anyway; both references are
-//! written side by side, which each of the three accepts. No `tls_params` are written, since gRPC refuses them.
+//! written side by side, which each of the three accepts. `tls_params` are written for Envoy alone, since gRPC refuses them.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
@@ -12,11 +12,13 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_c
     CombinedCertificateValidationContext, ValidationContextType,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::error::{At, Decoded, FieldError, each, refuse, required, unsupported};
 use super::{matching, proto};
 use crate::model::{DownstreamTls, StringMatch, UpstreamTls};
+use crate::xds::Client;
 
 /// The secret, and the provider's certificate, that a workload proves itself with.
 const CERTIFICATE: &str = "default";
@@ -27,11 +29,11 @@ const PROVIDER: &str = "default";
 /// gRPC knows TLS by this very name.
 const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
 
-pub(super) fn downstream(tls: &DownstreamTls) -> core::TransportSocket {
+pub(super) fn downstream(tls: &DownstreamTls, client: &Client) -> core::TransportSocket {
     socket(
         TLS_SOCKET,
         proto::any(&pb::DownstreamTlsContext {
-            common_tls_context: Some(common(&tls.alpn, &[])),
+            common_tls_context: Some(common(&tls.alpn, &[], client)),
             require_client_certificate: proto::bool_value(tls.require_client_certificate),
             ..Default::default()
         }),
@@ -61,11 +63,11 @@ pub(super) fn decode_downstream(socket: Option<core::TransportSocket>) -> Decode
     Ok(Some(DownstreamTls { require_client_certificate: required, alpn }))
 }
 
-pub(super) fn upstream(tls: &UpstreamTls) -> core::TransportSocket {
+pub(super) fn upstream(tls: &UpstreamTls, client: &Client) -> core::TransportSocket {
     socket(
         TLS_SOCKET,
         proto::any(&pb::UpstreamTlsContext {
-            common_tls_context: Some(common(&tls.alpn, &tls.subject_alt_names)),
+            common_tls_context: Some(common(&tls.alpn, &tls.subject_alt_names, client)),
             sni: tls.sni.clone(),
             ..Default::default()
         }),
@@ -117,18 +119,30 @@ fn unknown_socket(config: &Any) -> FieldError {
 }
 
 #[expect(deprecated, reason = "gRPC checks the names of the old field only: without it, it would check none")]
-fn common(alpn: &[String], names: &[StringMatch]) -> pb::CommonTlsContext {
+fn common(alpn: &[String], names: &[StringMatch], client: &Client) -> pb::CommonTlsContext {
     let provider = |certificate: &str| pb::CertificateProviderPluginInstance {
         instance_name: PROVIDER.into(),
         certificate_name: certificate.into(),
     };
-    let secret = |name: &str| pb::SdsSecretConfig { name: name.into(), sds_config: proto::ads() };
+    let secret = |name: &str| pb::SdsSecretConfig {
+        name: name.into(),
+        sds_config: match client {
+            Client::Envoy(envoy) => Some(file_source(&envoy.certificates, name)),
+            Client::Sidecar | Client::Grpc => proto::ads(),
+        },
+    };
     let typed = |matcher: &StringMatch| pb::SubjectAltNameMatcher {
         san_type: SanType::Uri as i32,
         matcher: Some(matching::string(matcher)),
         ..Default::default()
     };
     pb::CommonTlsContext {
+        // Envoy's client end would stay below TLS 1.3.
+        tls_params: matches!(client, Client::Envoy(_)).then(|| pb::TlsParameters {
+            tls_minimum_protocol_version: TlsProtocol::TlSv13 as i32,
+            tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
+            ..Default::default()
+        }),
         tls_certificate_sds_secret_configs: vec![secret(CERTIFICATE)],
         tls_certificate_provider_instance: Some(provider(CERTIFICATE)),
         alpn_protocols: alpn.to_vec(),
@@ -137,10 +151,29 @@ fn common(alpn: &[String], names: &[StringMatch]) -> pb::CommonTlsContext {
                 default_validation_context: Some(pb::CertificateValidationContext {
                     ca_certificate_provider_instance: Some(provider(TRUST_BUNDLE)),
                     match_typed_subject_alt_names: names.iter().map(typed).collect(),
-                    match_subject_alt_names: names.iter().map(matching::string).collect(),
+                    match_subject_alt_names: match client {
+                        // It goes by the typed names, and warns of these.
+                        Client::Envoy(_) => Vec::new(),
+                        Client::Sidecar | Client::Grpc => names.iter().map(matching::string).collect(),
+                    },
                     ..Default::default()
                 }),
                 validation_context_sds_secret_config: Some(secret(TRUST_BUNDLE)),
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    }
+}
+
+/// A secret in the folder that `tulle certs` keeps.
+fn file_source(folder: &str, secret: &str) -> core::ConfigSource {
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3 as i32,
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::PathConfigSource(
+            core::PathConfigSource {
+                path: format!("{folder}/{secret}.sds.json"),
+                watched_directory: Some(core::WatchedDirectory { path: folder.into(), ..Default::default() }),
                 ..Default::default()
             },
         )),

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::Resource;
 
-use crate::caller::Caller;
-use crate::xds::{Catalog, Encoded, Kind, fingerprint, has_wildcard};
+use crate::xds::{Catalog, Client, Encoded, Kind, fingerprint, has_wildcard};
 
 /// An update is closed when its resources have this many bytes; the rest goes into the next.
 const SOFT_RESPONSE_BYTES: usize = 1 << 20;
@@ -91,7 +90,7 @@ impl TypeState {
         resuming: bool,
         warming: Option<&HashSet<Arc<str>>>,
         catalog: &dyn Catalog,
-        caller: &Caller,
+        client: &Client,
     ) {
         if !names.is_empty() && !self.explicit {
             self.explicit = true;
@@ -101,7 +100,7 @@ impl TypeState {
         }
         for name in names {
             if name == "*" && has_wildcard(self.kind) {
-                self.set_wildcard(catalog, caller);
+                self.set_wildcard(catalog, client);
                 continue;
             }
             let name: Arc<str> = name.into();
@@ -157,11 +156,11 @@ impl TypeState {
         }
     }
 
-    pub(super) fn set_wildcard(&mut self, catalog: &dyn Catalog, caller: &Caller) {
+    pub(super) fn set_wildcard(&mut self, catalog: &dyn Catalog, client: &Client) {
         self.wildcard = true;
         // A client with nothing waits for the first answer, however empty; one that resumes has what it needs.
         self.owed = self.sent.is_empty();
-        self.pending.extend(catalog.names(self.kind, caller));
+        self.pending.extend(catalog.names(self.kind, client));
     }
 
     pub(super) fn changed(&mut self, names: &HashSet<Arc<str>>, renamed: bool) {
@@ -182,11 +181,11 @@ impl TypeState {
         }
     }
 
-    pub(super) fn all_changed(&mut self, catalog: &dyn Catalog, caller: &Caller) {
+    pub(super) fn all_changed(&mut self, catalog: &dyn Catalog, client: &Client) {
         self.pending.extend(self.asked.keys().cloned());
         self.doubtful.extend(self.sent.keys().cloned());
         if self.wildcard {
-            self.pending.extend(catalog.names(self.kind, caller));
+            self.pending.extend(catalog.names(self.kind, client));
         }
     }
 
@@ -204,14 +203,14 @@ impl TypeState {
     }
 
     /// Looks at pending names; yields what must be sent, and notes what is gone.
-    pub(super) fn updates(&mut self, catalog: &dyn Catalog, caller: &Caller) -> Vec<Arc<Encoded>> {
+    pub(super) fn updates(&mut self, catalog: &dyn Catalog, client: &Client) -> Vec<Arc<Encoded>> {
         let mut updates = BTreeMap::new();
         let mut bytes = 0;
         while bytes < SOFT_RESPONSE_BYTES
             && let Some(name) = self.pending.pop_first().or_else(|| self.doubtful.pop_first())
         {
             let forced = self.forced.remove(&name);
-            match catalog.find(self.kind, &name, caller) {
+            match catalog.find(self.kind, &name, client) {
                 Some(resource) => {
                     if self.found(&name, &resource, forced) {
                         bytes += resource.any.value.len();

@@ -26,7 +26,7 @@ struct Content {
 }
 
 impl Catalog for Fake {
-    fn find(&self, _: Kind, name: &str, _: &Caller) -> Option<Arc<Encoded>> {
+    fn find(&self, _: Kind, name: &str, _: &crate::xds::Client) -> Option<Arc<Encoded>> {
         let content = self.0.lock().unwrap();
         let name = content.aliases.get(name).copied().unwrap_or(name);
         let (name, version) = content.resources.get_key_value(name)?;
@@ -35,7 +35,7 @@ impl Catalog for Fake {
         Some(Arc::new(Encoded::new(name, Any { type_url: String::new(), value })))
     }
 
-    fn names(&self, _: Kind, _: &Caller) -> Vec<Arc<str>> {
+    fn names(&self, _: Kind, _: &crate::xds::Client) -> Vec<Arc<str>> {
         self.0.lock().unwrap().resources.keys().map(|name| (*name).into()).collect()
     }
 }
@@ -223,16 +223,16 @@ impl Pair {
             }
         }
         assert!(!self.server.waiting(), "it comes to rest");
-        let caller = caller();
+        let client = crate::xds::Client::new(caller(), &Node::default());
         let mut wanted = BTreeMap::new();
         if self.client.wildcard {
-            for name in self.catalog.names(Kind::Cluster, &caller) {
-                let resource = self.catalog.find(Kind::Cluster, &name, &caller).unwrap();
+            for name in self.catalog.names(Kind::Cluster, &client) {
+                let resource = self.catalog.find(Kind::Cluster, &name, &client).unwrap();
                 wanted.insert(name.to_string(), resource.version.to_string());
             }
         }
         for (asked, meaning) in &self.client.meaning {
-            let resource = self.catalog.find(Kind::Cluster, asked, &caller);
+            let resource = self.catalog.find(Kind::Cluster, asked, &client);
             assert_eq!(*meaning, resource.as_ref().map(|found| found.name.to_string()), "what {asked} means");
             if let Some(resource) = resource {
                 wanted.insert(resource.name.to_string(), resource.version.to_string());

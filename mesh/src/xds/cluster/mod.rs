@@ -24,6 +24,7 @@ use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
 use super::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto, tls};
 use crate::model::{Cluster, Discovery, HostPort, LoadBalancer, UpstreamProtocol, UpstreamTls};
+use crate::xds::Client;
 
 mod balance;
 mod limits;
@@ -33,6 +34,11 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 
 /// Writes a cluster. The same model always gives the same bytes.
 pub fn encode(cluster: &Cluster) -> pb::Cluster {
+    encode_for(cluster, &Client::Sidecar)
+}
+
+/// The same in the form that a kind of client takes.
+pub fn encode_for(cluster: &Cluster, client: &Client) -> pb::Cluster {
     let mut message = pb::Cluster {
         name: cluster.name.clone(),
         connect_timeout: cluster.connect_timeout.map(proto::duration),
@@ -43,7 +49,7 @@ pub fn encode(cluster: &Cluster) -> pb::Cluster {
     };
     encode_discovery(&mut message, cluster);
     if let Some(tls) = &cluster.tls {
-        encode_tls(&mut message, tls);
+        encode_tls(&mut message, tls, client);
     }
     message
 }
@@ -309,10 +315,18 @@ fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::
     Ok((protocol, idle.at_key(field, HTTP_OPTIONS)?))
 }
 
-/// gRPC knows no `transport_socket_matches`, so they are written only where plaintext endpoints are among the others.
-fn encode_tls(message: &mut pb::Cluster, tls: &UpstreamTls) {
-    if !tls.only_meshed_endpoints {
-        message.transport_socket = Some(tls::upstream(tls));
+/// gRPC knows no `transport_socket_matches`, so they are written only where plaintext endpoints are among the others. A gRPC
+/// client speaks mTLS to all endpoints as soon as one of them has an identity: it never falls back to plaintext.
+fn encode_tls(message: &mut pb::Cluster, tls: &UpstreamTls, client: &Client) {
+    let one_for_all = match client {
+        Client::Grpc => !tls.only_meshed_endpoints || !tls.subject_alt_names.is_empty(),
+        Client::Sidecar | Client::Envoy(_) => !tls.only_meshed_endpoints,
+    };
+    if one_for_all {
+        message.transport_socket = Some(tls::upstream(tls, client));
+        return;
+    }
+    if *client == Client::Grpc {
         return;
     }
     let mode = (TLS_MODE.to_owned(), proto::text(MESH_TLS_MODE));
@@ -320,7 +334,7 @@ fn encode_tls(message: &mut pb::Cluster, tls: &UpstreamTls) {
         TransportSocketMatch {
             name: "mesh".into(),
             r#match: Some(Struct { fields: [mode].into() }),
-            transport_socket: Some(tls::upstream(tls)),
+            transport_socket: Some(tls::upstream(tls, client)),
         },
         TransportSocketMatch {
             name: "plaintext".into(),

@@ -8,12 +8,12 @@ use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{http, rbac, tcp};
+use super::{Client, http, rbac, tcp};
 use crate::model::{Authorization, ChainMatch, FilterChain, Protocol, TrafficDirection, Transport};
 use crate::xds::error::{At, Decoded, FieldError, each, refuse, required, unsupported};
 use crate::xds::{proto, tls};
 
-pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection) -> pb::FilterChain {
+pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection, client: &Client) -> pb::FilterChain {
     let authorization = chain
         .authorization
         .iter()
@@ -30,7 +30,7 @@ pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection) -> pb::Fi
     pb::FilterChain {
         name: chain.name.clone(),
         filter_chain_match: encode_match(&chain.matches),
-        transport_socket: chain.tls.as_ref().map(tls::downstream),
+        transport_socket: chain.tls.as_ref().map(|settings| tls::downstream(settings, client)),
         filters: authorization.chain([last]).collect(),
         ..Default::default()
     }

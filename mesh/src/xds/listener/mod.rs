@@ -17,6 +17,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto};
 use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection, Transport};
+use crate::xds::Client;
 
 mod access_log;
 mod chain;
@@ -32,6 +33,11 @@ const INSPECTION_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Writes a listener. The same model always gives the same bytes.
 pub fn encode(listener: &Listener) -> pb::Listener {
+    encode_for(listener, &Client::Sidecar)
+}
+
+/// The same in the form that a kind of client takes. Envoy passes over an `api_listener`, so it gets none.
+pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
     let direction = match listener.direction {
         TrafficDirection::Inbound => core::TrafficDirection::Inbound,
         TrafficDirection::Outbound => core::TrafficDirection::Outbound,
@@ -42,11 +48,12 @@ pub fn encode(listener: &Listener) -> pb::Listener {
         traffic_direction: direction as i32,
         ..Default::default()
     };
-    if let Some(manager) = encode_api_listener(listener) {
+    let as_api = if matches!(client, Client::Envoy(_)) { None } else { encode_api_listener(listener) };
+    if let Some(manager) = as_api {
         message.api_listener = Some(pb::ApiListener { api_listener: Some(manager) });
     } else {
         message.filter_chains =
-            listener.chains.iter().map(|chain| chain::encode(chain, listener.direction)).collect();
+            listener.chains.iter().map(|chain| chain::encode(chain, listener.direction, client)).collect();
         message.listener_filters = inspectors(&listener.chains);
         if !message.listener_filters.is_empty() {
             message.listener_filters_timeout = Some(proto::duration(INSPECTION_TIMEOUT));

@@ -1,0 +1,51 @@
+//! A proxyless gRPC server behind our sidecars' mTLS: its listener comes from the control plane.
+
+use serde_json::json;
+use tulle_tests::{LIMIT, TestMesh, Workload, wait_for};
+
+use crate::support::{GrpcClient, GrpcServer, call, certificates, free_port, only, service, until_called};
+
+#[tokio::test]
+async fn sidecars_and_grpc_clients_call_it_and_its_policy_holds() {
+    let mesh = TestMesh::start().await;
+    let port = free_port();
+    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
+    mesh.knows("Service", "echo").await;
+    let own = certificates(&mesh, "echo").await;
+    // Its listener is asked for by the address that it is bound to, which here is all of them.
+    let _server = GrpcServer::start(&mesh, "echo", &own, &format!("0.0.0.0:{port}")).await;
+    let web = mesh.workload(Workload::new("web").port("echo.shop:80")).await;
+    let cart = mesh.workload(Workload::new("cart").port("echo.shop:80")).await;
+    let (web, cart) = (web.ports["echo.shop:80"], cart.ports["echo.shop:80"]);
+    assert!(until_called(web, "OK").await.contains("cba"));
+    let mut proxyless = GrpcClient::start(&mesh, "web", "xds:///echo.shop.svc.cluster.local:80").await;
+    assert_eq!(proxyless.until("OK").await, "cba");
+
+    // Plaintext is no way in.
+    assert!(call(([127, 0, 0, 1], port).into()).await.starts_with("UNAVAILABLE"));
+    mesh.manifest("only.yaml", &only("echo", "cart"));
+    until_called(web, "PERMISSION_DENIED").await;
+    proxyless.until("PERMISSION_DENIED").await;
+    assert!(until_called(cart, "OK").await.contains("cba"));
+}
+
+#[tokio::test]
+async fn a_sidecar_refuses_one_that_proves_to_be_someone_else() {
+    let mesh = TestMesh::start().await;
+    let port = free_port();
+    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
+    mesh.knows("Service", "echo").await;
+    let other = certificates(&mesh, "someone-else").await;
+    let _server = GrpcServer::start(&mesh, "echo", &other, &format!("127.0.0.1:{port}")).await;
+    let web = mesh.workload(Workload::new("web").port("echo.shop:80")).await;
+    let refused = || async {
+        let said = call(web.ports["echo.shop:80"]).await;
+        match said.contains("someone-else") {
+            true => Ok(said),
+            false => Err(said),
+        }
+    };
+    let said = wait_for(LIMIT, refused).await.unwrap_or_else(|error| panic!("{error}"));
+    assert!(said.starts_with("UNAVAILABLE"), "{said}");
+    assert_eq!(mesh.api("/api/v1/objects").await["problems"], json!([]));
+}
