@@ -1,7 +1,7 @@
 //! A workload's certificate in a folder, for those that speak the mesh's mTLS without a sidecar: Envoy and gRPC.
 //!
 //! In: who the workload is, and its proof for the control plane. Out: key, chain and trust bundle as files
-//! ([`folder`]), once or for as long as the program runs, renewed as a sidecar renews its own. The key is made here; it
+//! (`folder`), once or for as long as the program runs, renewed as a sidecar renews its own. The key is made here; it
 //! goes nowhere but into its file.
 
 use std::fmt;
