@@ -28,6 +28,20 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// A fault of no file, object or field in particular.
+    pub(crate) fn new(severity: Severity, reason: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            file: None,
+            line: None,
+            column: None,
+            severity,
+            object: None,
+            field: String::new(),
+            reason: reason.into(),
+            fix: fix.into(),
+        }
+    }
+
     /// Where it is, as `<file>:<line>:<column>: `; empty where no file is known.
     pub fn place(&self) -> String {
         let Some(file) = &self.file else { return String::new() };

@@ -89,12 +89,9 @@ impl Subject {
         Problem {
             file: self.place.as_ref().map(|place| place.file.clone()),
             line: self.place.as_ref().map(|place| place.line_of(&field)),
-            column: None,
-            severity,
             object: Some(self.object.clone()),
             field,
-            reason: one_line(reason),
-            fix,
+            ..Problem::new(severity, one_line(reason), fix)
         }
     }
 }

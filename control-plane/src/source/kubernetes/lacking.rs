@@ -98,16 +98,7 @@ fn problem(group: &str, lack: Lack, kinds: &str) -> Problem {
             format!("install the CustomResourceDefinitions of {group}, version {major}.{minor} or later")
         }
     };
-    Problem {
-        file: None,
-        line: None,
-        column: None,
-        severity: Severity::Warning,
-        object: None,
-        field: String::new(),
-        reason,
-        fix: format!("{fix}; they are taken up without a restart"),
-    }
+    Problem::new(Severity::Warning, reason, format!("{fix}; they are taken up without a restart"))
 }
 
 #[cfg(test)]

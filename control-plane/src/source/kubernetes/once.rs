@@ -86,16 +86,11 @@ async fn list<T: Kind>(client: &Client, mirror: &Mirror) -> Result<(), kube::Err
 }
 
 fn forbidden<T: Kind>(message: &str) -> Problem {
-    Problem {
-        file: None,
-        line: None,
-        column: None,
-        severity: Severity::Warning,
-        object: None,
-        field: String::new(),
-        reason: format!("objects of kind {} can't be read: {message}", T::KIND),
-        fix: "ask as who may list them in all namespaces; until then it is as if there were none".into(),
-    }
+    Problem::new(
+        Severity::Warning,
+        format!("objects of kind {} can't be read: {message}", T::KIND),
+        "ask as who may list them in all namespaces; until then it is as if there were none",
+    )
 }
 
 /// Why a cluster can't be read.

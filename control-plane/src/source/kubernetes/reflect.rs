@@ -194,14 +194,9 @@ pub(super) fn reading<T: Kind>(object: DynamicObject) -> Reading<T> {
     let problems = faults
         .into_iter()
         .map(|fault| Problem {
-            file: None,
-            line: None,
-            column: None,
-            severity: fault.severity,
             object: Some(object.clone()),
             field: path_text(&fault.path),
-            reason: fault.reason,
-            fix: fault.fix,
+            ..Problem::new(fault.severity, fault.reason, fault.fix)
         })
         .collect();
     Reading { key, value, problems, status }

@@ -283,15 +283,16 @@ pub(super) fn duplicate(object: ObjectRef, first: Option<&Place>, second: Option
     Some(Problem {
         file: Some(second.file.clone()),
         line: Some(second.line),
-        column: None,
-        severity: Severity::Error,
         object: Some(object),
         field: "metadata.name".into(),
-        reason: format!(
-            "the object is already there, in {}:{}, which stays in force",
-            first.file.display(),
-            first.line
-        ),
-        fix: "remove one of the two, or rename it".into(),
+        ..Problem::new(
+            Severity::Error,
+            format!(
+                "the object is already there, in {}:{}, which stays in force",
+                first.file.display(),
+                first.line
+            ),
+            "remove one of the two, or rename it",
+        )
     })
 }

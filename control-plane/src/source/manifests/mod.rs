@@ -189,14 +189,5 @@ impl std::error::Error for SourceError {
 }
 
 fn file_problem(path: &Path, line: Option<u32>, reason: String, fix: &str) -> Problem {
-    Problem {
-        file: Some(path.to_owned()),
-        line,
-        column: None,
-        severity: Severity::Error,
-        object: None,
-        field: String::new(),
-        reason,
-        fix: fix.into(),
-    }
+    Problem { file: Some(path.to_owned()), line, ..Problem::new(Severity::Error, reason, fix) }
 }
