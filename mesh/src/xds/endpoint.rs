@@ -77,7 +77,7 @@ fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
 }
 
 fn decode_policy(policy: &pb::cluster_load_assignment::Policy) -> Decoded<()> {
-    refuse!(policy; drop_overloads, endpoint_stale_after, weighted_priority_health);
+    refuse!(policy; drop_overloads, endpoint_stale_after, weighted_priority_health)?;
     let factor = policy.overprovisioning_factor.map_or(OVERPROVISIONING, |factor| factor.value);
     unsupported(factor != OVERPROVISIONING, "overprovisioning_factor", "use 140")
 }

@@ -134,19 +134,23 @@ pub(super) fn unsupported(is_set: bool, field: &str, fix: &str) -> Decoded<()> {
     if is_set { Err(FieldError::new(format!("is not supported: {fix}"))).at(field) } else { Ok(()) }
 }
 
-/// Refuses a message that sets one of some fields for which nothing stands in the model. Those behind `switches` may be
-/// there, but not true.
+/// Refuses a message that sets one of some fields for which nothing stands in the model: a `Decoded<()>`. Those behind
+/// `switches` may be there, but not true.
 macro_rules! refuse {
-    ($message:expr; $($field:ident),* $(; switches $($switch:ident),+)?) => {{
-        const FIX: &str = "leave it out";
-        $($crate::xds::error::unsupported($crate::xds::error::is_set(&$message.$field), stringify!($field), FIX)?;)*
-        $($({
-            let on = $message.$switch.as_ref().is_some_and(|switch| switch.value);
-            $crate::xds::error::unsupported(on, stringify!($switch), FIX)?;
-        })+)?
-    }};
+    ($message:expr; $($field:ident),* $(; switches $($switch:ident),+)?) => {
+        $crate::xds::error::refuse_set(&[
+            $(($crate::xds::error::is_set(&$message.$field), stringify!($field)),)*
+            $($(($message.$switch.as_ref().is_some_and(|switch| switch.value), stringify!($switch)),)+)?
+        ])
+    };
 }
 pub(super) use refuse;
+
+/// Refuses the first of some fields that is set.
+pub(super) fn refuse_set(fields: &[(bool, &str)]) -> Decoded<()> {
+    let set = fields.iter().find(|(is_set, _)| *is_set);
+    set.map_or(Ok(()), |(_, field)| unsupported(true, field, "leave it out"))
+}
 
 /// Whether a field holds anything but its default.
 pub(super) fn is_set<T: Default + PartialEq>(field: &T) -> bool {

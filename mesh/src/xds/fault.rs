@@ -45,7 +45,7 @@ pub(super) fn decode(fault: pb::HttpFault) -> Decoded<Fault> {
     unsupported(!fault.upstream_cluster.is_empty(), "upstream_cluster", fix)?;
     unsupported(!fault.downstream_nodes.is_empty(), "downstream_nodes", fix)?;
     unsupported(fault.response_rate_limit.is_some(), "response_rate_limit", "use a delay")?;
-    refuse!(fault; max_active_faults);
+    refuse!(fault; max_active_faults)?;
     let metadata: Fields = fault.filter_metadata.unwrap_or_default().fields.into_iter().collect();
     let delay = fault.delay.map(|delay| decode_delay(delay).at("delay")).transpose()?;
     let abort = fault.abort.map(|abort| decode_abort(abort, &metadata).at("abort")).transpose()?;

@@ -61,13 +61,10 @@ pub(super) fn bool_value(value: bool) -> Option<protobuf::BoolValue> {
 /// Refuses the options of HTTP connections for which nothing stands in the model.
 pub(super) fn refuse_common(options: Option<&core::HttpProtocolOptions>) -> Decoded<()> {
     let Some(options) = options else { return Ok(()) };
-    let rest = || -> Decoded<()> {
-        refuse!(options;
+    refuse!(options;
             headers_with_underscores_action, max_connection_duration, max_requests_per_connection,
-            max_response_headers_kb, max_stream_duration);
-        Ok(())
-    };
-    rest().at("common_http_protocol_options")
+            max_response_headers_kb, max_stream_duration)
+    .at("common_http_protocol_options")
 }
 
 /// A port of TCP, from 1.
@@ -93,7 +90,7 @@ pub(super) fn decode_host_port(socket: core::SocketAddress) -> Decoded<(String, 
     if socket.protocol != core::socket_address::Protocol::Tcp as i32 {
         return Err(FieldError::new("only TCP is supported")).at("protocol");
     }
-    refuse!(socket; network_namespace_filepath, resolver_name);
+    refuse!(socket; network_namespace_filepath, resolver_name)?;
     if socket.address.is_empty() {
         return Err(FieldError::new("is empty: set it")).at("address");
     }

@@ -48,11 +48,7 @@ pub(super) fn decode_downstream(socket: Option<core::TransportSocket>) -> Decode
         return Err(unknown_socket(&config)).at(field);
     }
     let context: pb::DownstreamTlsContext = proto::unpack(&config).at(field)?;
-    let rest = || -> Decoded<()> {
-        refuse!(context; ocsp_staple_policy; switches require_sni);
-        Ok(())
-    };
-    rest().at(field)?;
+    refuse!(context; ocsp_staple_policy; switches require_sni).at(field)?;
     let (alpn, names) = decode_common(context.common_tls_context).at(field)?;
     unsupported(
         !names.is_empty(),
@@ -190,7 +186,7 @@ fn decode_common(context: Option<pb::CommonTlsContext>) -> Decoded<(Vec<String>,
 }
 
 fn decode_names(context: &pb::CommonTlsContext) -> Decoded<Vec<StringMatch>> {
-    refuse!(context; key_log);
+    refuse!(context; key_log)?;
     if let Some(params) = &context.tls_params {
         let fix = "leave them out: mesh TLS is 1.3 with the sidecar's own suites";
         unsupported(!params.compliance_policies.is_empty(), "tls_params.compliance_policies", fix)?;
@@ -253,7 +249,7 @@ pub(super) fn refuse_restrictions(context: &pb::CertificateValidationContext) ->
     unsupported(!context.verify_certificate_hash.is_empty(), "verify_certificate_hash", fix)?;
     unsupported(context.crl.is_some(), "crl", "leave it out: certificates of the mesh are short-lived")?;
     unsupported(context.custom_validator_config.is_some(), "custom_validator_config", fix)?;
-    refuse!(context; max_verify_depth; switches require_signed_certificate_timestamp);
+    refuse!(context; max_verify_depth; switches require_signed_certificate_timestamp)?;
     unsupported(context.allow_expired_certificate, "allow_expired_certificate", "renew certificates")?;
     unsupported(
         context.trust_chain_verification != TrustChainVerification::VerifyTrustChain as i32,

@@ -106,13 +106,15 @@ fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> 
     }
     if proto::is::<LeastRequest>(config) {
         let least: LeastRequest = proto::unpack(config)?;
-        refuse!(least; active_request_bias, selection_method, slow_start_config);
+        refuse!(least; active_request_bias, selection_method, slow_start_config)?;
         return decode_choices(least.choice_count).map(Some);
     }
-    let by_fields = proto::decode_fields(config, &RoundRobin::type_url())?.is_some();
-    if by_fields || proto::is::<RoundRobin>(config) {
-        let round_robin: RoundRobin = proto::unpack(config).unwrap_or_default();
-        refuse!(round_robin; slow_start_config);
+    if proto::decode_fields(config, &RoundRobin::type_url())?.is_some() {
+        return Ok(Some(LoadBalancer::RoundRobin));
+    }
+    if proto::is::<RoundRobin>(config) {
+        let round_robin: RoundRobin = proto::unpack(config)?;
+        refuse!(round_robin; slow_start_config)?;
         return Ok(Some(LoadBalancer::RoundRobin));
     }
     if proto::is::<Random>(config) {
@@ -143,11 +145,7 @@ fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer
         Ok(LbPolicy::LeastRequest) => {
             let choices = match config {
                 Some(LbConfig::LeastRequestLbConfig(least)) => {
-                    let rest = || -> Decoded<()> {
-                        refuse!(least; active_request_bias, slow_start_config);
-                        Ok(())
-                    };
-                    rest().at("least_request_lb_config")?;
+                    refuse!(least; active_request_bias, slow_start_config).at("least_request_lb_config")?;
                     least.choice_count
                 }
                 _ => None,

@@ -48,7 +48,7 @@ pub(super) fn encode(limits: &Limits) -> Option<pb::CircuitBreakers> {
 pub(super) fn decode(breakers: Option<pb::CircuitBreakers>) -> Decoded<Limits> {
     let default = RoutingPriority::Default as i32;
     if let Some(breakers) = &breakers {
-        refuse!(breakers; per_host_thresholds);
+        refuse!(breakers; per_host_thresholds)?;
     }
     let thresholds = breakers.map(|breakers| breakers.thresholds).unwrap_or_default();
     let found = thresholds.into_iter().enumerate().find(|(_, thresholds)| thresholds.priority == default);
@@ -107,7 +107,7 @@ pub(super) fn encode_outliers(detection: &OutlierDetection) -> pb::OutlierDetect
 }
 
 pub(super) fn decode_outliers(detection: pb::OutlierDetection) -> Decoded<OutlierDetection> {
-    refuse!(detection; monitors, split_external_local_origin_errors);
+    refuse!(detection; monitors, split_external_local_origin_errors)?;
     let base = proto::decode_positive(detection.base_ejection_time, "base_ejection_time")?;
     let base = base.unwrap_or(BASE_EJECTION_TIME);
     let longest = proto::decode_positive(detection.max_ejection_time, "max_ejection_time")?;

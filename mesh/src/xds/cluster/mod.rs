@@ -246,27 +246,29 @@ fn refuse_rest(message: &pb::Cluster) -> Decoded<()> {
         connection_pool_per_downstream_connection, dns_lookup_family, dns_resolution_config, dns_resolvers,
         health_checks, http_protocol_options, max_requests_per_connection, protocol_selection,
         typed_dns_resolver_config, upstream_bind_config, upstream_config, upstream_http_protocol_options,
-        use_tcp_for_dns_lookups);
+        use_tcp_for_dns_lookups)?;
     if let Some(pb::cluster::LbConfig::OriginalDstLbConfig(original)) = &message.lb_config {
-        let rest = || -> Decoded<()> {
-            refuse!(original; http_header_name, metadata_key, upstream_port_override, use_http_header);
-            Ok(())
-        };
-        rest().at("original_dst_lb_config")?;
+        refuse!(original; http_header_name, metadata_key, upstream_port_override, use_http_header)
+            .at("original_dst_lb_config")?;
     }
-    if let Some(common) = &message.common_lb_config {
-        let rest = || -> Decoded<()> {
-            refuse!(common; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status);
-            use pb::cluster::common_lb_config;
-            let zones = matches!(
-                common.locality_config_specifier,
-                Some(common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(_))
-            );
-            unsupported(zones, "zone_aware_lb_config", "use locality_weighted_lb_config")
-        };
-        rest().at("common_lb_config")?;
-    }
-    Ok(())
+    message.common_lb_config.as_ref().map_or(Ok(()), refuse_balancing).at("common_lb_config")
+}
+
+fn refuse_balancing(common: &pb::cluster::CommonLbConfig) -> Decoded<()> {
+    use pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig;
+    refuse!(common; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status)?;
+    let zones = matches!(common.locality_config_specifier, Some(ZoneAwareLbConfig(_)));
+    unsupported(zones, "zone_aware_lb_config", "use locality_weighted_lb_config")
+}
+
+fn refuse_options(options: &http_pb::HttpProtocolOptions) -> Decoded<()> {
+    refuse!(options;
+        hash_policy, header_validation_config, http_filters, outlier_detection, request_mirror_policies,
+        retry_policy, upstream_http_protocol_options)?;
+    let common = options.common_http_protocol_options.as_ref();
+    proto::refuse_common(common)?;
+    let headers = common.and_then(|common| common.max_headers_count);
+    unsupported(headers.is_some(), "common_http_protocol_options.max_headers_count", "leave it out")
 }
 
 /// As in Envoy, a cluster speaks HTTP/1.1 unless something else is set.
@@ -279,16 +281,7 @@ fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::
         return Ok((if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 }, None));
     };
     let options: http_pb::HttpProtocolOptions = proto::unpack(config).at_key(field, HTTP_OPTIONS)?;
-    let rest = || -> Decoded<()> {
-        refuse!(options;
-            hash_policy, header_validation_config, http_filters, outlier_detection, request_mirror_policies,
-            retry_policy, upstream_http_protocol_options);
-        proto::refuse_common(options.common_http_protocol_options.as_ref())?;
-        let headers =
-            options.common_http_protocol_options.as_ref().and_then(|common| common.max_headers_count);
-        unsupported(headers.is_some(), "common_http_protocol_options.max_headers_count", "leave it out")
-    };
-    rest().at_key(field, HTTP_OPTIONS)?;
+    refuse_options(&options).at_key(field, HTTP_OPTIONS)?;
     let protocol = match options.upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
             Some(ProtocolConfig::HttpProtocolOptions(http1)) => {

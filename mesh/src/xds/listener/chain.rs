@@ -59,8 +59,7 @@ pub(super) fn decode(chain: pb::FilterChain) -> Decoded<FilterChain> {
 
 #[expect(deprecated, reason = "other control planes may still send it")]
 fn refuse_proxy_header(chain: &pb::FilterChain) -> Decoded<()> {
-    refuse!(chain; ; switches use_proxy_proto);
-    Ok(())
+    refuse!(chain; ; switches use_proxy_proto)
 }
 
 enum NetworkFilter {

@@ -130,7 +130,7 @@ fn decode_filter(filter: pb::HttpFilter) -> Decoded<Step> {
 fn decode_config(name: &str, config: &Any, is_optional: bool) -> Decoded<Step> {
     if proto::is::<Router>(config) {
         let router: Router = proto::unpack(config)?;
-        refuse!(router; strict_check_headers, upstream_http_filters, upstream_log, respect_expected_rq_timeout);
+        refuse!(router; strict_check_headers, upstream_http_filters, upstream_log, respect_expected_rq_timeout)?;
         return Ok(Step::Router);
     }
     let filters: Vec<HttpFilter> = if proto::is::<Rbac>(config) {
@@ -166,7 +166,7 @@ fn is_empty_session(config: &Any) -> Decoded<bool> {
     }
     let session: StatefulSession = proto::unpack(config)?;
     unsupported(session.session_state.is_some(), "session_state", "put it on the routes that it is for")?;
-    refuse!(session; strict);
+    refuse!(session; strict)?;
     Ok(true)
 }
 
@@ -197,7 +197,7 @@ fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcu
 /// `None` where it is switched off.
 fn decode_concurrency(limit: concurrency::AdaptiveConcurrency) -> Decoded<Option<AdaptiveConcurrency>> {
     let enabled = limit.enabled.and_then(|flag| flag.default_value).is_none_or(|value| value.value);
-    refuse!(limit; concurrency_limit_exceeded_status);
+    refuse!(limit; concurrency_limit_exceeded_status)?;
     let ConcurrencyControllerConfig::GradientControllerConfig(gradient) =
         required(limit.concurrency_controller_config, "gradient_controller_config")?;
     let field = "gradient_controller_config.concurrency_limit_params";

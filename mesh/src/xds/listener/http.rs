@@ -127,7 +127,7 @@ fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
         path_normalization_options, request_id_extension, request_timeout, scheme_header_transformation,
         strip_matching_host_port, strip_port_mode, strip_trailing_host_dot, typed_header_validation_config, via,
         xff_num_trusted_hops;
-        switches add_user_agent);
+        switches add_user_agent)?;
     proto::refuse_common(manager.common_http_protocol_options.as_ref())?;
     // HTTP/1.0 is served in any case.
     let http1 = manager.http_protocol_options.clone().unwrap_or_default();
@@ -230,7 +230,7 @@ fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
         let all = share.as_ref().is_none_or(|share| share.value >= 100.0);
         unsupported(!all, field, "use random_sampling")?;
     }
-    refuse!(tracing; custom_tags);
+    refuse!(tracing; custom_tags)?;
     let config = match tracing.provider.and_then(|provider| provider.config_type) {
         Some(trace::tracing::http::ConfigType::TypedConfig(config))
             if proto::is::<trace::OpenTelemetryConfig>(&config) =>
@@ -239,7 +239,7 @@ fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
         }
         _ => trace::OpenTelemetryConfig::default(),
     };
-    refuse!(config; http_service, resource_detectors, sampler);
+    refuse!(config; http_service, resource_detectors, sampler)?;
     let collector = match config.grpc_service.and_then(|service| service.target_specifier) {
         Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(service)) => Some(service.cluster_name),
         _ => None,

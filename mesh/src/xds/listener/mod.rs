@@ -79,7 +79,7 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
     unsupported(message.fcds_config.is_some(), "fcds_config", "list all filter_chains")?;
     unsupported(message.udp_listener_config.is_some(), "udp_listener_config", "only TCP is served")?;
     unsupported(message.listener_specifier.is_some(), "internal_listener", "use an address")?;
-    refuse!(message; additional_addresses; switches transparent);
+    refuse!(message; additional_addresses; switches transparent)?;
     each("listener_filters", message.listener_filters, decode_listener_filter)?;
     // What names no direction and is no gRPC client's listener takes connections in.
     let direction = match core::TrafficDirection::try_from(message.traffic_direction) {

@@ -75,7 +75,7 @@ fn decode_plain(limit: pb::LocalRateLimit) -> Decoded<Option<LocalRateLimit>> {
     unsupported(limit.local_cluster_rate_limit.is_some(), "local_cluster_rate_limit", "set the local share")?;
     refuse!(limit;
         enable_x_ratelimit_headers, rate_limited_as_resource_exhausted, rate_limits,
-        request_headers_to_add_when_not_enforced, response_headers_to_add);
+        request_headers_to_add_when_not_enforced, response_headers_to_add)?;
     let status = limit.status.map_or(0, |status| status.code);
     unsupported(!matches!(status, 0 | 429), "status", "the answer is always 429")?;
     for (fraction, field) in

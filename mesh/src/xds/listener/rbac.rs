@@ -56,7 +56,7 @@ pub(super) fn decode_http(filter: &str, rbac: http::Rbac) -> Decoded<Vec<Authori
 pub(super) fn decode_network(filter: &str, rbac: network::Rbac) -> Decoded<Vec<Authorization>> {
     unsupported(rbac.matcher.is_some(), "matcher", "use rules")?;
     unsupported(rbac.shadow_matcher.is_some(), "shadow_matcher", "use shadow_rules")?;
-    refuse!(rbac; enforcement_type);
+    refuse!(rbac; enforcement_type)?;
     let sets = decode_sets(filter, rbac.rules, rbac.shadow_rules)?;
     for policy in sets.iter().flat_map(|set| &set.policies) {
         if policy.permissions.iter().any(asks_request) || policy.principals.iter().any(asks_requester) {

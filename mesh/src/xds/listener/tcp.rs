@@ -44,7 +44,7 @@ pub(super) fn decode(proxy: pb::TcpProxy) -> Decoded<TcpProxy> {
     )?;
     refuse!(proxy;
         tunneling_config, hash_policy, max_downstream_connection_duration, on_demand, proxy_protocol_tlvs,
-        upstream_connect_mode, downstream_idle_timeout, upstream_idle_timeout);
+        upstream_connect_mode, downstream_idle_timeout, upstream_idle_timeout)?;
     let backends = match required(proxy.cluster_specifier, "cluster")? {
         ClusterSpecifier::Cluster(cluster) => vec![(non_empty(cluster, "cluster")?, 1)],
         ClusterSpecifier::WeightedClusters(weighted) => {

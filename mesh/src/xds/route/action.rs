@@ -153,7 +153,7 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
 fn refuse_rest(action: &pb::RouteAction) -> Decoded<()> {
     refuse!(action;
         append_x_forwarded_host, cors, grpc_timeout_offset, hedge_policy, internal_redirect_action,
-        internal_redirect_policy, max_grpc_timeout, priority, rate_limits);
+        internal_redirect_policy, max_grpc_timeout, priority, rate_limits)?;
     let offset = action.max_stream_duration.as_ref().and_then(|max| max.grpc_timeout_header_offset);
     unsupported(offset.is_some(), "max_stream_duration.grpc_timeout_header_offset", "leave it out")
 }
@@ -233,7 +233,7 @@ fn encode_mirror(mirror: &Mirror) -> RequestMirrorPolicy {
 
 pub(super) fn decode_mirror(mirror: RequestMirrorPolicy) -> Decoded<Mirror> {
     unsupported(!mirror.cluster_header.is_empty(), "cluster_header", "use cluster")?;
-    refuse!(mirror; host_rewrite_literal, request_headers_mutations);
+    refuse!(mirror; host_rewrite_literal, request_headers_mutations)?;
     let fraction = mirror.runtime_fraction;
     Ok(Mirror {
         cluster: non_empty(mirror.cluster, "cluster")?,

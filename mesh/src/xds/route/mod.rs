@@ -93,7 +93,7 @@ pub fn decode(message: pb::RouteConfiguration) -> Result<RouteConfiguration, Xds
 /// Reads a route configuration within a listener, where it may lack a name.
 pub(super) fn decode_configuration(message: pb::RouteConfiguration) -> Decoded<RouteConfiguration> {
     unsupported(message.vhds.is_some(), "vhds", "list all virtual_hosts")?;
-    refuse!(message; internal_only_headers);
+    refuse!(message; internal_only_headers)?;
     unsupported(
         message.ignore_port_in_host_matching,
         "ignore_port_in_host_matching",
@@ -161,8 +161,7 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
 #[expect(deprecated, reason = "other control planes may still send `cors`")]
 fn refuse_rest(host: &pb::VirtualHost) -> Decoded<()> {
     refuse!(host;
-        cors, hedge_policy, include_attempt_count_in_response, include_is_timeout_retry_header, rate_limits);
-    Ok(())
+        cors, hedge_policy, include_attempt_count_in_response, include_is_timeout_retry_header, rate_limits)
 }
 
 fn decode_domain(domain: String) -> Decoded<Domain> {
@@ -230,7 +229,7 @@ fn encode_half(route: &Route, path: PathSpecifier, half: Option<Half>) -> pb::Ro
 
 fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)> {
     unsupported(!route.route_specifiers.is_empty(), "route_specifiers", "use match and action")?;
-    refuse!(route; tracing);
+    refuse!(route; tracing)?;
     let Own { origin, half, session_lifetime } = decode_metadata(route.metadata.as_ref())?;
     let settings = filters::decode(&route.typed_per_filter_config, session_lifetime)?;
     let mut decoded = Route {

@@ -75,7 +75,7 @@ pub(super) fn encode_retry(retry: &RetryPolicy) -> Option<pb::RetryPolicy> {
 /// A condition that is not known is passed over, as in Envoy: less is tried again, and nothing that was not asked for.
 pub(super) fn decode_retry(retry: pb::RetryPolicy) -> Decoded<Option<RetryPolicy>> {
     refuse!(retry;
-        per_try_idle_timeout, rate_limited_retry_back_off, retriable_headers, retry_options_predicates, retry_priority);
+        per_try_idle_timeout, rate_limited_retry_back_off, retriable_headers, retry_options_predicates, retry_priority)?;
     unsupported(
         !retry.retriable_request_headers.is_empty(),
         "retriable_request_headers",
