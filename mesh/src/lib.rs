@@ -10,6 +10,7 @@
 
 pub mod address;
 pub mod authorize;
+mod escape;
 pub mod explain;
 pub mod identity;
 pub mod model;

@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 
+use crate::escape::{self, is_unreserved};
 use crate::model::StringMatch;
 
 /// How a path can be read.
@@ -75,9 +76,9 @@ fn spelled(path: &str) -> Option<String> {
     while let Some(byte) = bytes.next() {
         let byte = match byte {
             b'%' => {
-                let escaped = hex(bytes.next()?)? << 4 | hex(bytes.next()?)?;
+                let escaped = escape::unescaped(&[bytes.next()?, bytes.next()?])?;
                 if !is_unreserved(escaped) {
-                    push_escape(&mut text, escaped);
+                    escape::push(&mut text, escaped);
                     continue;
                 }
                 escaped
@@ -102,7 +103,7 @@ fn literal(value: &str) -> String {
             }
             None => {
                 if at > 0 {
-                    push_escape(&mut text, b'%');
+                    escape::push(&mut text, b'%');
                 }
                 part
             }
@@ -147,23 +148,8 @@ fn resolved(path: &str, merge_first: bool) -> Option<String> {
 fn push(text: &mut String, byte: u8) {
     match may_stand(byte) {
         true => text.push(char::from(byte)),
-        false => push_escape(text, byte),
+        false => escape::push(text, byte),
     }
-}
-
-fn push_escape(text: &mut String, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    text.push('%');
-    text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-    text.push(char::from(DIGITS[usize::from(byte & 15)]));
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
-}
-
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 /// Whether a byte may stand in a path as it is: RFC 3986's `pchar`, and the slash.

@@ -4,6 +4,7 @@
 //! the backend see. As Envoy does it: escaped slashes first, then dot segments, then repeated slashes; a query is never
 //! touched. A path that needs nothing costs one look at each byte.
 
+use crate::escape::{self, is_unreserved, unescaped};
 use crate::model::{EscapedSlashes, PathHandling};
 
 /// What becomes of a target.
@@ -27,15 +28,13 @@ pub fn normalize(target: &str, how: &PathHandling) -> Normalized {
     if !path.starts_with('/') || is_plain(path, how) {
         return Normalized::Same;
     }
-    let mut text = path.to_owned();
-    let mut redirect = false;
-    if how.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(path) {
-        redirect = match how.escaped_slashes {
-            EscapedSlashes::Reject => return Normalized::Refused,
-            EscapedSlashes::Redirect => true,
-            EscapedSlashes::Unescape | EscapedSlashes::Keep => false,
-        };
-        text = unescape_slashes(&text);
+    let mut text = match how.escaped_slashes {
+        EscapedSlashes::Keep => path.to_owned(),
+        _ => unescape_slashes(path),
+    };
+    let had_escaped = text != path;
+    if had_escaped && how.escaped_slashes == EscapedSlashes::Reject {
+        return Normalized::Refused;
     }
     if how.normalize {
         text = resolve(&text);
@@ -45,7 +44,9 @@ pub fn normalize(target: &str, how: &PathHandling) -> Normalized {
     }
     match text == path {
         true => Normalized::Same,
-        false if redirect => Normalized::Redirect(text + rest),
+        false if had_escaped && how.escaped_slashes == EscapedSlashes::Redirect => {
+            Normalized::Redirect(text + rest)
+        }
         false => Normalized::Changed(text + rest),
     }
 }
@@ -58,9 +59,10 @@ fn is_plain(path: &str, how: &PathHandling) -> bool {
             b'/' => before == b'/' && how.merge_slashes,
             b'.' => before == b'/' && how.normalize,
             b'%' => how.normalize || how.escaped_slashes != EscapedSlashes::Keep,
+            b'\\' => how.normalize,
             _ => how.normalize && must_be_escaped(byte),
         };
-        if suspicious || (byte == b'\\' && how.normalize) {
+        if suspicious {
             return false;
         }
         before = byte;
@@ -68,35 +70,8 @@ fn is_plain(path: &str, how: &PathHandling) -> bool {
     true
 }
 
-fn has_escaped_slash(path: &str) -> bool {
-    path.as_bytes().windows(3).any(|escape| escaped_slash(escape).is_some())
-}
-
-/// The slash, or the backslash, that three bytes are an escape of.
-fn escaped_slash(escape: &[u8]) -> Option<char> {
-    match escape {
-        [b'%', b'2', b'f' | b'F', ..] => Some('/'),
-        [b'%', b'5', b'c' | b'C', ..] => Some('\\'),
-        _ => None,
-    }
-}
-
 fn unescape_slashes(path: &str) -> String {
-    let mut text = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some(next) = rest.chars().next() {
-        match escaped_slash(rest.as_bytes()) {
-            Some(slash) => {
-                text.push(slash);
-                rest = &rest[3..];
-            }
-            None => {
-                text.push(next);
-                rest = &rest[next.len_utf8()..];
-            }
-        }
-    }
-    text
+    path.replace("%2F", "/").replace("%2f", "/").replace("%5C", "\\").replace("%5c", "\\")
 }
 
 /// Resolves dot segments, takes a backslash for a slash, spells unreserved characters as themselves and escapes what may
@@ -141,7 +116,7 @@ fn spell(path: &str) -> String {
         at += 1;
         match byte {
             b'\\' => text.push('/'),
-            b'%' => match bytes.get(at..at + 2).and_then(escaped) {
+            b'%' => match bytes.get(at..at + 2).and_then(unescaped) {
                 Some(meant) if is_unreserved(meant) => {
                     at += 2;
                     text.push(char::from(meant));
@@ -153,7 +128,7 @@ fn spell(path: &str) -> String {
                     text.push('%');
                 }
             },
-            byte if must_be_escaped(byte) => text.push_str(&format!("%{byte:02X}")),
+            byte if must_be_escaped(byte) => escape::push(&mut text, byte),
             byte => text.push(char::from(byte)),
         }
     }
@@ -166,19 +141,9 @@ fn escape_stray(text: &mut String, stray: Option<usize>, next: Option<&u8>) {
     let Some(stray) = stray else { return };
     let mut digits = text.as_bytes()[stray + 1..].to_vec();
     digits.extend((digits.len() == 1).then_some(next).flatten());
-    if digits.len() == 2 && escaped(&digits).is_some() {
+    if digits.len() == 2 && unescaped(&digits).is_some() {
         text.insert_str(stray + 1, "25");
     }
-}
-
-fn escaped(digits: &[u8]) -> Option<u8> {
-    let value = |digit: u8| char::from(digit).to_digit(16);
-    let (high, low) = (value(*digits.first()?)?, value(*digits.get(1)?)?);
-    u8::try_from(high << 4 | low).ok()
-}
-
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 fn must_be_escaped(byte: u8) -> bool {
