@@ -14,5 +14,6 @@ mod escape;
 pub mod explain;
 pub mod identity;
 pub mod model;
+pub mod pem;
 pub mod route;
 pub mod xds;

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
+use tulle_mesh::pem;
 
 use super::store::Store;
 use super::{Authority, Bundle, CaError, Root, Roots, issuer};
@@ -260,7 +261,7 @@ fn certificates(files: &BTreeMap<String, Vec<u8>>, name: &str) -> Result<Vec<Roo
     let mut all = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(bytes) {
         let der = certificate.map_err(|_| unreadable())?.into_owned();
-        let pem = issuer::pem(&der);
+        let pem = pem::encode("CERTIFICATE", &der);
         all.push(Root::new(der, pem).ok_or_else(unreadable)?);
     }
     if all.is_empty() { Err(format!("{name} holds no certificate")) } else { Ok(all) }

@@ -165,15 +165,6 @@ pub(super) fn is_ca(certificate: &CertificateDer<'_>) -> bool {
     parsed.is_ok_and(|(_, certificate)| certificate.is_ca())
 }
 
-/// In PEM, with Unix line ends, and one at the end.
-pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
-    let lines: String = lines.map(|line| format!("{line}\n")).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
-}
-
 /// The first 16 hex digits of the SHA-256 of a certificate.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     Sha256::digest(certificate).iter().take(8).map(|byte| format!("{byte:02x}")).collect()

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use tulle_mesh::xds;
 
 use super::{
     AuthorizationPolicy, BackendTrafficPolicy, HTTPFaultFilter, InboundPolicy, TelemetryPolicy, Workload,
@@ -218,8 +218,7 @@ impl Extra {
             }
         }
         known_formats(&mut crd);
-        let digest = Sha256::digest(crd["spec"].to_string());
-        let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let digest = xds::version(crd["spec"].to_string().as_bytes());
         crd["metadata"]["annotations"] = json!({ SCHEMA: digest });
         Ok(crd)
     }

@@ -12,9 +12,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tulle_mesh::pem;
 
 use crate::config::IdentityFiles;
 use crate::tls::{Leaf, TrustBundle};
@@ -70,9 +69,9 @@ impl Folder {
     /// # Errors
     /// When it can't be written; what it held stays.
     pub(super) fn write(&self, leaf: &Leaf, bundle: &TrustBundle) -> Result<(), FolderError> {
-        let chain: String = leaf.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
-        let roots: String = bundle.roots.iter().map(|der| pem("CERTIFICATE", der)).collect();
-        let key = pem(leaf.key_label(), leaf.key_der());
+        let chain: String = leaf.chain.iter().map(|der| pem::encode("CERTIFICATE", der)).collect();
+        let roots: String = bundle.roots.iter().map(|der| pem::encode("CERTIFICATE", der)).collect();
+        let key = pem::encode(leaf.key_label(), leaf.key_der());
         let files = [
             (CERTIFICATE, chain, 0o644),
             (KEY, key, 0o600),
@@ -157,21 +156,6 @@ impl Folder {
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// RFC 7468.
-fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut lines = format!("-----BEGIN {label}-----\n");
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, left) = rest.split_at(rest.len().min(64));
-        lines.push_str(line);
-        lines.push('\n');
-        rest = left;
-    }
-    lines.push_str(&format!("-----END {label}-----\n"));
-    lines
 }
 
 /// Why the folder can't be used.

@@ -17,6 +17,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tulle_mesh::pem;
 
 use crate::ca::issuer::validity;
 
@@ -60,7 +61,7 @@ impl Roots {
             let (not_before, not_after) =
                 validity(der).ok_or_else(|| wrong("ca.crt has a certificate that can't be read"))?;
             let key = KeyPair::try_from(key).map_err(|_| wrong("ca.key has a key that can't be used"))?;
-            Ok(Root { pem: pem("CERTIFICATE", der), not_before, not_after, key })
+            Ok(Root { pem: pem::encode("CERTIFICATE", der), not_before, not_after, key })
         });
         roots.collect::<Result<_, _>>().map(Self)
     }
@@ -142,17 +143,8 @@ impl Root {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
-        Ok(Self { pem: pem("CERTIFICATE", certificate.der()), not_before, not_after, key })
+        Ok(Self { pem: pem::encode("CERTIFICATE", certificate.der()), not_before, not_after, key })
     }
-}
-
-/// With Unix line ends, and one at the end.
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> =
-        text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// Why there is no certificate. Nothing of a key is in it.
