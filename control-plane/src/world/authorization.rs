@@ -152,22 +152,13 @@ fn compile(
     report: &mut Report,
 ) -> Compiled {
     let mut level = spec.enforcement_level;
-    let mut invalid = None;
-    let mut fault = |report: &mut Report, field: String, reason: String, fix: &str| {
-        invalid.get_or_insert_with(|| Condition::failed("Accepted", "Invalid", format!("{field}: {reason}")));
-        report.error(subject, field, reason, fix);
-    };
     let mut rules = Vec::new();
     for (index, rule) in spec.rules.iter().enumerate() {
         let field = format!("spec.rules[{index}]");
         if rule.http.is_some() && spec.enforcement_level == EnforcementLevel::Network {
-            let reason = "conditions on requests need enforcementLevel: Application".to_owned();
-            fault(
-                report,
-                format!("{field}.http"),
-                reason,
-                "set it; until then the policy is taken as if it were",
-            );
+            let reason = "conditions on requests need enforcementLevel: Application";
+            let fix = "set it; until then the policy is taken as if it were";
+            report.error(subject, format!("{field}.http"), reason, fix);
             level = EnforcementLevel::Application;
         }
         let mut faults = Vec::new();
@@ -177,7 +168,7 @@ fn compile(
             principals: principals(rule, key, trust_domain, &field, &mut faults),
         };
         for (field, reason) in faults {
-            fault(report, field, reason, "correct it; until then it matches nothing");
+            report.error(subject, field, reason, "correct it; until then it matches nothing");
         }
         let ports = rule.network_attributes.clone().unwrap_or_default().ports;
         rules.push((ports, policy));
@@ -188,7 +179,7 @@ fn compile(
         let accepted = match target(key, reference, services) {
             Ok(target) => {
                 targets.push(target);
-                invalid.clone().unwrap_or_else(Condition::accepted)
+                Condition::accepted()
             }
             Err((part, reason, message)) => {
                 report.error(subject, format!("{field}{part}"), message.clone(), "correct the target");

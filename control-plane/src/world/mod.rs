@@ -166,6 +166,7 @@ impl World {
             }
         }
         world.affected = affects.into_inner();
+        report.judge_policies();
         world.statuses = report.statuses;
         world.problems = report.problems;
         world.problems.sort();

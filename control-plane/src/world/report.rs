@@ -137,4 +137,21 @@ impl Report {
     pub(super) fn status(&mut self, object: &ObjectRef, status: ParentStatus) {
         self.statuses.entry(object.clone()).or_default().push(status);
     }
+
+    /// Says `Invalid` at every target of a policy with a fault that is not one of its targets': a part of it does not hold.
+    pub(super) fn judge_policies(&mut self) {
+        for problem in &self.problems {
+            let targets = problem.object.as_ref().and_then(|object| self.statuses.get_mut(object));
+            if problem.severity != Severity::Error || problem.field.starts_with("spec.targetRefs") {
+                continue;
+            }
+            for target in targets.into_iter().flatten() {
+                // A route says with `ResolvedRefs` what it lacks.
+                if let [accepted @ Condition { status: true, .. }] = &mut target.conditions[..] {
+                    let message = format!("{}: {}; {}", problem.field, problem.reason, problem.fix);
+                    *accepted = Condition::failed("Accepted", "Invalid", message);
+                }
+            }
+        }
+    }
 }

@@ -311,3 +311,39 @@ fn a_consistent_hash_reaches_routes_and_cluster() {
         [HashPolicy::Header { name: "x-user".parse().expect("a name"), terminal: true }]
     );
 }
+
+#[test]
+fn a_policy_with_a_fault_is_not_accepted_and_says_where() {
+    let cart = service("shop", "cart", "ports: [{name: http, port: 80}]");
+    for (kind, spec, message) in [
+        (
+            "BackendTrafficPolicy",
+            "sessionPersistence: {sessionName: 'a b'}",
+            "spec.sessionPersistence.sessionName: \"a b\" is not a cookie's name; correct the name",
+        ),
+        (
+            "BackendTrafficPolicy",
+            "loadBalancer: {algorithm: ConsistentHash}",
+            "spec.loadBalancer.consistentHash: ConsistentHash needs to know what to hash; add consistentHash with a type",
+        ),
+        (
+            "AuthorizationPolicy",
+            "action: ALLOW, rules: [{http: {paths: [{type: Exact, value: /}]}}]",
+            "spec.rules[0].http: conditions on requests need enforcementLevel: Application; \
+             set it; until then the policy is taken as if it were",
+        ),
+    ] {
+        // One target more than there is: that one says what is wrong with itself.
+        let targets = "targetRefs: [{kind: Service, name: cart}, {kind: Service, name: missing}]";
+        let workload = workload("shop", "cart-1", "cart", "127.0.0.1", 8080, 25001);
+        let made = world(&format!("{cart}{workload}{}", policy(kind, "p", &format!("{targets}, {spec}"))));
+        let (_, targets) =
+            made.statuses.iter().find(|(object, _)| object.kind == kind).expect("it has targets");
+        let said: Vec<_> = targets
+            .iter()
+            .map(|target| (target.conditions[0].reason, &*target.conditions[0].message))
+            .collect();
+        assert_eq!(said[0], ("Invalid", message), "{kind}: {:?}", problems(&made));
+        assert_eq!(said[1].0, "TargetNotFound", "{kind}: {said:?}");
+    }
+}
