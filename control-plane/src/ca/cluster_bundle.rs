@@ -47,6 +47,16 @@ pub async fn publish(client: Client, mut bundle: watch::Receiver<Bundle>, mut le
     }
 }
 
+/// Whether pods can mount it.
+///
+/// # Errors
+/// When the API server doesn't tell.
+pub async fn exists(client: &Client) -> Result<bool, kube::Error> {
+    let Some(resource) = served(client).await? else { return Ok(false) };
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    Ok(api.get_opt(NAME).await?.is_some())
+}
+
 /// Keeps the object until the control plane ends.
 async fn keep(client: &Client, bundle: &mut watch::Receiver<Bundle>) {
     let mut told = None;

@@ -43,6 +43,8 @@ pub const SIDECAR: &str = "tulle-sidecar";
 pub const INIT: &str = "tulle-init";
 /// The name of the init container that shows that someone else redirected it.
 pub const VALIDATE: &str = "tulle-validate";
+/// The name of the volume that holds the roots, of whichever kind it is.
+pub const TRUST_VOLUME: &str = "tulle-trust-bundle";
 /// The user that the sidecar runs as: redirection spares its connections, so nobody else may be it.
 pub const SIDECAR_USER: i64 = 2102;
 /// The port of the sidecar that answers `/ready`, `/live` and `/metrics`.

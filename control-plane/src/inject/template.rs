@@ -17,14 +17,13 @@ use serde_json::Value;
 
 use super::decide::Facts;
 use super::options::{Options, Quantity, Redirection, Settings, Trust};
-use super::{HEALTH_PORT, INIT, SIDECAR, SIDECAR_USER, VALIDATE};
+use super::{HEALTH_PORT, INIT, SIDECAR, SIDECAR_USER, TRUST_VOLUME, VALIDATE};
 use crate::ca::cluster_bundle::NAME as CLUSTER_TRUST_BUNDLE;
 use crate::ca::distribute::{KEY as TRUST_KEY, NAME as TRUST_CONFIG_MAP};
 
 /// The names of all volumes of a sidecar.
-pub(super) const VOLUMES: [&str; 3] = [TOKEN, TRUST, STATE];
+pub(super) const VOLUMES: [&str; 3] = [TOKEN, TRUST_VOLUME, STATE];
 const TOKEN: &str = "tulle-token";
-const TRUST: &str = "tulle-trust-bundle";
 const STATE: &str = "tulle-state";
 
 const TOKEN_FOLDER: &str = "/var/run/secrets/tulle.dev/token";
@@ -137,7 +136,7 @@ pub(super) fn sidecar(facts: &Facts, options: &Options, probes: &[Value], settin
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         volume_mounts: Some(vec![
             mount(TOKEN, TOKEN_FOLDER, Some(true)),
-            mount(TRUST, TRUST_FOLDER, Some(true)),
+            mount(TRUST_VOLUME, TRUST_FOLDER, Some(true)),
             mount(STATE, STATE_FOLDER, None),
         ]),
         ..Container::default()
@@ -163,7 +162,7 @@ pub(super) fn volumes(settings: &Settings) -> Vec<Volume> {
 fn trust(settings: &Settings) -> Volume {
     match settings.trust {
         Trust::ConfigMap => Volume {
-            name: TRUST.into(),
+            name: TRUST_VOLUME.into(),
             config_map: Some(ConfigMapVolumeSource {
                 name: TRUST_CONFIG_MAP.into(),
                 items: Some(vec![KeyToPath { key: TRUST_KEY.into(), path: TRUST_KEY.into(), mode: None }]),
@@ -179,7 +178,7 @@ fn trust(settings: &Settings) -> Volume {
             };
             let source =
                 VolumeProjection { cluster_trust_bundle: Some(bundle), ..VolumeProjection::default() };
-            projected(TRUST, source)
+            projected(TRUST_VOLUME, source)
         }
     }
 }

@@ -6,6 +6,7 @@ use tokio::process::Command;
 use tulle_tests::apiserver::{ApiServer, CLUSTER_TRUST_BUNDLES};
 use tulle_tests::{binaries, binary, output_of};
 
+use crate::check::{says, tulle};
 use crate::plane::{Plane, SYSTEM, trust_bundle, until};
 
 /// What the object says, once it says something else than `before`.
@@ -58,6 +59,19 @@ async fn roots_are_published_for_the_whole_cluster() {
     })
     .await;
 
+    mount(&api).await;
+    let volumes = api.get("shop", "pod", "web").await["spec"]["volumes"].clone();
+    let trust =
+        volumes.as_array().into_iter().flatten().find(|volume| volume["name"] == "tulle-trust-bundle");
+    let source = &trust.unwrap_or(&Value::Null)["projected"]["sources"][0]["clusterTrustBundle"];
+    assert_eq!(*source, json!({ "name": "tulle-trust-bundle", "path": "root.pem" }), "{volumes}");
+    let report = tulle(&api.kubeconfig, &["check"]).await.1;
+    assert!(says(&report, "pass", &["the ClusterTrustBundle that pods mount is there"]), "{report:#}");
+}
+
+/// Makes a pod, in a namespace of the mesh, that is told to mount it.
+async fn mount(api: &ApiServer) {
+    api.kubectl(&["label", "namespace", "shop", "tulle.dev/inject=enabled"]).await;
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\n\
                spec: {containers: [{name: app, image: app}]}\n";
     let folder = tempfile::tempdir().expect("a folder");
@@ -66,16 +80,11 @@ async fn roots_are_published_for_the_whole_cluster() {
     let mut command = Command::new(binary("tulle"));
     command.args(["inject", "--trust-bundle", "cluster-trust-bundle", "-f"]).arg(&file);
     let output = output_of(command).await;
-    let injected = String::from_utf8_lossy(&output.stdout).into_owned();
-    api.apply(&injected).await;
-    let volumes = api.get("shop", "pod", "web").await["spec"]["volumes"].clone();
-    let trust =
-        volumes.as_array().into_iter().flatten().find(|volume| volume["name"] == "tulle-trust-bundle");
-    let source = &trust.unwrap_or(&Value::Null)["projected"]["sources"][0]["clusterTrustBundle"];
-    assert_eq!(*source, json!({ "name": "tulle-trust-bundle", "path": "root.pem" }), "{volumes}");
+    api.apply(&String::from_utf8_lossy(&output.stdout)).await;
 }
 
-/// Where the API server has no such objects there is the ConfigMap, and that is said once.
+/// Where the API server has no such objects there is the ConfigMap, and that is said once; a pod that is told to mount one can't
+/// start, which `tulle check` says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_such_objects_there_are_config_maps() {
     let api = ApiServer::start().await;
@@ -86,4 +95,9 @@ async fn without_such_objects_there_are_config_maps() {
     trust_bundle(&api, "shop").await;
     let said = || plane.process.log().matches("no ClusterTrustBundle is published").count();
     until(async || if said() == 1 { Ok(()) } else { Err(plane.process.log()) }).await;
+
+    mount(&api).await;
+    let (code, report) = tulle(&api.kubeconfig, &["check"]).await;
+    assert!(says(&report, "fail", &["ClusterTrustBundle", "can't start: shop/web"]), "{report:#}");
+    assert_eq!(code, 1);
 }

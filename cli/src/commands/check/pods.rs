@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use tulle_control_plane::inject::{INJECT_LABEL, SIDECAR};
+use tulle_control_plane::ca::cluster_bundle;
+use tulle_control_plane::inject::{INJECT_LABEL, SIDECAR, TRUST_VOLUME};
 use tulle_control_plane::kubernetes::Cluster;
 
 use super::report::Report;
@@ -29,12 +30,16 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
 
     let what = "their pods have sidecars that are ready";
     let (mut with, mut without, mut unready) = (0, BTreeMap::new(), Vec::new());
+    let mut of_the_cluster = Vec::new();
     for namespace in &names {
         let pods = match Api::<Pod>::namespaced(client(), namespace).list(&ListParams::default()).await {
             Ok(pods) => pods,
             Err(error) => return report.untold(what, &error),
         };
         for pod in pods.iter().filter(|pod| wants(pod)) {
+            if mounts_cluster_bundle(pod) {
+                of_the_cluster.push(format!("{namespace}/{}", pod.name_any()));
+            }
             match sidecar_ready(pod) {
                 None => *without.entry(namespace.as_str()).or_insert(0) += 1,
                 Some(true) => with += 1,
@@ -56,6 +61,31 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     if without.is_empty() && unready.is_empty() {
         report.pass(format!("{what}: {with} of {with}"));
     }
+    if !of_the_cluster.is_empty() {
+        cluster_bundle(cluster, &of_the_cluster, report).await;
+    }
+}
+
+/// Whether what some pods mount is there: a kubelet waits for it without end, and says so in an Event of the pod alone.
+async fn cluster_bundle(cluster: &Cluster, pods: &[String], report: &mut Report) {
+    let what = "the ClusterTrustBundle that pods mount is there";
+    match cluster_bundle::exists(&cluster.client).await {
+        Ok(true) => report.pass(what),
+        Ok(false) => {
+            let reason = format!("it is not, and these can't start: {}", pods.join(", "));
+            let hint = "serve the kind (API server and kubelets: --feature-gates=ClusterTrustBundle=true and its API), or \
+                 inject with --trust-bundle config-map, which is the default";
+            report.fail(what, reason, hint);
+        }
+        Err(error) => report.untold(what, &error),
+    }
+}
+
+/// Whether its trust bundle is to be that of the whole cluster. What the volume is a projection of says nothing: an API server
+/// that does not know the kind takes it out.
+fn mounts_cluster_bundle(pod: &Pod) -> bool {
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.any(|volume| volume.name == TRUST_VOLUME && volume.projected.is_some())
 }
 
 /// Whether a pod runs, and has not said no for itself.
