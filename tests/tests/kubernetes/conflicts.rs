@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use tulle_tests::apiserver::{ApiServer, Channel};
 
 use crate::check::tulle;
+use crate::conflicting::Conflicts;
 use crate::plane::{Plane, SYSTEM, until};
 
 /// The entry that another controller writes.
@@ -182,6 +183,42 @@ async fn a_status_that_is_refused_is_written_later_and_keeps_nothing_up() {
     sleep(Duration::from_secs(5)).await;
     assert_eq!(refused(), 1, "{}", plane.process.log());
     api.kubectl(&["delete", "validatingadmissionpolicybinding", "refusal"]).await;
+    until(async || match api.get("shop", "httproute", "trial").await["status"].to_string() {
+        status if status.contains("tulle.dev/mesh") => Ok(()),
+        status => Err(status),
+    })
+    .await;
+}
+
+/// A conflict that does not end, which to try again at once is no use for, is left alone for ever longer, and nothing else waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_without_end_is_left_alone_ever_longer() {
+    let api = server().await;
+    let conflicts = Conflicts::start().await;
+    api.apply(&conflicts.configuration()).await;
+    until(async || {
+        // It is asked once the API server has heard of it.
+        api.apply(&ROUTE.replace("name: cart, namespace", "name: trial, namespace")).await;
+        let status = json!({ "status": { "parents": [foreign("a trial")] } }).to_string();
+        let patch = ["patch", "httproute", "trial", "--subresource=status", "--type=merge", "-p", &status];
+        match api.try_kubectl(&[&["-n", "shop"][..], &patch].concat()).await {
+            Err(refused) if refused.contains("somebody was faster") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    conflicts.times().clear();
+    api.apply(ROUTE).await;
+    let plane = Plane::start(&api).await;
+    both(&api, None).await;
+    sleep(Duration::from_secs(12)).await;
+    let times = conflicts.times().clone();
+    // Within an effort it is tried again after a fraction of a second, between two of them it is left alone for 1, 2, 4 s.
+    let efforts = 1 + times.windows(2).filter(|two| two[1] - two[0] > Duration::from_millis(700)).count();
+    assert!((2..=5).contains(&efforts), "in 12 s there were {efforts} efforts: {times:?}");
+    let told = plane.process.log().matches("can't write the status of HTTPRoute shop/trial").count();
+    assert_eq!(told, 1, "{}", plane.process.log());
+    api.kubectl(&["delete", "validatingwebhookconfiguration", "conflicts"]).await;
     until(async || match api.get("shop", "httproute", "trial").await["status"].to_string() {
         status if status.contains("tulle.dev/mesh") => Ok(()),
         status => Err(status),

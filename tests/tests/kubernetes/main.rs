@@ -6,6 +6,7 @@ mod authority;
 mod ca;
 mod check;
 mod client;
+mod conflicting;
 mod conflicts;
 mod faults;
 mod forward;
