@@ -116,10 +116,14 @@ impl ApiServer {
             self.server = Some(server);
             if ended {
                 // etcd may have been too late, or a port was taken between its choice and its use.
-                assert!(Instant::now() < deadline, "the API server ends at once:\n{}", tail(&log));
+                let etcd = tail(&self.folder.path().join("etcd.log"));
+                let ends = "the API server ends at once";
+                assert!(Instant::now() < deadline, "{ends}:\n{}\netcd:\n{etcd}", tail(&log));
                 self.server = None;
                 if self.etcd.has_ended() {
-                    panic!("etcd ends at once:\n{}", tail(&self.folder.path().join("etcd.log")));
+                    assert!(etcd.contains("address already in use"), "etcd ends at once:\n{etcd}");
+                    self.etcd_address = free_port();
+                    self.etcd = start_etcd(self.folder.path(), self.etcd_address);
                 }
                 continue;
             }
