@@ -17,3 +17,4 @@ pub mod model;
 pub mod pem;
 pub mod route;
 pub mod xds;
+pub mod yaml;

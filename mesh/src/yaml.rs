@@ -9,50 +9,90 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Number, Value};
 use serde_saphyr::Spanned;
-
-use crate::source::read::Step;
-
 /// A value and where it starts.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
-    pub(super) line: u32,
-    pub(super) column: u32,
-    pub(super) content: Content,
+pub struct Node {
+    /// The line, from 1.
+    pub line: u32,
+    /// The column, from 1.
+    pub column: u32,
+    /// The value.
+    pub content: Content,
 }
 
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Content {
+pub enum Content {
+    /// Neither a list nor a map.
     Scalar(Value),
+    /// A list.
     List(Vec<Node>),
+    /// A map, as it is written.
     Map(Vec<(MapKey, Node)>),
 }
 
 /// A field's name and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct MapKey {
-    pub(super) name: String,
-    pub(super) line: u32,
-    pub(super) column: u32,
+pub struct MapKey {
+    /// The name.
+    pub name: String,
+    /// Its line, from 1.
+    pub line: u32,
+    /// Its column, from 1.
+    pub column: u32,
+}
+
+/// One step from a value to a value in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To a field of a map.
+    Field(String),
+    /// To an entry of a list.
+    Index(usize),
+}
+
+/// Prints a path as `spec.rules[0].matches`.
+pub fn path_text(path: &[Step]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Field(name) if text.is_empty() => text.push_str(name),
+            Step::Field(name) => text.extend([".", name]),
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
+}
+
+/// Reads what [`path_text`] prints.
+pub fn parse_path(path: &str) -> Vec<Step> {
+    let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
+    parts.map(|part| part.parse().map_or_else(|_| Step::Field(part.into()), Step::Index)).collect()
 }
 
 /// How deeply values may be nested. A CustomResourceDefinition may come near 60.
 const MAX_DEPTH: usize = 100;
 /// The stack, in bytes, with which [`Node::parse`] must run: serde's recursion takes up to 32 KiB a level unoptimized.
-pub(super) const PARSE_STACK: usize = 16 << 20;
+pub const PARSE_STACK: usize = 16 << 20;
 
 /// A text that is not YAML.
 #[derive(Debug)]
-pub(super) struct SyntaxError {
-    pub(super) reason: String,
-    pub(super) line: Option<u32>,
-    pub(super) column: Option<u32>,
+pub struct SyntaxError {
+    /// What is wrong, in one line.
+    pub reason: String,
+    /// The line, from 1, where it is known.
+    pub line: Option<u32>,
+    /// The column, from 1, where it is known.
+    pub column: Option<u32>,
 }
 
 impl Node {
     /// Parses one document; `None` for one without content. `first_line` is the line in the file on which `text`
-    /// starts.
-    pub(super) fn parse(text: &str, first_line: u32) -> Result<Option<Self>, SyntaxError> {
+    /// starts. To be called with a stack of [`PARSE_STACK`].
+    ///
+    /// # Errors
+    /// When it is not YAML, has a field twice, or is larger or deeper than anybody writes by hand.
+    pub fn parse(text: &str, first_line: u32) -> Result<Option<Self>, SyntaxError> {
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! {
                 max_events: 200_000,
@@ -81,7 +121,7 @@ impl Node {
     }
 
     /// The field of a map.
-    pub(super) fn field(&self, name: &str) -> Option<&Self> {
+    pub fn field(&self, name: &str) -> Option<&Self> {
         match &self.content {
             Content::Map(fields) => fields.iter().find(|(key, _)| key.name == name).map(|(_, value)| value),
             _ => None,
@@ -89,7 +129,7 @@ impl Node {
     }
 
     /// The text of a field of a map.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<&str> {
         match &self.field(name)?.content {
             Content::Scalar(value) => value.as_str(),
             _ => None,
@@ -97,7 +137,7 @@ impl Node {
     }
 
     /// The entries of a list.
-    pub(super) fn entries(self) -> Vec<Self> {
+    pub fn entries(self) -> Vec<Self> {
         match self.content {
             Content::List(entries) => entries,
             _ => Vec::new(),
@@ -105,7 +145,7 @@ impl Node {
     }
 
     /// The same without positions.
-    pub(super) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         match &self.content {
             Content::Scalar(value) => value.clone(),
             Content::List(entries) => Value::Array(entries.iter().map(Self::json).collect()),
@@ -116,7 +156,7 @@ impl Node {
     }
 
     /// Line and column of the value at `path`, or of the nearest around it: of its key, where it has one.
-    pub(super) fn position(&self, path: &[Step]) -> (u32, u32) {
+    pub fn position(&self, path: &[Step]) -> (u32, u32) {
         let (mut node, mut position) = (self, (self.line, self.column));
         for step in path {
             match (step, &node.content) {
@@ -135,7 +175,7 @@ impl Node {
     }
 
     /// The line of each field, by path.
-    pub(super) fn lines(&self) -> BTreeMap<Box<str>, u32> {
+    pub fn lines(&self) -> BTreeMap<Box<str>, u32> {
         let mut lines = BTreeMap::new();
         self.collect_lines(&mut String::new(), &mut lines);
         lines

@@ -4,6 +4,7 @@
 //! with what to write instead.
 
 use serde_json::Value;
+use tulle_mesh::yaml::{Step, parse_path};
 
 use super::{Kind, Severity};
 
@@ -18,28 +19,6 @@ pub(super) struct Fault {
     pub(super) reason: String,
     /// What to do about it.
     pub(super) fix: String,
-}
-
-/// One step from a value to a value in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// To a field of a map.
-    Field(String),
-    /// To an entry of a list.
-    Index(usize),
-}
-
-/// Prints a path as `spec.rules[0].matches`.
-pub(super) fn path_text(path: &[Step]) -> String {
-    let mut text = String::new();
-    for step in path {
-        match step {
-            Step::Field(name) if text.is_empty() => text.push_str(name),
-            Step::Field(name) => text.extend([".", name]),
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
-        }
-    }
-    text
 }
 
 /// Reads an object of kind `T`. The object is `None` when it must not be used.
@@ -198,12 +177,6 @@ fn steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
     let mut steps = steps(parent);
     steps.extend(step);
     steps
-}
-
-/// Reads `rules[0].timeouts`.
-fn parse_path(path: &str) -> Vec<Step> {
-    let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
-    parts.map(|part| part.parse().map_or_else(|_| Step::Field(part.into()), Step::Index)).collect()
 }
 
 fn error_steps(path: &serde_path_to_error::Path) -> Vec<Step> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tulle_mesh::identity::TrustDomain;
+use tulle_mesh::yaml::{Node, PARSE_STACK, SyntaxError, parse_path};
 
 use super::probe::Probe;
 use super::value::{
@@ -24,32 +25,42 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    let mut field = String::from(".");
-    let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-        // `Option`: a file that holds nothing but comments is as good as none.
-        serde_path_to_error::deserialize::<_, Option<File>>(deserializer).map_err(|error| {
-            field = error.path().to_string();
-            error.into_inner()
-        })
-    });
-    parsed.map(Option::unwrap_or_default).map_err(|error| {
-        let location = error.location();
-        ConfigError::Parse {
-            path: path.to_owned(),
-            line: location.map_or(0, |at| at.line()),
-            column: location.map_or(0, |at| at.column()),
-            field,
-            reason: reason(&error),
+    let fault = |line, column, field: String, reason| ConfigError::Parse {
+        path: path.to_owned(),
+        line,
+        column,
+        field,
+        reason,
+    };
+    let node = match tree(text) {
+        Ok(Some(node)) => node,
+        // A file that holds nothing but comments is as good as none.
+        Ok(None) => return Ok(File::default()),
+        Err(error) => {
+            let position = (error.line.unwrap_or(0), error.column.unwrap_or(0));
+            return Err(fault(position.0, position.1, ".".into(), error.reason));
         }
+    };
+    serde_path_to_error::deserialize(node.json()).map_err(|error| {
+        let field = error.path().to_string();
+        let (line, column) = node.position(&parse_path(&field));
+        fault(line, column, field, error.into_inner().to_string())
     })
 }
 
-/// The error's first line without its position, which the message has in front.
-fn reason(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
-    let first = text.lines().next().unwrap_or_default();
-    let end = first.rfind(" at line ").unwrap_or(first.len());
-    first[..end].to_owned()
+/// A tree first, by which types are then read: of what reads all types from YAML itself the program would be a third of a
+/// megabyte larger.
+fn tree(text: &str) -> Result<Option<Node>, SyntaxError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(PARSE_STACK);
+        let parsing = thread.spawn_scoped(scope, || Node::parse(text, 1));
+        let failed = |reason: String| Err(SyntaxError { reason, line: None, column: None });
+        match parsing.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(parsed)) => parsed,
+            Ok(Err(_)) => failed("it could not be parsed".into()),
+            Err(error) => failed(format!("no thread to parse it: {error}")),
+        }
+    })
 }
 
 #[derive(Debug, Default, Deserialize)]

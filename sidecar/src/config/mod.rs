@@ -363,9 +363,9 @@ pub enum ConfigError {
         /// Its path.
         path: PathBuf,
         /// The line, from 1; 0 where none is known.
-        line: u64,
+        line: u32,
         /// The column, from 1; 0 where none is known.
-        column: u64,
+        column: u32,
         /// The path of the field; `.` for the document itself.
         field: String,
         /// What is wrong and what would be right.

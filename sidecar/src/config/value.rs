@@ -395,20 +395,36 @@ fn parse_service(text: &str) -> Result<ServicePort, ValueError> {
     if service.port == 0 { Err(error()) } else { Ok(service) }
 }
 
-/// Parses a text of the file; the error then carries the text's line.
+/// Parses a text of the file.
 pub(super) fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(serde::de::Error::custom)
+    Text::deserialize(deserializer)?.0.parse().map_err(serde::de::Error::custom)
 }
 
 /// As [`parsed`], for a field that may be missing.
 pub(super) fn maybe_parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?;
-    text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+    let text = Option::<Text>::deserialize(deserializer)?;
+    text.map(|text| text.0.parse().map_err(serde::de::Error::custom)).transpose()
+}
+
+/// A text; a number without quotes is one too, of which the parser says better what it lacks.
+#[derive(Deserialize)]
+#[serde(try_from = "serde_json::Value")]
+struct Text(String);
+
+impl TryFrom<serde_json::Value> for Text {
+    type Error = &'static str;
+
+    fn try_from(value: serde_json::Value) -> Result<Self, Self::Error> {
+        match value {
+            serde_json::Value::String(text) => Ok(Self(text)),
+            serde_json::Value::Number(number) => Ok(Self(number.to_string())),
+            _ => Err("a text is expected"),
+        }
+    }
 }
 
 fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
@@ -424,6 +440,6 @@ fn app_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr,
 }
 
 fn service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ServicePort, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_service(&text).map_err(serde::de::Error::custom)
+    let text = Text::deserialize(deserializer)?;
+    parse_service(&text.0).map_err(serde::de::Error::custom)
 }

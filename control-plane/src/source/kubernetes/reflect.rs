@@ -12,12 +12,13 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::time::sleep;
+use tulle_mesh::yaml::path_text;
 
 use super::crds::Crds;
 use super::mirror::{Absence, Mirror, Reading};
 use super::{is_custom, prune};
 use crate::kubernetes::{Pause, with_causes};
-use crate::source::read::{path_text, read};
+use crate::source::read::read;
 use crate::source::{Key, Kind, Problem, object_ref};
 
 /// How long a definition may be there before its kind is served.

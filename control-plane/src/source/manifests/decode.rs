@@ -6,8 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::node::Node;
-use crate::source::read::{Step, path_text, read};
+use tulle_mesh::yaml::{Node, Step, path_text};
+
+use crate::source::read::read;
 use crate::source::{Key, Kind, Object, ObjectRef, Place, Problem, Severity, object_ref};
 
 /// Reads an object of kind `T`. The object is `None` when it must not be used.

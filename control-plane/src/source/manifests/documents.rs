@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::node::{Content, Node, PARSE_STACK};
+use tulle_mesh::yaml::{Content, Node, PARSE_STACK};
+
 use super::{MAX_FILE, MAX_FILES, decode, file_problem};
 use crate::kinds::GROUP;
 use crate::source::{Kind, KindVisitor, Object, ObjectRef, Objects, Place, Problem, Severity};

@@ -9,7 +9,6 @@
 
 mod decode;
 mod documents;
-mod node;
 pub mod once;
 mod watch;
 
