@@ -1,0 +1,113 @@
+"""What the checks of a cluster share: its users' tools, and load while something happens to it.
+
+In: a cluster that KUBECONFIG names, with the bookshop in it. Out: what users see there. Nothing here decides whether that is right."""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBECTL = ROOT / "target/kubernetes/kubectl"
+TULLE = ROOT / "target/x86_64-unknown-linux-gnu/release/tulle"
+# Names of this machine's own cluster begin so (tests/cluster/common).
+PREFIX = "tulle-cluster-"
+WGET = ["/busybox", "timeout", "10", "/busybox", "wget", "-q", "-O", "-"]
+DEPLOYMENTS = ["web", "cart", "recommend", "stock-v1", "stock-v2"]
+
+
+def run(steps):
+    """Takes steps, all or those that the command line names: a line for each; ends at the first that does not hold."""
+    if not os.environ.get("KUBECONFIG"):
+        sys.exit("KUBECONFIG must name the kubeconfig of a cluster, for example target/cluster/state/kubeconfig")
+    os.chdir(ROOT)
+    unknown = set(sys.argv[1:]) - {step.__name__ for step in steps}
+    if unknown:
+        sys.exit(f"there are no steps {sorted(unknown)}; they are {[step.__name__ for step in steps]}")
+    for step in [step for step in steps if not sys.argv[1:] or step.__name__ in sys.argv[1:]]:
+        begin = time.monotonic()
+        try:
+            found = step()
+        except AssertionError as failure:
+            print(f"FAILED  {step.__doc__}\n{failure}")
+            sys.exit(1)
+        print(f"ok  {time.monotonic() - begin:6.1f} s  {step.__doc__}" + (f": {found}" if found else ""), flush=True)
+
+
+class Load:
+    """Customers who ask for a page one after the other, four at a time, all the while."""
+
+    def __init__(self, url):
+        one = f"until [ -e /done ]; do {' '.join(WGET)} {url} && echo || echo FAILED; done"
+        self.loop = " & ".join([f"({one})"] * 4) + " & wait"
+
+    def __enter__(self):
+        shop("exec", "deploy/customers", "--", "/busybox", "rm", "-f", "/done")
+        command = [KUBECTL, "-n", "shop", "exec", "deploy/customers", "--", "/busybox", "sh", "-c", self.loop]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            shop("exec", "deploy/customers", "--", "/busybox", "touch", "/done")
+            self.said, _ = self.process.communicate(timeout=30)
+        finally:
+            self.process.kill()
+
+    def pages(self):
+        """How many were served, and what was said instead of a page."""
+        failed = [line for line in self.said.splitlines() if line and '"book":' not in line]
+        return self.said.count('"book":'), failed
+
+
+def until(holds, what, seconds=30):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"after {seconds} s, still not: {what}"
+        time.sleep(0.2)
+
+
+def rolled_out(*first):
+    """Waits until all of the shop is as it should be; after `kubectl rollout restart`, if that is wanted."""
+    if first:
+        shop("rollout", *first, *[f"deployment/{name}" for name in DEPLOYMENTS])
+    for deployment in shop("get", "deployments", "-o", "name").split():
+        shop("rollout", "status", deployment, "--timeout=120s")
+
+
+def own_nodes():
+    """The network namespaces of the nodes, where the cluster is this machine's own."""
+    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split()
+    return [name for name in names if re.fullmatch(PREFIX + r"n\d", name)]
+
+
+def get(url, *options, fails=False):
+    """What an application of the mesh gets."""
+    return shop("exec", "deploy/customers", "--", *WGET, *options, url, fails=fails)
+
+
+def outside(url, fails=False):
+    """What an application gets that is not in the mesh."""
+    return kubectl("-n", "outside", "exec", "caller", "--", *WGET, url, fails=fails)
+
+
+def name_of(app):
+    return running(f"app={app}")[0]["metadata"]["name"]
+
+
+def running(selector):
+    pods = json.loads(shop("get", "pods", "-l", selector, "--field-selector=status.phase=Running", "-o", "json"))["items"]
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+def shop(*arguments, **options):
+    return kubectl("-n", "shop", *arguments, **options)
+
+
+def kubectl(*arguments, input=None, fails=False):
+    """What it prints; where it must fail, errors as well."""
+    done = subprocess.run([KUBECTL, *arguments], input=input, capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == fails, f"kubectl {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + (done.stderr if fails else "")
