@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBECTL = ROOT / "target/kubernetes/kubectl"
-TULLE = ROOT / "target/x86_64-unknown-linux-gnu/release/tulle"
+# As for tests/cluster/images.
+TULLE = ROOT / os.environ.get("TULLE_PROGRAMS", "target/x86_64-unknown-linux-gnu/release") / "tulle"
 # Names of this machine's own cluster begin so (tests/cluster/common).
 PREFIX = "tulle-cluster-"
 WGET = ["/busybox", "timeout", "10", "/busybox", "wget", "-q", "-O", "-"]
@@ -37,9 +38,10 @@ def run(steps):
 
 
 class Load:
-    """Customers who ask for a page one after the other, four at a time, all the while."""
+    """Customers who ask for a page one after the other, four at a time, all the while. A page is known by a text in it."""
 
-    def __init__(self, url):
+    def __init__(self, url="http://web.shop/", page='"book":'):
+        self.page = page
         one = f"until [ -e /done ]; do {' '.join(WGET)} {url} && echo || echo FAILED; done"
         self.loop = " & ".join([f"({one})"] * 4) + " & wait"
 
@@ -58,8 +60,9 @@ class Load:
 
     def pages(self):
         """How many were served, and what was said instead of a page."""
-        failed = [line for line in self.said.splitlines() if line and '"book":' not in line]
-        return self.said.count('"book":'), failed
+        lines = [line for line in self.said.splitlines() if line]
+        failed = [line for line in lines if self.page not in line]
+        return len(lines) - len(failed), failed
 
 
 def until(holds, what, seconds=30):
@@ -97,13 +100,17 @@ def name_of(app):
     return running(f"app={app}")[0]["metadata"]["name"]
 
 
-def running(selector):
-    pods = json.loads(shop("get", "pods", "-l", selector, "--field-selector=status.phase=Running", "-o", "json"))["items"]
+def running(selector, phase="Running"):
+    pods = json.loads(shop("get", "pods", "-l", selector, f"--field-selector=status.phase={phase}", "-o", "json"))["items"]
     return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
 def shop(*arguments, **options):
     return kubectl("-n", "shop", *arguments, **options)
+
+
+def system(*arguments, **options):
+    return kubectl("-n", "tulle-system", *arguments, **options)
 
 
 def kubectl(*arguments, input=None, fails=False):
