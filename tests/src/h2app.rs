@@ -19,6 +19,7 @@ use crate::{LIMIT, script};
 /// - `/last` answers and says that this was the connection's last stream (GOAWAY).
 /// - `/hold` starts its answer and waits for the client to go.
 /// - `/echo` sends back what it gets.
+/// - `/test.Echo/Headers` is answered with the lines `NAME: VALUE` of the request's headers that begin with `x-`.
 /// - Everything else is answered with the application's name.
 pub struct H2App {
     /// Where it listens.
@@ -87,7 +88,7 @@ async fn connection(stream: TcpStream, name: &'static str, both: bool, events: E
     while let Some(Ok((request, respond))) = connection.accept().await {
         let path = request.uri().path().to_owned();
         log(&events, &path);
-        streams.spawn(answer(request.into_body(), respond, path.clone(), name, events.clone()));
+        streams.spawn(answer(request, respond, path.clone(), name, events.clone()));
         if path == "/last" {
             connection.graceful_shutdown();
         }
@@ -95,7 +96,7 @@ async fn connection(stream: TcpStream, name: &'static str, both: bool, events: E
 }
 
 async fn answer(
-    mut body: RecvStream,
+    request: Request<RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
     path: String,
     name: &'static str,
@@ -103,6 +104,7 @@ async fn answer(
 ) {
     let head = Response::builder().header("x-app", name).body(()).expect("a valid head");
     let Ok(mut stream) = respond.send_response(head, false) else { return };
+    let (head, mut body) = request.into_parts();
     match path.as_str() {
         "/reset" => {
             let _ = stream.send_data(Bytes::from_static(b"half"), false);
@@ -125,6 +127,12 @@ async fn answer(
                 let _ = stream.send_data(data, false);
             }
             let _ = stream.send_data(Bytes::new(), true);
+        }
+        "/test.Echo/Headers" => {
+            let own = head.headers.iter().filter(|(name, _)| name.as_str().starts_with("x-"));
+            let lines =
+                own.map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+            let _ = stream.send_data(Bytes::from(lines.collect::<String>()), true);
         }
         _ => {
             let _ = stream.send_data(Bytes::from_static(name.as_bytes()), true);

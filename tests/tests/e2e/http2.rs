@@ -127,6 +127,55 @@ async fn grpc_methods_have_routes_of_their_own() {
 }
 
 #[tokio::test]
+async fn grpc_calls_have_their_headers_changed() {
+    let app = H2App::start("one").await;
+    let mesh = TestMesh::start().await;
+    let _echo = mesh.workload(Workload::new("echo").app(app.address).protocol("grpc")).await;
+    let rule = |case: &str, changes: &str| {
+        format!(
+            "  - matches: [{{headers: [{{name: x-case, value: {case}}}]}}]\n    \
+             filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{{changes}}}}}]\n    \
+             backendRefs: [{{name: echo, port: 80}}]\n"
+        )
+    };
+    let rules = [
+        rule("set", "set: [{name: x-a, value: of-the-route}]"),
+        rule("add", "add: [{name: x-a, value: of-the-route}]"),
+        rule("remove", "remove: [x-a]"),
+        rule("all", "set: [{name: x-a, value: '1'}], add: [{name: x-b, value: '2'}], remove: [x-c, x-d]"),
+    ];
+    mesh.manifest(
+        "route.yaml",
+        &format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {{name: echo, namespace: {NAMESPACE}}}\n\
+             spec:\n  parentRefs: [{{group: \"\", kind: Service, name: echo, port: 80}}]\n  rules:\n{}",
+            rules.concat()
+        ),
+    );
+    let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
+    let client = H2Client::connect(client.ports["echo.shop:80"]).await;
+    let call = async |case: &str, own: &[(&str, &str)]| {
+        let headers = [("content-type", "application/grpc"), ("te", "trailers"), ("x-case", case)];
+        let (_, text) = client.get("/test.Echo/Headers", &[&headers, own].concat()).await.expect("an answer");
+        let changed = |line: &&str| ["x-a: ", "x-b: ", "x-c: "].iter().any(|name| line.starts_with(name));
+        text.lines().filter(changed).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own = [("x-a", "own"), ("x-b", "own"), ("x-c", "own")];
+    let routed = || async {
+        match call("remove", &own).await.as_slice() {
+            [b, c] if b == "x-b: own" && c == "x-c: own" => Ok(()),
+            other => Err(format!("not routed: {other:?}")),
+        }
+    };
+    wait_for(LIMIT, routed).await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(call("set", &own[..1]).await, ["x-a: of-the-route"]);
+    assert_eq!(call("set", &[]).await, ["x-a: of-the-route"]);
+    assert_eq!(call("add", &own[..1]).await, ["x-a: own", "x-a: of-the-route"]);
+    assert_eq!(call("add", &[]).await, ["x-a: of-the-route"]);
+    assert_eq!(call("all", &own).await, ["x-a: 1", "x-b: own", "x-b: 2"]);
+}
+
+#[tokio::test]
 async fn a_stream_outlives_the_beginning_of_its_sidecars_end() {
     let (one, two) = (H2App::start("one").await, H2App::start("two").await);
     let mesh = TestMesh::start().await;
