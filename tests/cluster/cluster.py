@@ -21,9 +21,7 @@ DEPLOYMENTS = ["web", "cart", "recommend", "stock-v1", "stock-v2"]
 
 def run(steps):
     """Takes steps, all or those that the command line names: a line for each; ends at the first that does not hold."""
-    if not os.environ.get("KUBECONFIG"):
-        sys.exit("KUBECONFIG must name the kubeconfig of a cluster, for example target/cluster/state/kubeconfig")
-    os.chdir(ROOT)
+    enter()
     unknown = set(sys.argv[1:]) - {step.__name__ for step in steps}
     if unknown:
         sys.exit(f"there are no steps {sorted(unknown)}; they are {[step.__name__ for step in steps]}")
@@ -35,6 +33,14 @@ def run(steps):
             print(f"FAILED  {step.__doc__}\n{failure}")
             sys.exit(1)
         print(f"ok  {time.monotonic() - begin:6.1f} s  {step.__doc__}" + (f": {found}" if found else ""), flush=True)
+
+
+def enter():
+    """Goes to the repository's root; there must be a cluster to look at."""
+    if not os.environ.get("KUBECONFIG"):
+        sys.exit("KUBECONFIG must name the kubeconfig of a cluster, for example target/cluster/state/kubeconfig")
+    os.environ["KUBECONFIG"] = str(Path(os.environ["KUBECONFIG"]).resolve())
+    os.chdir(ROOT)
 
 
 class Load:

@@ -3,4 +3,4 @@ module tulle.dev/tests/apiserver/gateway-api
 
 go 1.24.0
 
-require sigs.k8s.io/gateway-api v1.6.1
+require sigs.k8s.io/gateway-api v1.6.3
