@@ -128,8 +128,8 @@ impl InFlight {
         &self.cluster
     }
 
-    /// Notes how long the endpoint took to answer (to the head of a response, to the end of a handshake). Call it for
-    /// answers only; [`InFlight::report`] prices what is none.
+    /// Notes how long the endpoint took to answer (to the head of a response, to the end of a handshake), or how long a
+    /// client waited that has given up. [`InFlight::report`] prices what is neither.
     pub(crate) fn observe(&self, latency: Duration, now: Instant) {
         self.endpoint.stats.observe(latency, now);
     }

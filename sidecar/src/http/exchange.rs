@@ -227,11 +227,17 @@ impl Exchange {
     pub(super) fn end_attempt(&mut self) {
         let Some(attempt) = self.attempt.take() else { return };
         let in_flight = &attempt.in_flight;
+        let duration = attempt.begun.elapsed();
+        if attempt.status.is_none() && attempt.error.is_none() {
+            // The client has given up. That blames nobody, but an answer would have taken longer than this: an endpoint
+            // behind a dead link must not look like the quickest of all.
+            in_flight.observe(duration, attempt.begun + duration);
+        }
         self.worker.telemetry.attempt(&AttemptRecord {
             series: &in_flight.cluster().state.series,
             trace: attempt.trace.as_ref(),
             start: attempt.start,
-            duration: attempt.begun.elapsed(),
+            duration,
             method: &self.request.method,
             authority: headers::authority(&self.request),
             path: &attempt.path,

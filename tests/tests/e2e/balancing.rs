@@ -1,6 +1,7 @@
 //! Which endpoint a request goes to, and what an endpoint that fails costs.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -295,6 +296,30 @@ async fn an_attempt_that_takes_too_long_is_made_elsewhere() {
         assert_eq!(answer.status(), 200, "{}", answer.text);
     }
     assert_eq!(quick.seen().len(), 6);
+}
+
+/// Clients that give up before anybody fails, and before the kernel misses the other end, show which endpoint is dead.
+#[tokio::test]
+async fn an_endpoint_that_clients_have_given_up_on_is_avoided() {
+    let [quick] = apps::<1>().await;
+    let (address, _listener) = silent().await;
+    let fleet = Fleet::start(&[quick.address, address]).await;
+    let given_up = async || {
+        let mut stream = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it is read");
+        timeout(Duration::from_millis(500), read_head(&mut stream)).await.is_err()
+    };
+    let mut asked = 0;
+    while !given_up().await {
+        asked += 1;
+        assert!(asked < 100, "nothing goes to the one that is silent");
+    }
+    let idle = || async {
+        let (_, config) = tulle_tests::fetch(&format!("http://{}/config", fleet.client.admin)).await?;
+        if config.contains("\"inFlight\":1") { Err(config) } else { Ok(()) }
+    };
+    wait_for(LIMIT, idle).await.unwrap_or_else(|error| panic!("{error}"));
+    fleet.get_all(50).await;
 }
 
 /// How many requests and connections the client's sidecar has refused by a limit.
