@@ -125,6 +125,7 @@ pub async fn serve(args: Args, stop: CancellationToken, ready: impl FnOnce(Ready
     let settings = MeshSettings {
         trust_domain: args.trust_domain,
         cluster_domain: args.cluster_domain,
+        namespace: args.namespace,
         sampling: args.trace_sampling,
         // What nobody keeps would move with each restart.
         virtual_ranges: if kept.is_some() { args.virtual_addresses } else { Vec::new() },

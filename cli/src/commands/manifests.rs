@@ -26,6 +26,8 @@ pub(super) struct MeshArgs {
 
 /// The trust domain and the cluster domain where nobody says otherwise.
 const DEFAULT: &str = "cluster.local";
+/// The control plane's namespace, as everything that installs it has it.
+const SYSTEM: &str = "tulle-system";
 
 impl MeshArgs {
     /// With the defaults for what is not said.
@@ -33,6 +35,7 @@ impl MeshArgs {
         MeshSettings {
             trust_domain: self.trust_domain(),
             cluster_domain: self.cluster_domain.clone().unwrap_or_else(|| DEFAULT.into()),
+            namespace: SYSTEM.into(),
             sampling: PerMillion(0),
             // What was chosen, and when, only a control plane knows.
             virtual_ranges: Vec::new(),

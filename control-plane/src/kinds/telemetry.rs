@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Fraction, PolicyStatus, PolicyTarget};
 
-/// What of the requests to a Service, or to all of a namespace, is traced and logged, at both ends. A policy for a
-/// Service goes before one for its namespace.
+/// What of the requests to a Service, or to all of a namespace, is traced and logged, at both ends. One for the namespace
+/// of the control plane holds for the whole mesh. What a policy for a Service does not say is taken from that for its
+/// namespace, and what neither says from that for the mesh.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "tulle.dev", version = "v1alpha1", kind = "TelemetryPolicy", namespaced)]
 #[kube(plural = "telemetrypolicies", status = "PolicyStatus", derive = "PartialEq")]
@@ -32,10 +33,11 @@ pub struct TracingSettings {
     /// Whether anything is; Enabled where it is not given.
     #[serde(default)]
     pub mode: TracingMode,
-    /// Where spans go; to the collector of the sidecar's own configuration where it is not given.
+    /// Where spans go; to the collector of the sidecar's own configuration where no policy says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<TracingProvider>,
-    /// Which part of the requests without a sampling decision is sampled; the mesh's default where it is not given.
+    /// Which part of the requests without a sampling decision is sampled; the control plane's `--trace-sampling` where no
+    /// policy says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling_rate: Option<Fraction>,
 }

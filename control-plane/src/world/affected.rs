@@ -60,7 +60,7 @@ impl Affects {
         if let Some((policy, _)) = traffic.of_port(&service.key, port.name.as_deref()) {
             self.add(&policy.object, [&listener, &configuration, &cluster]);
         }
-        for (policy, _) in inbound.telemetries.policies.of_service(&service.key) {
+        for (policy, _) in inbound.telemetries.for_service(&service.key) {
             self.add(&policy.object, [&listener]);
         }
     }
@@ -87,11 +87,9 @@ impl Affects {
                     self.add(&policy.object, &listeners);
                 }
             }
-            for (policy, _) in inbound.telemetries.policies.of_service(&service.key) {
-                self.add(&policy.object, &listeners);
-            }
         }
-        if let Some((policy, _)) = inbound.telemetries.policies.of_namespace(&workload.key.namespace) {
+        let keys: Vec<_> = services.iter().map(|service| &service.key).collect();
+        for (policy, _) in inbound.telemetries.for_workload(&workload.key.namespace, &keys) {
             self.add(&policy.object, &listeners);
         }
         for policy in inbound.authorizations.holding(workload, services) {

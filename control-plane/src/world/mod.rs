@@ -72,6 +72,8 @@ pub struct MeshSettings {
     pub trust_domain: TrustDomain,
     /// The end of Services' names, `cluster.local`.
     pub cluster_domain: String,
+    /// The control plane's own namespace: a TelemetryPolicy for it holds for the whole mesh.
+    pub namespace: String,
     /// Which part of the requests without a sampling decision is traced where no TelemetryPolicy says.
     pub sampling: PerMillion,
     /// What virtual addresses are taken from, one range for each family; empty: none are given.
@@ -141,8 +143,12 @@ impl World {
         let accepted = Attached::collect(&objects.inbound_policies, &services, &mut report);
         let observed = Attached::collect(&objects.telemetry_policies, &services, &mut report);
         let authorizations = Authorizations::collect(objects, &services, &settings.trust_domain, &mut report);
-        let telemetries =
-            Telemetries { policies: &observed, services: &services, sampling: settings.sampling };
+        let telemetries = Telemetries {
+            policies: &observed,
+            services: &services,
+            sampling: settings.sampling,
+            mesh: &settings.namespace,
+        };
         let inbound = Inbound {
             policies: &accepted,
             traffic: &traffic,

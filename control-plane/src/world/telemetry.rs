@@ -25,30 +25,52 @@ pub(super) struct Telemetries<'a> {
     pub(super) services: &'a Services,
     /// Which part of requests is sampled where no policy says.
     pub(super) sampling: PerMillion,
+    /// The policy for this namespace holds for the whole mesh.
+    pub(super) mesh: &'a str,
 }
+
+type Policy<'a> = (&'a Subject, &'a TelemetryPolicy);
 
 impl Telemetries<'_> {
     /// For requests to a Service.
     pub(super) fn of_service(&self, service: &Key, report: &mut Report) -> Telemetry {
-        self.merge(self.policies.of_service(service).collect(), report)
+        self.merge(&self.for_service(service), report)
     }
 
     /// For requests to a workload that stands behind some Services.
     pub(super) fn of_workload(&self, namespace: &str, services: &[&Key], report: &mut Report) -> Telemetry {
-        let behind = services.iter().flat_map(|service| self.policies.of_service(service));
-        self.merge(behind.chain(self.policies.of_namespace(namespace)).collect(), report)
+        self.merge(&self.for_workload(namespace, services), report)
     }
 
-    /// Each part is taken from the first policy that has it.
-    fn merge(&self, policies: Vec<(&Subject, &TelemetryPolicy)>, report: &mut Report) -> Telemetry {
+    /// The policies that have a part in requests to a Service, in the order in which they count.
+    pub(super) fn for_service(&self, service: &Key) -> Vec<Policy<'_>> {
+        self.policies.of_service(service).chain(self.of_mesh(&service.namespace)).collect()
+    }
+
+    /// The policies that have a part in requests to a workload, in the order in which they count.
+    pub(super) fn for_workload(&self, namespace: &str, services: &[&Key]) -> Vec<Policy<'_>> {
+        let mut found: Vec<Policy<'_>> = Vec::new();
+        let behind = services.iter().flat_map(|service| self.policies.of_service(service));
+        let all = behind.chain(self.policies.of_namespace(namespace)).chain(self.of_mesh(namespace));
+        for policy in all {
+            if !found.iter().any(|(subject, _)| subject.object == policy.0.object) {
+                found.push(policy);
+            }
+        }
+        found
+    }
+
+    fn of_mesh(&self, namespace: &str) -> Option<Policy<'_>> {
+        self.policies.of_namespace(self.mesh).filter(|_| namespace != self.mesh)
+    }
+
+    /// Each setting is taken from the first policy that has it.
+    fn merge(&self, policies: &[Policy<'_>], report: &mut Report) -> Telemetry {
         let tracing =
-            policies.iter().find_map(|(subject, policy)| Some((*subject, policy.spec.tracing.as_ref()?)));
+            policies.iter().filter_map(|(subject, policy)| Some((*subject, policy.spec.tracing.as_ref()?)));
         let log = policies.iter().find_map(|(_, policy)| policy.spec.access_log.as_ref());
         Telemetry {
-            tracing: match tracing {
-                Some((subject, settings)) => self.tracing(subject, settings, report),
-                None => Some(Tracing { random_sampling: self.sampling, collector: None }),
-            },
+            tracing: self.tracing(tracing.collect(), report),
             access_log: log.and_then(|settings| {
                 let format = match settings.mode {
                     AccessLogMode::Disabled => return None,
@@ -60,20 +82,21 @@ impl Telemetries<'_> {
         }
     }
 
-    fn tracing(&self, subject: &Subject, settings: &TracingSettings, report: &mut Report) -> Option<Tracing> {
-        if settings.mode == TracingMode::Disabled {
+    fn tracing(&self, policies: Vec<(&Subject, &TracingSettings)>, report: &mut Report) -> Option<Tracing> {
+        if policies.first().is_some_and(|(_, settings)| settings.mode == TracingMode::Disabled) {
             return None;
         }
-        let random_sampling = match settings.sampling_rate.map(per_million) {
-            None => self.sampling,
-            Some(Some(rate)) => rate,
-            Some(None) => {
+        let rate = policies.iter().find_map(|(subject, settings)| Some((subject, settings.sampling_rate?)));
+        let random_sampling = rate.map_or(self.sampling, |(subject, rate)| {
+            per_million(rate).unwrap_or_else(|| {
                 let fix = "make the numerator at most the denominator; until then the default holds";
                 report.error(subject, "spec.tracing.samplingRate", "the rate is more than the whole", fix);
                 self.sampling
-            }
-        };
-        let collector = settings.provider.as_ref().and_then(|provider| {
+            })
+        });
+        let provider =
+            policies.iter().find_map(|(subject, settings)| Some((subject, settings.provider.as_ref()?)));
+        let collector = provider.and_then(|(subject, provider)| {
             let reference = &provider.backend_ref;
             let namespace = reference.namespace.as_deref().unwrap_or(&subject.object.namespace);
             let service = self.services.find(namespace, &reference.name);

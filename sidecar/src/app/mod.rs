@@ -60,7 +60,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
 async fn serve(
     config: Arc<Config>,
     bound: Bound,
-    (telemetry, exporter): (Arc<Telemetry>, Option<Exporter>),
+    (telemetry, exporter): (Arc<Telemetry>, Exporter),
     log: LogControl,
 ) -> Result<(), RunError> {
     let (control, handle) = Control::new(config.clone(), telemetry.clone()).map_err(Cause::Start)?;
@@ -85,7 +85,7 @@ async fn serve(
     let resolver = resolver.transpose().map_err(Cause::System)?;
 
     let stop = Arc::new(Stop::new(phase));
-    let exporter = exporter.map(|exporter| tokio::spawn(exporter.run()));
+    let exporter = tokio::spawn(exporter.run(handle.snapshots.clone()));
     let shrinking = tokio::spawn(footprint::shrink(handle.readiness.clone()));
     let (proving, unproven) = match &config.capture {
         Some(_) => redirection::prove(&telemetry.metrics),
@@ -108,9 +108,7 @@ async fn serve(
         helper.abort();
     }
     workers.join().map_err(Cause::System)?;
-    if let Some(exporter) = exporter {
-        stop::at_most(LAST_SPANS, async { drop(exporter.await) }).await;
-    }
+    stop::at_most(LAST_SPANS, async { drop(exporter.await) }).await;
     Ok(())
 }
 

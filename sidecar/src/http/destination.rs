@@ -195,6 +195,7 @@ fn passthrough(
         runtime: vec![RouteRuntime { backends: vec![backend], mirrors: Vec::new(), local: series("") }],
         table: Arc::new(table),
         unrouted: series(""),
+        spans: None,
     })
 }
 

@@ -236,6 +236,7 @@ impl Exchange {
         self.worker.telemetry.attempt(&AttemptRecord {
             series: &in_flight.cluster().state.series,
             trace: attempt.trace.as_ref(),
+            spans: self.routes.as_ref().and_then(|routes| routes.spans.as_ref()),
             start: attempt.start,
             duration,
             method: &self.request.method,
@@ -338,6 +339,7 @@ impl Drop for Exchange {
             series: &series,
             direction: self.direction(),
             trace: self.trace.as_ref(),
+            spans: routes.and_then(|routes| routes.spans.as_ref()),
             access_log: routes.and_then(|routes| routes.settings.access_log.as_ref()),
             start: self.start,
             duration: self.begun.elapsed(),

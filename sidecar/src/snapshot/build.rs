@@ -321,6 +321,10 @@ impl Compiler<'_> {
             runtime: table.routes().map(|(_, route)| self.route(route)).collect(),
             table,
             unrouted: self.telemetry.metrics.http(self.labels("", "")),
+            spans: http
+                .tracing
+                .as_ref()
+                .and_then(|tracing| self.telemetry.spans(tracing.collector.as_deref())),
             settings: model::HttpConnection {
                 routes: RouteSource::Named(name.clone()),
                 filters: Vec::new(),

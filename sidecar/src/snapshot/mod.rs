@@ -21,6 +21,7 @@ use tulle_mesh::route::RouteTable;
 
 use crate::balance::Cluster;
 use crate::limit::RequestLimits;
+use crate::telemetry::Spans;
 use crate::telemetry::metrics::{HttpSeries, TcpSeries};
 use crate::tls::Material;
 
@@ -152,6 +153,8 @@ pub(crate) struct HttpRoutes {
     pub(crate) runtime: Vec<RouteRuntime>,
     /// Where requests without a route are counted.
     pub(crate) unrouted: Arc<HttpSeries>,
+    /// Where spans go; `None`: nobody takes them.
+    pub(crate) spans: Option<Spans>,
 }
 
 /// What a route needs at run time, in the order of the model's lists.

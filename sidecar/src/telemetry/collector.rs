@@ -1,21 +1,27 @@
-//! The trace collector: OTLP/gRPC.
+//! A trace collector: OTLP/gRPC.
 //!
 //! In: batches of spans in OTLP's form. Out: whether the collector took them, after as many tries as OTLP asks of a
-//! client. A connection that broke is made anew with the next try.
+//! client. A connection that broke is made anew with the next try: to the address of the sidecar's own configuration, or
+//! to an endpoint of a cluster, over mesh TLS where that has it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::Uri;
 use http::uri::{Authority, Scheme};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
 use crate::backoff::Backoff;
+use crate::balance::{Cluster, Pick};
 use crate::grpc::Channel;
-use crate::tls::with_causes;
+use crate::snapshot::Snapshot;
+use crate::tls::{Alpn, Material, with_causes};
+use crate::upstream;
 
 /// How often a batch is tried again.
 const RETRIES: u32 = 3;
@@ -26,8 +32,40 @@ const HTTP: u16 = 80;
 
 /// Where spans go.
 pub(super) struct Collector {
-    authority: Authority,
+    place: Place,
     channel: Option<Channel>,
+}
+
+enum Place {
+    Url(Authority),
+    Cluster(watch::Receiver<Option<Target>>),
+}
+
+/// A collector that is a cluster, and what is needed to connect to it.
+#[derive(Clone)]
+pub(super) struct Target {
+    cluster: Arc<Cluster>,
+    tls: Option<Arc<Material>>,
+}
+
+impl Target {
+    /// The cluster of this name; `None` while there is none.
+    pub(super) fn of(snapshot: &Snapshot, name: &str) -> Option<Self> {
+        let cluster = snapshot.clusters.get(name)?.clone();
+        Some(Self { cluster, tls: snapshot.tls.clone() })
+    }
+
+    async fn connect(&self) -> Result<Channel, Status> {
+        let unavailable = |reason: String| Status::unavailable(format!("{}: {reason}", self.cluster.name));
+        let pick = Pick { now: Instant::now(), random: fastrand::u64(..), hash: None, tried: &[] };
+        let endpoint = self.cluster.pick(&pick).map_err(|_| unavailable("it has no endpoints".into()))?;
+        let alpn = Some(Alpn::Http2);
+        let connection = upstream::connect(&self.cluster, endpoint, self.tls.as_ref(), alpn).await;
+        let connection = connection.map_err(|error| unavailable(error.to_string()))?;
+        let authority = endpoint.address.to_string().parse().expect("an address and a port are an authority");
+        let channel = Channel::over(connection.stream, authority, None).await;
+        channel.map_err(|error| unavailable(with_causes(&error)))
+    }
 }
 
 impl Collector {
@@ -35,15 +73,20 @@ impl Collector {
     ///
     /// # Errors
     /// When it can't be dialled.
-    pub(super) fn new(url: &Uri) -> Result<Self, String> {
+    pub(super) fn at(url: &Uri) -> Result<Self, String> {
         match url.authority() {
             Some(authority) if url.scheme() == Some(&Scheme::HTTP) => {
-                Ok(Self { authority: authority.clone(), channel: None })
+                Ok(Self { place: Place::Url(authority.clone()), channel: None })
             }
             _ => {
                 Err(format!("the trace collector {url} can't be used: only http:// is spoken to collectors"))
             }
         }
+    }
+
+    /// The collector that is a cluster, as it is by then.
+    pub(super) fn of_cluster(target: watch::Receiver<Option<Target>>) -> Self {
+        Self { place: Place::Cluster(target), channel: None }
     }
 
     /// Sends a batch.
@@ -78,13 +121,23 @@ impl Collector {
     }
 
     async fn connect(&self) -> Result<Channel, Status> {
-        let host = self.authority.host().trim_matches(['[', ']']);
-        let port = self.authority.port_u16().unwrap_or(HTTP);
-        let unreachable = |error: &dyn std::error::Error| Status::unavailable(with_causes(error));
-        let socket = TcpStream::connect((host, port)).await.map_err(|error| unreachable(&error))?;
-        socket.set_nodelay(true).map_err(|error| unreachable(&error))?;
-        Channel::over(socket, self.authority.clone(), None).await.map_err(|error| unreachable(&error))
+        match &self.place {
+            Place::Url(authority) => connect(authority).await,
+            Place::Cluster(target) => {
+                let target = target.borrow().clone();
+                target.ok_or_else(|| Status::unavailable("its cluster is not known (yet)"))?.connect().await
+            }
+        }
     }
+}
+
+async fn connect(authority: &Authority) -> Result<Channel, Status> {
+    let host = authority.host().trim_matches(['[', ']']);
+    let port = authority.port_u16().unwrap_or(HTTP);
+    let unreachable = |error: &dyn std::error::Error| Status::unavailable(with_causes(error));
+    let socket = TcpStream::connect((host, port)).await.map_err(|error| unreachable(&error))?;
+    socket.set_nodelay(true).map_err(|error| unreachable(&error))?;
+    Channel::over(socket, authority.clone(), None).await.map_err(|error| unreachable(&error))
 }
 
 /// What the protocol lets a client try again (OTLP specification, "Failures"). Where a collector is out of resources it
@@ -111,7 +164,6 @@ fn reason(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
@@ -152,7 +204,7 @@ mod tests {
         let service = Scripted { answers: answers.to_vec(), asked: asked.clone() };
         let router = Server::builder().add_service(TraceServiceServer::new(service));
         let server = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
-        let result = Collector::new(&url).unwrap().export(ExportTraceServiceRequest::default()).await;
+        let result = Collector::at(&url).unwrap().export(ExportTraceServiceRequest::default()).await;
         server.abort();
         (result, asked.load(Ordering::Relaxed))
     }
@@ -169,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_collector_that_can_not_be_spoken_to_is_refused_at_once() {
-        let error = Collector::new(&Uri::from_static("https://collector:4317")).err().expect("no TLS");
+        let error = Collector::at(&Uri::from_static("https://collector:4317")).err().expect("no TLS");
         assert!(error.contains("https://collector:4317") && error.contains("http://"), "{error}");
     }
 }

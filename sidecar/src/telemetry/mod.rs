@@ -19,14 +19,14 @@ pub(crate) mod trace;
 
 use std::sync::Arc;
 
-pub(crate) use otlp::Exporter;
+pub(crate) use otlp::{Exporter, Spans};
 use record::{AttemptRecord, ConnectionRecord, RequestRecord};
 
 /// The sidecar's telemetry, shared by all threads.
 pub(crate) struct Telemetry {
     /// Every metric.
     pub(crate) metrics: metrics::Registry,
-    spans: otlp::Queue,
+    queues: otlp::Queues,
     log: access_log::Writer,
 }
 
@@ -42,26 +42,33 @@ pub(crate) struct Workload {
 }
 
 impl Telemetry {
-    /// The telemetry of `workload`, and the exporter that the control thread runs when there is a `collector` (an
-    /// OTLP/gRPC endpoint such as `http://127.0.0.1:4317`).
+    /// The telemetry of `workload`, and the exporter that the control thread runs. `collector` (an OTLP/gRPC endpoint such
+    /// as `http://127.0.0.1:4317`) gets the spans of listeners that name no other.
     ///
     /// # Errors
     /// When `collector` is not a URL that can be dialled.
     pub(crate) fn new(
         workload: Workload,
         collector: Option<&http::Uri>,
-    ) -> Result<(Arc<Self>, Option<Exporter>), String> {
+    ) -> Result<(Arc<Self>, Exporter), String> {
         let metrics = metrics::Registry::new(&workload);
-        let (spans, exporter) = otlp::queue(&workload, collector, &metrics)?;
+        let (queues, exporter) = otlp::queues(&workload, collector, &metrics)?;
         let log = access_log::Writer::new(&metrics);
-        Ok((Arc::new(Self { metrics, spans, log }), exporter))
+        Ok((Arc::new(Self { metrics, queues, log }), exporter))
+    }
+
+    /// Where the spans of requests go whose listener names this cluster as its collector, or none; `None`: nowhere.
+    pub(crate) fn spans(&self, collector: Option<&str>) -> Option<Spans> {
+        self.queues.to(collector)
     }
 
     /// Counts a request that has ended and, where asked for, exports its span and writes its log line.
     pub(crate) fn request(&self, record: &RequestRecord<'_>) {
         record.series.record(record);
-        if record.trace.is_some_and(|trace| trace.sampled) && self.spans.is_open() {
-            self.spans.push(span::of_request(record));
+        if let Some(spans) = record.spans
+            && record.trace.is_some_and(|trace| trace.sampled)
+        {
+            spans.push(span::of_request(record));
         }
         if let Some(settings) = record.access_log {
             self.log.write(access_log::request_line(&settings.format, record));
@@ -74,8 +81,10 @@ impl Telemetry {
         if record.failed() {
             record.series.attempt_failures.increment();
         }
-        if record.trace.is_some_and(|trace| trace.sampled) && self.spans.is_open() {
-            self.spans.push(span::of_attempt(record));
+        if let Some(spans) = record.spans
+            && record.trace.is_some_and(|trace| trace.sampled)
+        {
+            spans.push(span::of_attempt(record));
         }
     }
 

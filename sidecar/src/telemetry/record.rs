@@ -7,6 +7,7 @@ use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{AccessLog, TrafficDirection};
 
 use super::metrics::{ClusterSeries, HttpSeries, TcpSeries};
+use super::otlp::Spans;
 use super::trace::TraceContext;
 
 /// A request that has ended, whatever the number of attempts.
@@ -17,6 +18,8 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) direction: TrafficDirection,
     /// Its own span: the server span inbound, the client span outbound. Exported where sampled.
     pub(crate) trace: Option<&'a TraceContext>,
+    /// Where spans go.
+    pub(crate) spans: Option<&'a Spans>,
     /// The log line that is asked for.
     pub(crate) access_log: Option<&'a AccessLog>,
     /// When its head had arrived.
@@ -87,6 +90,8 @@ pub(crate) struct AttemptRecord<'a> {
     pub(crate) series: &'a ClusterSeries,
     /// The attempt's own span, a child of the request's.
     pub(crate) trace: Option<&'a TraceContext>,
+    /// Where spans go.
+    pub(crate) spans: Option<&'a Spans>,
     /// When it began.
     pub(crate) start: SystemTime,
     /// Until the end of the response's body, or until it failed.

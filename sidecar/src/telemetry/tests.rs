@@ -56,6 +56,7 @@ impl Sample {
             series,
             direction: TrafficDirection::Outbound,
             trace: Some(&self.trace),
+            spans: None,
             access_log: None,
             start: SystemTime::UNIX_EPOCH,
             duration: Duration::from_millis(3),

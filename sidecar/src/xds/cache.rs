@@ -436,6 +436,8 @@ pub(crate) struct Needs {
     pub(crate) routes: BTreeSet<Arc<str>>,
     /// Clusters, as far as the route configurations are held.
     pub(crate) clusters: BTreeSet<Arc<str>>,
+    /// Clusters that take its spans. It serves without them.
+    pub(crate) collectors: BTreeSet<Arc<str>>,
 }
 
 impl ListenerValue {
@@ -454,6 +456,8 @@ impl ListenerValue {
                         table = cache.routes(name);
                     }
                     needs.clusters.extend(table.into_iter().flat_map(|table| table_clusters(table)));
+                    let collector = http.tracing.as_ref().and_then(|tracing| tracing.collector.as_deref());
+                    needs.collectors.extend(collector.map(Into::into));
                 }
             }
         }

@@ -180,6 +180,7 @@ impl Interest {
                 let needs = listener.needs(cache);
                 wanted[Kind::Route].extend(needs.routes);
                 wanted[Kind::Cluster].extend(needs.clusters);
+                wanted[Kind::Cluster].extend(needs.collectors);
             }
         }
         wanted[Kind::Cluster].extend(in_force);

@@ -1,5 +1,6 @@
 //! What a user reads: metrics, traces, access log.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tulle_cli::demo::traces::{Span, Traces};
@@ -77,6 +78,50 @@ async fn a_trace_in_b3_joins_too() {
     let seen = &traced.app.seen()[0];
     assert!(seen.header("traceparent").starts_with("00-80f198ee56343ba864fe8b2a57d3eff7-"));
     assert!(seen.header("b3").starts_with("80f198ee56343ba864fe8b2a57d3eff7-"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn spans_go_where_the_policy_of_the_mesh_says() {
+    let app = App::fixed(200, "ok").await;
+    let (traces, url) = Traces::collect(None).await.expect("a collector");
+    let mesh = TestMesh::start().await;
+    let mut server = mesh.workload(Workload::new("echo").app(app.address).protocol("http")).await;
+    let mut client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
+    let collector: SocketAddr = url.trim_start_matches("http://").parse().expect("an address");
+    mesh.outside("collector", collector, None).await;
+    mesh.manifest(
+        "mesh.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: TelemetryPolicy\nmetadata: {{name: mesh, namespace: tulle-system}}\n\
+             spec:\n  targetRefs: [{{kind: Namespace, name: tulle-system}}]\n  tracing:\n    \
+             samplingRate: {{numerator: 100}}\n    \
+             provider: {{backendRef: {{name: collector, namespace: {NAMESPACE}, port: {}}}}}\n",
+            collector.port()
+        ),
+    );
+    let port = client.ports["echo.shop:80"];
+    let get = async |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: echo.shop\r\nconnection: close\r\n\r\n");
+        assert_eq!(exchange(port, request.as_bytes()).await.status(), 200);
+    };
+    let traced = || async {
+        get("/first").await;
+        traces.joined(&["client", "echo"]).ok_or_else(|| "no span came".to_owned())
+    };
+    wait_for(LIMIT, traced).await.unwrap_or_else(|error| panic!("{error}"));
+
+    // Who ends sends what it has first, and does not wait for anything else.
+    get("/last").await;
+    for sidecar in [&mut client, &mut server] {
+        sidecar.process.terminate();
+        let status = sidecar.process.wait(LIMIT).await.expect("it ends");
+        assert!(status.success(), "{status}");
+    }
+    let newest = traces.joined(&["client", "echo"]).expect("as before");
+    assert!(
+        newest.len() == 3 && newest.iter().all(|span| span.attributes["url.path"] == "/last"),
+        "{newest:?}"
+    );
 }
 
 #[tokio::test]

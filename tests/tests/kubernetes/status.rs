@@ -47,6 +47,7 @@ impl<'a> Writer<'a> {
         let settings = MeshSettings {
             trust_domain: "cluster.local".parse().expect("valid"),
             cluster_domain: "cluster.local".into(),
+            namespace: "tulle-system".into(),
             sampling: PerMillion(0),
             virtual_ranges: Vec::new(),
         };

@@ -211,6 +211,36 @@ fn telemetry_holds_at_both_ends() {
 }
 
 #[test]
+fn a_telemetry_policy_of_the_control_planes_namespace_holds_for_the_whole_mesh() {
+    let mesh = "---\napiVersion: tulle.dev/v1alpha1\nkind: TelemetryPolicy\n\
+                metadata: {name: mesh, namespace: tulle-system}\n\
+                spec: {targetRefs: [{kind: Namespace, name: tulle-system}], accessLog: {mode: JSON}, \
+                tracing: {samplingRate: {numerator: 50}, provider: {backendRef: {name: cart, namespace: shop, port: 80}}}}\n";
+    let tracing = |more: &[String]| {
+        let world = with("http", &[&[mesh.to_owned()], more].concat());
+        let outbound = world.listener("cart.shop.svc.cluster.local:80").expect("made");
+        let all: Vec<_> =
+            chains(&world).iter().chain(&outbound.chains).map(|chain| http(chain).clone()).collect();
+        assert!(all.iter().all(|http| http.access_log.is_some()), "{all:?}");
+        all.into_iter()
+            .map(|http| http.tracing.map(|tracing| (tracing.random_sampling, tracing.collector)))
+            .collect::<Vec<_>>()
+    };
+    let collector = Some("outbound|80||cart.shop.svc.cluster.local".to_owned());
+    for found in tracing(&[]) {
+        assert_eq!(found, Some((PerMillion::percent(50), collector.clone())));
+    }
+    // What a narrower one says goes before; the rest stays.
+    let narrow =
+        policy("TelemetryPolicy", "p", &format!("{SHOP}, tracing: {{samplingRate: {{numerator: 25}}}}"));
+    for found in tracing(&[narrow]) {
+        assert_eq!(found, Some((PerMillion::percent(25), collector.clone())));
+    }
+    let off = policy("TelemetryPolicy", "p", &format!("{CART}, tracing: {{mode: Disabled}}"));
+    assert!(tracing(&[off]).iter().all(Option::is_none));
+}
+
+#[test]
 fn traffic_policies_shape_clusters() {
     let spec = format!(
         "{CART}, loadBalancer: {{algorithm: LeastRequest}}, connection: {{connectTimeout: 1s}}, \

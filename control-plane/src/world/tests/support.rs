@@ -11,6 +11,7 @@ pub(super) fn settings() -> MeshSettings {
     MeshSettings {
         trust_domain: "mesh.test".parse().expect("valid"),
         cluster_domain: "cluster.local".into(),
+        namespace: "tulle-system".into(),
         sampling: PerMillion::percent(1),
         virtual_ranges: Vec::new(),
     }

@@ -299,6 +299,7 @@ fn routes(
         table: Arc::new(RouteTable::compile(&configuration).expect("valid")),
         runtime: vec![runtime],
         unrouted: series("", ""),
+        spans: None,
     }
 }
 
