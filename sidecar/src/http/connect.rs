@@ -98,7 +98,8 @@ impl Proxy {
             let material = exchange.current.as_ref().and_then(|current| current.tls.as_ref());
             let error = match upstream::connect(cluster, &endpoint, material, None).await {
                 Ok(connected) => {
-                    exchange.answered(StatusCode::OK, None, connected.peer, Some(Outcome::Success));
+                    exchange.proved(connected.peer);
+                    exchange.answered(StatusCode::OK, None, Some(Outcome::Success));
                     let end = TunnelEnd::http1(connected.stream, Bytes::new());
                     return Ok(Tunnel::new(end, Hold::Connection(connection)));
                 }

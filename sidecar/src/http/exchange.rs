@@ -4,6 +4,7 @@
 //! the body of the answer. When it is dropped, wherever that is, it reports: exactly one record per attempt and one per
 //! request, also for a client that has gone away.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,8 +56,8 @@ pub(super) struct Exchange {
     attempts: u32,
     /// Where the last attempt went.
     pub(super) endpoint: Option<SocketAddr>,
-    /// Whom the endpoint proved to be.
-    peer: Option<SpiffeId>,
+    /// Whom the endpoint of the last attempt proved to be.
+    pub(super) peer: OnceCell<SpiffeId>,
     status: Option<StatusCode>,
     /// For the access log.
     response_headers: Option<HeaderMap>,
@@ -116,7 +117,7 @@ impl Exchange {
             attempt: None,
             attempts: 0,
             endpoint: None,
-            peer: None,
+            peer: OnceCell::new(),
             status: None,
             response_headers: None,
             grpc_status: None,
@@ -171,6 +172,7 @@ impl Exchange {
         path: &str,
     ) {
         self.end_attempt();
+        self.peer = OnceCell::new();
         let resend_count = self.attempts;
         self.attempts += 1;
         self.endpoint = Some(in_flight.endpoint().address);
@@ -199,10 +201,8 @@ impl Exchange {
         &mut self,
         status: StatusCode,
         grpc_status: Option<u32>,
-        peer: Option<SpiffeId>,
         outcome: Option<Outcome>,
     ) {
-        self.peer = peer;
         let Some(attempt) = &mut self.attempt else { return };
         let now = Instant::now();
         (attempt.status, attempt.grpc_status) = (Some(status), grpc_status);
@@ -212,6 +212,11 @@ impl Exchange {
         if let Some(outcome) = outcome {
             attempt.judge(outcome, now, self.worker.draw_u64());
         }
+    }
+
+    /// Notes whom the endpoint of the attempt has proved to be.
+    pub(super) fn proved(&mut self, peer: Option<SpiffeId>) {
+        self.peer = peer.map_or_else(OnceCell::new, OnceCell::from);
     }
 
     /// Notes that an attempt has no whole answer. `outcome`: what that says of the endpoint, if anything.
@@ -227,18 +232,12 @@ impl Exchange {
     pub(super) fn end_attempt(&mut self) {
         let Some(attempt) = self.attempt.take() else { return };
         let in_flight = &attempt.in_flight;
-        let duration = attempt.begun.elapsed();
-        if attempt.status.is_none() && attempt.error.is_none() {
-            // The client has given up. That blames nobody, but an answer would have taken longer than this: an endpoint
-            // behind a dead link must not look like the quickest of all.
-            in_flight.observe(duration, attempt.begun + duration);
-        }
         self.worker.telemetry.attempt(&AttemptRecord {
             series: &in_flight.cluster().state.series,
             trace: attempt.trace.as_ref(),
             spans: self.routes.as_ref().and_then(|routes| routes.spans.as_ref()),
             start: attempt.start,
-            duration,
+            duration: attempt.begun.elapsed(),
             method: &self.request.method,
             authority: headers::authority(&self.request),
             path: &attempt.path,
@@ -248,7 +247,7 @@ impl Exchange {
             error: attempt.error.as_ref().map(failure),
             cluster: &in_flight.cluster().name,
             endpoint: in_flight.endpoint().address,
-            peer: self.peer.as_ref(),
+            peer: self.peer.get(),
         });
     }
 
@@ -300,6 +299,22 @@ impl Exchange {
         }
     }
 
+    /// The client is not there any more.
+    fn give_up(&mut self) {
+        let problem = ("http_request_error", "the client went away before there was an answer".to_owned());
+        if let Some(attempt) = &mut self.attempt
+            && attempt.status.is_none()
+            && attempt.error.is_none()
+        {
+            // That blames nobody, but an answer would have taken longer than this: an endpoint behind a dead link must not
+            // look like the quickest of all.
+            let now = Instant::now();
+            attempt.in_flight.observe(now.saturating_duration_since(attempt.begun), now);
+            attempt.error = Some(problem.clone());
+        }
+        self.error = Some(problem);
+    }
+
     fn series(&self) -> Arc<HttpSeries> {
         let Some(routes) = &self.routes else {
             // Destinations that nobody knows have one series in all, so that their names can't fill the registry.
@@ -321,6 +336,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.status.is_none() && self.error.is_none() {
+            self.give_up();
+        }
         self.end_attempt();
         let series = self.series();
         let routes = self.routes.as_deref();
@@ -329,7 +347,7 @@ impl Drop for Exchange {
             runtime.zip(self.backend).and_then(|(runtime, at)| runtime.backends[at].cluster.as_ref());
         let peer = match self.direction() {
             TrafficDirection::Inbound => self.downstream.identity.as_ref(),
-            TrafficDirection::Outbound => self.peer.as_ref(),
+            TrafficDirection::Outbound => self.peer.get(),
         };
         let (received, sent) = match &self.carried {
             Some(carried) => (carried.received.get(), carried.sent.get()),

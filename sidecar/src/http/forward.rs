@@ -243,6 +243,7 @@ impl Proxy {
             tls: exchange.current.as_ref().and_then(|current| current.tls.as_ref()),
             version: version(&plan.cluster, exchange.request.version),
             interim,
+            proven: &exchange.peer,
         };
         let per_try = plan.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
         let per_try = per_try.filter(|timeout| !timeout.is_zero());
@@ -343,7 +344,7 @@ fn answered(exchange: &mut Exchange, endpoint: &Endpoint, mut answer: Answer) ->
         (false, false) => None,
     };
     let retry_after = retry::retry_after(response_headers);
-    exchange.answered(status, grpc_status, answer.peer.take(), outcome);
+    exchange.answered(status, grpc_status, outcome);
     let end = match not_processed {
         true => End::NotProcessed { connect: false },
         false => End::Answer { status, grpc_status, mesh_made: mark.is_some(), retry_after },

@@ -5,6 +5,7 @@
 //! (Envoy appends `-shadow`; Gateway API's RequestMirror does not ask for it, and backends that route by Host would not
 //! know it).
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -72,6 +73,7 @@ impl Copied {
             tls: self.current.tls.as_ref(),
             version: version(cluster, self.request.version()),
             interim: &Interim::default(),
+            proven: &OnceCell::new(),
         };
         let begun = Instant::now();
         let sent = self.worker.pools.send(self.in_flight.endpoint(), self.request, options).await;

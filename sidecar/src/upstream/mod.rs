@@ -17,6 +17,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::cell::OnceCell;
 use std::time::Duration;
 
 use http::Response;
@@ -51,6 +52,18 @@ pub(crate) struct SendOptions<'a> {
     pub(crate) version: HttpVersion,
     /// Where interim (1xx) responses go.
     pub(crate) interim: &'a crate::http::server::Interim,
+    /// Takes whom the endpoint has proved to be, before anything of the request is sent: it is known of attempts without an
+    /// answer too. Stays empty in plaintext.
+    pub(crate) proven: &'a OnceCell<SpiffeId>,
+}
+
+impl SendOptions<'_> {
+    fn prove(&self, peer: Option<&SpiffeId>) {
+        if let Some(peer) = peer {
+            // Of another connection to the same endpoint, which is the same one.
+            let _ = self.proven.set(peer.clone());
+        }
+    }
 }
 
 /// An endpoint's answer.
@@ -59,8 +72,6 @@ pub(crate) struct Answer {
     pub(crate) response: Response<Body>,
     /// After 101, or 2xx to CONNECT: the connection's bytes.
     pub(crate) tunnel: Option<Tunnel>,
-    /// Whom the endpoint proved to be; `None` in plaintext.
-    pub(crate) peer: Option<SpiffeId>,
 }
 
 /// What a tunnel occupies until it ends.

@@ -112,6 +112,7 @@ impl Pools {
                             // It still is who it was, and need not be tried in HTTP/1 again.
                             self.note(endpoint, wanted, Ability::refused);
                         }
+                        options.prove(place.0.peer());
                         return h2::send(place, request, upgrade, options.interim).await;
                     }
                     Err(error) => {

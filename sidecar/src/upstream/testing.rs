@@ -1,5 +1,6 @@
 //! A cluster of one endpoint, an origin that follows a script, and a handler that forwards to it.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) struct Upstream {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) version: HttpVersion,
+    proven: Rc<OnceCell<SpiffeId>>,
 }
 
 impl Upstream {
@@ -69,7 +71,7 @@ impl Upstream {
         };
         let cluster = Cluster::build(Arc::new(cluster), Some(&assignment), None, Arc::default());
         let endpoint = Arc::clone(cluster.endpoints.iter().next().expect("one endpoint"));
-        Self { pools: Rc::default(), cluster, endpoint, version }
+        Self { pools: Rc::default(), cluster, endpoint, version, proven: Rc::default() }
     }
 
     /// Sends a request.
@@ -83,7 +85,13 @@ impl Upstream {
         request: Request<Body>,
         interim: &Interim,
     ) -> Result<Answer, SendError> {
-        let options = SendOptions { cluster: &self.cluster, tls: None, version: self.version, interim };
+        let options = SendOptions {
+            cluster: &self.cluster,
+            tls: None,
+            version: self.version,
+            interim,
+            proven: &self.proven,
+        };
         self.pools.send(&self.endpoint, request, options).await
     }
 

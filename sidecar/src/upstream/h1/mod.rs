@@ -47,7 +47,7 @@ pub(super) async fn send(
 ) -> Result<Answer, SendError> {
     let request = upgrade::to_http1(request);
     let connection = slot.http1(endpoint, options.cluster).await?;
-    let peer = connection.peer.clone();
+    options.prove(connection.peer.as_ref());
     let mut exchange = Exchange::begin(connection, request);
     let head = match exchange.head(options.interim).await {
         Ok(head) => head,
@@ -71,11 +71,11 @@ pub(super) async fn send(
             return Err(SendError::Reset("the connection is gone"));
         };
         let tunnel = Some(tunnel);
-        return Ok(Answer { response: response.map(|()| Body::Empty), tunnel, peer });
+        return Ok(Answer { response: response.map(|()| Body::Empty), tunnel });
     }
     let body =
         ResponseBody::following(slot, connection, Decoder::new(framing), keep_alive, upload, &response);
-    Ok(Answer { response: response.map(|()| body), tunnel: None, peer })
+    Ok(Answer { response: response.map(|()| body), tunnel: None })
 }
 
 /// Why there is no response's head.

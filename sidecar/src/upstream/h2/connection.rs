@@ -141,8 +141,8 @@ impl Lease {
     }
 
     /// Whom the endpoint proved to be.
-    pub(super) fn peer(&self) -> Option<SpiffeId> {
-        self.0.peer.clone()
+    pub(in crate::upstream) fn peer(&self) -> Option<&SpiffeId> {
+        self.0.peer.as_ref()
     }
 
     /// The connection takes no more streams.

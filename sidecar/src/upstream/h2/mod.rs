@@ -64,7 +64,6 @@ pub(super) async fn send(
     let mut exchange = Exchange { response, upload };
     let response = exchange.head(interim).await?;
     let (head, recv) = response.into_parts();
-    let peer = lease.peer();
     match tunnel {
         Some(stream) if head.status.is_success() => {
             let mut response = Response::from_parts(head, ());
@@ -72,11 +71,11 @@ pub(super) async fn send(
                 upgrade.end(&mut response);
             }
             let tunnel = Some(Tunnel::new(TunnelEnd::http2(stream, recv), Hold::Stream(lease)));
-            Ok(Answer { response: response.map(|()| Body::Empty), tunnel, peer })
+            Ok(Answer { response: response.map(|()| Body::Empty), tunnel })
         }
         _ => {
             let body = ResponseBody::following(recv, &head.headers, exchange.upload, lease);
-            Ok(Answer { response: Response::from_parts(head, body), tunnel: None, peer })
+            Ok(Answer { response: Response::from_parts(head, body), tunnel: None })
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Connections over mesh TLS, and what a new certificate means for them.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -60,16 +60,18 @@ async fn speaking(material: Arc<Material>, alpn: &'static [&'static str]) -> Soc
 
 /// Sends a request with `material`; says who answered.
 async fn send(upstream: &Upstream, material: Option<&Arc<Material>>) -> Result<String, SendError> {
+    let proven = OnceCell::new();
     let options = SendOptions {
         cluster: &upstream.cluster,
         tls: material,
         version: upstream.version,
         interim: &Interim::default(),
+        proven: &proven,
     };
     let answer = Box::pin(upstream.pools.send(&upstream.endpoint, post("hello"), options)).await?;
     let body = answer.response.into_body().collect().await.expect("whole").to_bytes();
     assert_eq!(body, "hello");
-    Ok(answer.peer.expect("an identity").to_string())
+    Ok(proven.get().expect("an identity").to_string())
 }
 
 #[tokio::test]
