@@ -64,7 +64,6 @@ impl ClusterState {
     }
 
     /// How much is in flight.
-    #[cfg(test)]
     pub(crate) fn in_flight(&self, limit: Limit) -> u32 {
         self.in_flight[limit as usize].load(Relaxed)
     }
@@ -118,6 +117,20 @@ impl Cluster {
             series.retries_refused.increment()
         }
         permit
+    }
+
+    /// Writes down, for a scrape, how full the cluster is at `now`.
+    pub(crate) fn gauge(&self, now: Instant) {
+        let (mut endpoints, mut ejected) = (0, 0);
+        for endpoint in self.endpoints.iter() {
+            endpoints += 1;
+            ejected += i64::from(endpoint.stats.is_ejected(now));
+        }
+        let series = &self.state.series;
+        series.endpoints.set(endpoints);
+        series.ejected_endpoints.set(ejected);
+        series.active_requests.set(self.state.in_flight(Limit::Requests).into());
+        series.open_connections.set(self.state.in_flight(Limit::Connections).into());
     }
 
     fn retry_budget(&self) -> &model::RetryBudget {

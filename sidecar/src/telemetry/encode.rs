@@ -13,7 +13,7 @@ use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::TrafficDirection;
 
 use super::Workload;
-use super::metrics::{ClusterSeries, Counter, Families, HttpLabels};
+use super::metrics::{ClusterSeries, Counter, Families, Gauge, HttpLabels};
 use super::series::{Histogram, Key, TcpSeries};
 
 /// Everything as text.
@@ -143,6 +143,19 @@ impl Page {
                 (LabelSet::default().and("cluster", &**cluster), Value::Counter(pick(series).value()))
             });
             self.push(format!("tulle_upstream_{name}"), help, MetricType::Counter, samples.collect());
+        }
+        type Level = fn(&ClusterSeries) -> &Gauge;
+        let levels: [(&str, &'static str, Level); 4] = [
+            ("endpoints", "Endpoints.", |c| &c.endpoints),
+            ("ejected_endpoints", "Endpoints that are taken out for a while.", |c| &c.ejected_endpoints),
+            ("active_requests", "Requests under way to endpoints.", |c| &c.active_requests),
+            ("open_connections", "Connections to endpoints.", |c| &c.open_connections),
+        ];
+        for (name, help, level) in levels {
+            let samples = families.clusters.iter().map(|(cluster, series)| {
+                (LabelSet::default().and("cluster", &**cluster), Value::Gauge(level(series).value()))
+            });
+            self.push(format!("tulle_upstream_{name}"), help, MetricType::Gauge, samples.collect());
         }
     }
 

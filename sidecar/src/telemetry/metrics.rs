@@ -168,6 +168,14 @@ pub(crate) struct ClusterSeries {
     pub(crate) connect_failures: Counter,
     /// TLS handshakes that failed, the wrong identity included.
     pub(crate) tls_failures: Counter,
+    /// Endpoints, when somebody last looked, as for all that follows.
+    pub(crate) endpoints: Gauge,
+    /// Of these, how many are taken out.
+    pub(crate) ejected_endpoints: Gauge,
+    /// Requests under way.
+    pub(crate) active_requests: Gauge,
+    /// Connections to endpoints.
+    pub(crate) open_connections: Gauge,
 }
 
 /// A number that only grows.
