@@ -6,6 +6,7 @@
 
 pub mod apps;
 pub mod edges;
+pub mod jaeger;
 mod shop;
 mod table;
 pub mod traces;
@@ -13,6 +14,7 @@ pub mod verdict;
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -21,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::local::Binaries;
 use edges::Edge;
+use jaeger::Jaeger;
 use shop::Shop;
 pub use shop::{MANIFESTS, TRACED};
 use traces::Traces;
@@ -34,6 +37,12 @@ pub struct DemoArgs {
     /// Send traces to this OTLP/gRPC endpoint too, such as Jaeger's http://127.0.0.1:4317.
     #[arg(long, value_name = "URL")]
     pub otlp: Option<String>,
+    /// Start Jaeger too, and send traces there. The program is looked for by its name, jaeger, where none is given.
+    #[arg(
+        long, value_name = "PROGRAM", num_args = 0..=1, require_equals = true, default_missing_value = "jaeger",
+        conflicts_with = "otlp"
+    )]
+    pub jaeger: Option<PathBuf>,
     /// How many requests per second the customers send.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=2000))]
     pub rate: u32,
@@ -43,7 +52,8 @@ pub struct DemoArgs {
 pub const EXAMPLES: &str = "\
 Examples:
   tulle demo                              until Ctrl-C; edit the manifests in the folder that it prints
-  tulle demo --otlp http://127.0.0.1:4317   with Jaeger
+  tulle demo --jaeger                     with Jaeger, if it is installed
+  tulle demo --otlp http://127.0.0.1:4317   with one that runs already
   tulle demo --seconds 20                 unattended; status 1 if a promise was not kept";
 
 /// How long a promise may still come true after the last second, for spans under way.
@@ -55,17 +65,28 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// When something does not start, or a promise did not hold.
 pub async fn run(args: DemoArgs) -> Result<(), String> {
     let binaries = Binaries::beside_this()?;
-    let (traces, collector) = Traces::collect(args.otlp.as_deref()).await?;
     let folder =
         tempfile::Builder::new().prefix("tulle-demo-").tempdir().map_err(|error| error.to_string())?;
+    let opening = async {
+        let jaeger = match &args.jaeger {
+            Some(program) => Some(Jaeger::start(&jaeger::find(program)?, folder.path()).await?),
+            None => None,
+        };
+        let elsewhere = jaeger.as_ref().map(|jaeger| &jaeger.otlp).or(args.otlp.as_ref());
+        let (traces, collector) = Traces::collect(elsewhere.map(String::as_str)).await?;
+        Ok::<_, String>((Shop::open(binaries, folder.path(), &collector).await?, traces, jaeger))
+    };
     println!("Starting a control plane, {} services and {} sidecars ...", shop::SERVICES, shop::SIDECARS);
     let interrupt = interrupt();
     tokio::pin!(interrupt);
-    let shop = tokio::select! {
-        shop = Shop::open(binaries, folder.path(), &collector) => shop?,
+    let (shop, traces, jaeger) = tokio::select! {
+        opened = opening => opened?,
         signal = &mut interrupt => return signal,
     };
     println!("Open. Edit the manifests while it runs: {}", shop.manifests().display());
+    if let Some(jaeger) = &jaeger {
+        println!("See one request in five in Jaeger: {}/search?service=web", jaeger.query);
+    }
 
     let customers = shop.customers(args.rate)?;
     let interrupted = tokio::select! {
