@@ -15,6 +15,7 @@ mod helm;
 mod identity;
 mod injection;
 mod installed;
+mod observed;
 mod older;
 mod plane;
 mod pods;
