@@ -32,6 +32,10 @@ pub(crate) enum Event {
     Closed(String),
 }
 
+/// The longest pause before another try. Until the stream stands again, pods that were replaced meanwhile are missed; a try is
+/// a connection, and a new stream brings only what has changed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
 /// Keeps a stream open for ever, or until nobody takes its events any more. A stream stands on one proof of identity, so a
 /// new leaf makes a new stream: the control plane sees by which certificate, of which root, each sidecar lives.
 pub(crate) async fn keep_open(
@@ -40,7 +44,7 @@ pub(crate) async fn keep_open(
     events: mpsc::Sender<Event>,
 ) {
     let mut material = lock(rotation).watch();
-    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
+    let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_PAUSE);
     // Where one proof fails, the other is tried next.
     let mut prefer_token = false;
     // Most often a certificate is a moment away; a control plane without an authority is not waited for long.
