@@ -48,7 +48,8 @@ class Load:
 
     def __init__(self, url="http://web.shop/", page='"book":'):
         self.page = page
-        one = f"until [ -e /done ]; do {' '.join(WGET)} {url} && echo || echo FAILED; done"
+        ask = f"page=$({' '.join(WGET)} {url} 2>&1)"
+        one = f'until [ -e /done ]; do {ask} && echo "$page" || echo "FAILED $page"; done'
         self.loop = " & ".join([f"({one})"] * 4) + " & wait"
 
     def __enter__(self):
@@ -65,7 +66,7 @@ class Load:
             self.process.kill()
 
     def pages(self):
-        """How many were served, and what was said instead of a page."""
+        """How many were served, and what was said instead of each other page."""
         lines = [line for line in self.said.splitlines() if line]
         failed = [line for line in lines if self.page not in line]
         return len(lines) - len(failed), failed
@@ -120,7 +121,7 @@ def system(*arguments, **options):
 
 
 def kubectl(*arguments, input=None, fails=False):
-    """What it prints; where it must fail, errors as well."""
+    """What it prints; where it must fail, or may (None), errors as well."""
     done = subprocess.run([KUBECTL, *arguments], input=input, capture_output=True, text=True, timeout=300)
-    assert (done.returncode != 0) == fails, f"kubectl {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout + (done.stderr if fails else "")
+    assert fails in (None, done.returncode != 0), f"kubectl {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + ("" if fails is False else done.stderr)
