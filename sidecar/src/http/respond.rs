@@ -61,8 +61,7 @@ pub(crate) fn error(error: &RequestError, details: &str, asker: Asker) -> Respon
 /// The answer that a route gives itself. To gRPC it is a status, as in Envoy.
 pub(crate) fn direct(configured: &DirectResponse, asker: Asker) -> Response<Body> {
     if asker.grpc {
-        let status = RequestError::Fault(configured.status, None).grpc_status();
-        return grpc(if configured.status.is_success() { 0 } else { status }, &configured.body);
+        return grpc(RequestError::Fault(configured.status, None).grpc_status(), &configured.body);
     }
     text(configured.status, &configured.body)
 }
@@ -172,6 +171,9 @@ mod tests {
         let configured = DirectResponse { status: StatusCode::FORBIDDEN, body: "go away".into() };
         let response = direct(&configured, Asker { grpc: true, ..HTTP });
         assert_eq!((response.status().as_u16(), grpc_status(response.headers())), (200, Some(7)));
+        let success = DirectResponse { status: StatusCode::OK, body: "fine".into() };
+        let response = direct(&success, Asker { grpc: true, ..HTTP });
+        assert_eq!(grpc_status(response.headers()), Some(2), "nobody has answered the call");
         assert_eq!(direct(&configured, HTTP).status(), 403);
     }
 }
