@@ -20,6 +20,8 @@ pub(crate) enum RequestError {
     Authority(String),
     /// The request's path can be read in two ways, and its listener refuses such.
     Path,
+    /// The name of a header has an underscore, and its listener refuses such.
+    Underscore,
     /// There is no configuration for the destination.
     NoListener(Box<str>, NoListener),
     /// The destination does not speak HTTP.
@@ -67,7 +69,7 @@ impl RequestError {
     /// The HTTP status; Envoy's where it has the same error.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Authority(_) | Self::Path => StatusCode::BAD_REQUEST,
+            Self::Authority(_) | Self::Path | Self::Underscore => StatusCode::BAD_REQUEST,
             Self::NoListener(_, NoListener::Unknown) | Self::NotHttp(_) | Self::Dns(..) | Self::Loop => {
                 StatusCode::BAD_GATEWAY
             }
@@ -92,7 +94,7 @@ impl RequestError {
     /// The error's token in RFC 9209's registry.
     pub(crate) fn token(&self) -> &'static str {
         match self {
-            Self::Authority(_) | Self::Path | Self::RequestBody(_) => "http_request_error",
+            Self::Authority(_) | Self::Path | Self::Underscore | Self::RequestBody(_) => "http_request_error",
             Self::NoListener(_, NoListener::Unknown) | Self::NoRoute => "destination_not_found",
             Self::NoListener(_, NoListener::Unavailable) | Self::NoEndpoint(_) => "destination_unavailable",
             Self::NotHttp(_) | Self::Configuration(..) => "proxy_configuration_error",
@@ -124,6 +126,7 @@ impl RequestError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             Self::Authority(_)
+            | Self::Underscore
             | Self::RequestBody(_)
             | Self::Attempt(_, SendError::RequestBody(_) | SendError::Request(_)) => Blame::Client,
             Self::Dns(..) | Self::NoEndpoint(_) | Self::Timeout(..) | Self::Attempt(..) => Blame::Endpoint,
@@ -213,6 +216,7 @@ impl fmt::Display for RequestError {
         match self {
             Self::Authority(text) => write!(f, "{text:?} is not a host, or a host and a port"),
             Self::Path => f.write_str("the path holds an escaped slash"),
+            Self::Underscore => f.write_str("the name of a header has an underscore"),
             Self::NoListener(name, NoListener::Unknown) => write!(f, "the mesh knows no service {name:?}"),
             Self::NoListener(name, NoListener::Unavailable) => {
                 write!(f, "the control plane has not yet said what {name:?} is")

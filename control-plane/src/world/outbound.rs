@@ -112,6 +112,7 @@ pub(super) fn cluster(
         load_balancer: traffic::load_balancer(policy),
         connect_timeout: connection.and_then(|settings| settings.connect_timeout).map(|time| time.get()),
         idle_timeout: traffic::idle(policy),
+        max_requests_per_connection: None,
         limits: traffic::limits(policy),
         outlier_detection: traffic::outlier_detection(policy),
         tls: service.external_name.is_none().then(|| mesh_tls(port.cluster().sni())),

@@ -65,6 +65,7 @@ pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> Op
         time.map_or(Duration::from_secs(default), |time| time.get())
     };
     Some(OutlierDetection {
+        only_gateway_errors: false,
         consecutive_failures: settings.consecutive_errors.unwrap_or(7),
         success_rate: (minimum_percent > 0).then(|| SuccessRate {
             minimum_percent: minimum_percent.min(100),

@@ -20,6 +20,8 @@ pub struct Cluster {
     pub connect_timeout: Option<Duration>,
     /// Close a pooled connection after this long without a request; zero: never.
     pub idle_timeout: Option<Duration>,
+    /// Close a connection once it has carried so many requests; never 0.
+    pub max_requests_per_connection: Option<u32>,
     /// How much may be in flight.
     pub limits: Limits,
     /// When an endpoint is left out for a while; `None`: the sidecar's default; `Some` with everything off: never.
@@ -39,6 +41,7 @@ impl Cluster {
             load_balancer: LoadBalancer::PeakEwma,
             connect_timeout: None,
             idle_timeout: None,
+            max_requests_per_connection: None,
             limits: Limits::default(),
             outlier_detection: None,
             tls: None,
@@ -96,6 +99,11 @@ pub enum LoadBalancer {
         /// The greatest.
         max_size: u64,
     },
+    /// By the request's hash, in a table of which each endpoint has its share (Maglev).
+    Maglev {
+        /// How many entries the table has; a prime.
+        table_size: u32,
+    },
 }
 
 /// How much may be in flight to a cluster, over all workers (Envoy's circuit breakers, default priority). What is
@@ -133,6 +141,8 @@ pub struct RetryBudget {
 pub struct OutlierDetection {
     /// After this many failures in a row (5xx, gRPC unavailable, no answer); 0: never.
     pub consecutive_failures: u32,
+    /// Of answers only 502, 503 and 504 are failures.
+    pub only_gateway_errors: bool,
     /// By success rate; `None`: never.
     pub success_rate: Option<SuccessRate>,
     /// How long at first; it doubles with each time.

@@ -105,6 +105,10 @@ pub struct HttpConnection {
     pub idle_timeout: Option<Duration>,
     /// Give up a stream on which nothing moves for this long; zero: never.
     pub stream_idle_timeout: Option<Duration>,
+    /// Give up a request, from its head to the end of its answer, after this long where its route says nothing; zero: never.
+    pub max_stream_duration: Option<Duration>,
+    /// What becomes of header names with an underscore, which some servers take for a hyphen.
+    pub underscores: Underscores,
     /// Give up when a request's head has not arrived this long after its first byte (408).
     pub request_headers_timeout: Option<Duration>,
     /// The most bytes a request's head may have (431).
@@ -129,6 +133,8 @@ impl HttpConnection {
             filters: Vec::new(),
             idle_timeout: None,
             stream_idle_timeout: None,
+            max_stream_duration: None,
+            underscores: Underscores::default(),
             request_headers_timeout: None,
             max_request_headers_bytes: None,
             max_headers: None,
@@ -171,6 +177,19 @@ pub enum EscapedSlashes {
     Redirect,
     /// They become what they stand for.
     Unescape,
+}
+
+/// What becomes of header names with an underscore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Underscores {
+    /// They pass.
+    #[default]
+    Allow,
+    /// The request is refused.
+    Reject,
+    /// They are taken away.
+    Drop,
 }
 
 /// Where a listener's routes are.

@@ -26,7 +26,7 @@ pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, 
 pub use listener::{
     AccessLog, AccessLogFormat, AdaptiveConcurrency, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain,
     HttpConnection, HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol, RouteSource, TcpProxy,
-    Tracing, TrafficDirection, Transport,
+    Tracing, TrafficDirection, Transport, Underscores,
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,

@@ -196,6 +196,8 @@ pub struct Forward {
     pub path_rewrite: Option<PathRewrite>,
     /// A new host.
     pub host_rewrite: Option<HostRewrite>,
+    /// Where the host is a new one, the old one is told in X-Forwarded-Host.
+    pub tell_original_host: bool,
     /// Copies, whose responses are thrown away.
     pub mirrors: Vec<Mirror>,
     /// What a ring hash goes by; the first that yields a value and is terminal ends the list.
@@ -214,6 +216,7 @@ impl Forward {
             retry: None,
             path_rewrite: None,
             host_rewrite: None,
+            tell_original_host: false,
             mirrors: Vec::new(),
             hash: Vec::new(),
             session: None,
@@ -348,13 +351,15 @@ pub struct DirectResponse {
 }
 
 /// Injected failure, for tests of what depends on the service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fault {
     /// A pause before the request goes on.
     pub delay: Option<FaultDelay>,
     /// An answer instead of the service's.
     pub abort: Option<FaultAbort>,
+    /// Only for requests that meet all of these.
+    pub applies_to: Vec<HeaderMatch>,
 }
 
 /// An injected pause.

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::E
 use envoy_types::pb::google::protobuf::Struct;
 use http::StatusCode;
 
-use super::error::{At, Decoded, FieldError, refuse, required, unsupported};
+use super::error::{At, Decoded, FieldError, each, refuse, required, unsupported};
 use super::proto::{self, Fields, Read};
 use super::{matching, route};
 use crate::model::{Fault, FaultAbort, FaultDelay};
@@ -36,12 +36,12 @@ pub(super) fn encode(fault: &Fault) -> pb::HttpFault {
     let both = fault.abort.as_ref().filter(|abort| abort.grpc_status.is_some());
     let http_status = both.map(|abort| (HTTP_STATUS.to_owned(), proto::number(abort.status.as_u16().into())));
     let filter_metadata = http_status.map(|status| Struct { fields: [status].into() });
-    pb::HttpFault { delay, abort, filter_metadata, ..Default::default() }
+    let headers = fault.applies_to.iter().map(matching::header).collect();
+    pb::HttpFault { delay, abort, headers, filter_metadata, ..Default::default() }
 }
 
 pub(super) fn decode(fault: pb::HttpFault) -> Decoded<Fault> {
     let fix = "put the fault on the route that it is for";
-    unsupported(!fault.headers.is_empty(), "headers", fix)?;
     unsupported(!fault.upstream_cluster.is_empty(), "upstream_cluster", fix)?;
     unsupported(!fault.downstream_nodes.is_empty(), "downstream_nodes", fix)?;
     unsupported(fault.response_rate_limit.is_some(), "response_rate_limit", "use a delay")?;
@@ -49,7 +49,8 @@ pub(super) fn decode(fault: pb::HttpFault) -> Decoded<Fault> {
     let metadata: Fields = fault.filter_metadata.unwrap_or_default().fields.into_iter().collect();
     let delay = fault.delay.map(|delay| decode_delay(delay).at("delay")).transpose()?;
     let abort = fault.abort.map(|abort| decode_abort(abort, &metadata).at("abort")).transpose()?;
-    Ok(Fault { delay, abort })
+    let applies_to = each("headers", fault.headers, matching::decode_header)?;
+    Ok(Fault { delay, abort, applies_to })
 }
 
 fn decode_delay(delay: common::FaultDelay) -> Decoded<FaultDelay> {

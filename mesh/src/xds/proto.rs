@@ -61,10 +61,7 @@ pub(super) fn bool_value(value: bool) -> Option<protobuf::BoolValue> {
 /// Refuses the options of HTTP connections for which nothing stands in the model.
 pub(super) fn refuse_common(options: Option<&core::HttpProtocolOptions>) -> Decoded<()> {
     let Some(options) = options else { return Ok(()) };
-    refuse!(options;
-            headers_with_underscores_action, max_connection_duration, max_requests_per_connection,
-            max_response_headers_kb, max_stream_duration)
-    .at("common_http_protocol_options")
+    refuse!(options; max_connection_duration, max_response_headers_kb).at("common_http_protocol_options")
 }
 
 /// A port of TCP, from 1.

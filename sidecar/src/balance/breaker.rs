@@ -119,6 +119,7 @@ const TENTH: u64 = 100_000_000;
 /// 10 s; out for 1 s at first and 60 s at most; at most half of the endpoints.
 pub(super) const DEFAULT: OutlierDetection = OutlierDetection {
     consecutive_failures: 5,
+    only_gateway_errors: false,
     success_rate: Some(SuccessRate {
         minimum_percent: 50,
         minimum_requests: 20,

@@ -7,6 +7,7 @@
 mod breaker;
 mod build;
 mod ewma;
+mod maglev;
 mod original;
 mod pick;
 mod ring;
@@ -91,6 +92,14 @@ impl Cluster {
     pub(crate) fn begin(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> InFlight {
         endpoint.stats.begin();
         InFlight { cluster: self.clone(), endpoint: endpoint.clone() }
+    }
+
+    /// Whether an answer of this status is a failure of its endpoint.
+    pub(crate) fn blames(&self, status: http::StatusCode) -> bool {
+        match self.outlier_detection().only_gateway_errors {
+            true => matches!(status.as_u16(), 502..=504),
+            false => status.is_server_error(),
+        }
     }
 
     fn outlier_detection(&self) -> &model::OutlierDetection {

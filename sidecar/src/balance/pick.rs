@@ -112,6 +112,11 @@ impl Cluster {
                 let mut walk = ring.walk(hash).take(WALK).map(|index| &endpoints[index]);
                 walk.find(|e| tier.admits(e, pick))
             }
+            (Order::Table(table), _) => {
+                let hash = pick.hash.unwrap_or_else(|| draws.next());
+                let mut walk = table.walk(hash).take(WALK).map(|index| &endpoints[index]);
+                walk.find(|e| tier.admits(e, pick))
+            }
             (Order::Drawn, LoadBalancer::LeastRequest { choices }) => {
                 let cost = |e: &Endpoint| f64::from(e.stats.in_flight());
                 best(group, choices.clamp(2, 16), tier, pick, draws, cost)
@@ -141,7 +146,7 @@ impl Cluster {
 /// Another probe may go when one has not answered for so long.
 const PROBE_LEASE: Duration = Duration::from_secs(5);
 
-/// How far a ring is walked for an endpoint that is in, before all are looked at.
+/// How far a ring or a table is walked for an endpoint that is in, before all are looked at.
 const WALK: usize = 256;
 
 /// Which endpoints a choice is among.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tulle_mesh::model::{Health, LoadBalancer, LocalityEndpoints};
 
 use super::Endpoint;
+use super::maglev::Table;
 use super::ring::Ring;
 use super::stride::Stride;
 
@@ -48,6 +49,8 @@ pub(super) enum Order {
     Stride(Stride),
     /// A ring.
     Ring(Ring),
+    /// A table.
+    Table(Table),
 }
 
 /// A distribution to draw from.
@@ -177,8 +180,8 @@ impl EndpointSet {
 
 impl Priority {
     fn new(mut parts: Vec<(u64, Vec<Arc<Endpoint>>)>, balancer: LoadBalancer, draws: &mut Draws) -> Self {
-        if let LoadBalancer::RingHash { .. } = balancer {
-            // A ring keeps a key in its place; localities don't divide it.
+        if let LoadBalancer::RingHash { .. } | LoadBalancer::Maglev { .. } = balancer {
+            // A ring or a table keeps a key in its place; localities don't divide it.
             parts = vec![(1, parts.into_iter().flat_map(|(_, endpoints)| endpoints).collect())];
         }
         let shares = Shares::new(parts.iter().map(|(weight, _)| *weight));
@@ -195,6 +198,10 @@ impl Group {
             LoadBalancer::RingHash { min_size, max_size } => {
                 let weighted: Vec<_> = endpoints.iter().map(|e| e.address).zip(weights.clone()).collect();
                 Order::Ring(Ring::new(&weighted, min_size, max_size))
+            }
+            LoadBalancer::Maglev { table_size } => {
+                let weighted: Vec<_> = endpoints.iter().map(|e| e.address).zip(weights.clone()).collect();
+                Order::Table(Table::new(&weighted, table_size))
             }
             LoadBalancer::PeakEwma | LoadBalancer::LeastRequest { .. } | LoadBalancer::Random => Order::Drawn,
         };

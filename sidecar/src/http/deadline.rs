@@ -25,6 +25,8 @@ pub(crate) type Named = (&'static str, Duration);
 pub(crate) struct Deadline {
     /// What the caller has given, and until when.
     caller: Option<(Instant, Named)>,
+    /// How long the whole stream may last, and until when.
+    stream: Option<(Instant, Named)>,
     /// What the route gives from the end of the request's body on.
     route: Option<Duration>,
     /// How long nothing may move before the answer begins.
@@ -39,9 +41,12 @@ impl Deadline {
             let millis = headers.get(EXPECTED)?.to_str().ok()?.parse().ok()?;
             Some(("x-envoy-expected-rq-timeout-ms", Duration::from_millis(millis)))
         });
+        let until = |named: Named| Some((now.checked_add(named.1)?, named));
+        let stream = route.max_stream.filter(|limit| !limit.is_zero()).map(|limit| ("maxStream", limit));
         Self {
             // A time that does not fit the clock is no limit.
-            caller: named.and_then(|named| Some((now.checked_add(named.1)?, named))),
+            caller: named.and_then(until),
+            stream: stream.and_then(until),
             route: route.request.filter(|timeout| !timeout.is_zero()),
             idle: route.idle.filter(|timeout| !timeout.is_zero()),
         }
@@ -72,8 +77,8 @@ impl Deadline {
     /// Waits until the request, whose body is `body`, has taken too long: what is over. `per_try` limits the attempt
     /// that begins now, and also counts from the end of the body.
     pub(crate) async fn over(&self, body: &Replay, per_try: Option<Duration>) -> Over {
-        let from_caller = async {
-            match self.caller {
+        let from_arrival = async {
+            match self.caller.into_iter().chain(self.stream).min_by_key(|(end, _)| *end) {
                 Some((end, named)) => {
                     sleep_until(end.into()).await;
                     Over::Request(named)
@@ -98,7 +103,7 @@ impl Deadline {
         };
         tokio::select! {
             biased;
-            over = from_caller => over,
+            over = from_arrival => over,
             over = from_route => over,
             over = self.stalled(body) => over,
         }
@@ -121,7 +126,7 @@ impl Deadline {
 
     /// Whether there is any limit.
     pub(crate) fn is_some(&self) -> bool {
-        self.caller.is_some() || self.route.is_some() || self.idle.is_some()
+        self.caller.is_some() || self.stream.is_some() || self.route.is_some() || self.idle.is_some()
     }
 }
 
@@ -222,6 +227,9 @@ mod tests {
         let idle = Deadline::new(&HeaderMap::new(), &idle, now);
         assert_eq!(idle.over(&body, Some(SECOND)).await, Over::Request(("idle", SECOND / 4)));
         assert_eq!(idle.left(Some(now), now), None, "it is no deadline to tell the next hop");
+        let stream = Timeouts { max_stream: Some(SECOND / 2), ..request(SECOND) };
+        let stream = Deadline::new(&HeaderMap::new(), &stream, Instant::now());
+        assert_eq!(stream.over(&body, None).await, Over::Request(("maxStream", SECOND / 2)));
         let caller = Deadline::new(&headers(GRPC_TIMEOUT, "5m"), &Timeouts::default(), now);
         let value = Duration::from_millis(5);
         assert_eq!(caller.over(&body, Some(SECOND)).await, Over::Request(("grpc-timeout", value)));

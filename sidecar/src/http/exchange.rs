@@ -292,9 +292,12 @@ impl Exchange {
 
     /// How long the answer may be without a frame, and how long the whole stream may last; zero is no limit.
     pub(super) fn stream_limits(&self) -> (Option<Duration>, Option<Duration>) {
-        let route = self.routes.as_ref().zip(self.route).map(|(routes, route)| routes.table.route(route));
-        match route.map(|route| &route.action) {
-            Some(RouteAction::Forward(forward)) => (forward.timeouts.idle, forward.timeouts.max_stream),
+        let Some((routes, route)) = self.routes.as_ref().zip(self.route) else { return (None, None) };
+        match &routes.table.route(route).action {
+            RouteAction::Forward(forward) => {
+                let whole = forward.timeouts.max_stream.or(routes.settings.max_stream_duration);
+                (forward.timeouts.idle, whole)
+            }
             _ => (None, None),
         }
     }

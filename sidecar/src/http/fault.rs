@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tulle_mesh::model::{Fault, FaultAbort};
+use tulle_mesh::route::RequestView;
 
 use crate::error::RequestError;
 
@@ -13,6 +14,11 @@ pub(crate) struct Injected<'a> {
     pub(crate) delay: Option<Duration>,
     /// An answer instead of the service's.
     pub(crate) abort: Option<&'a FaultAbort>,
+}
+
+/// Whether `fault` is for this request at all.
+pub(crate) fn concerns(fault: &Fault, request: &RequestView<'_>) -> bool {
+    fault.applies_to.iter().all(|condition| condition.matches(request.values(&condition.name)))
 }
 
 /// Throws the dice of `fault`: one for the delay and one for the answer. Each draw is uniform over `u32`.
@@ -42,7 +48,7 @@ mod tests {
             fraction: PerMillion::percent(50),
         };
         let delay = FaultDelay { duration: Duration::from_secs(1), fraction: PerMillion::percent(50) };
-        let fault = Fault { delay: Some(delay), abort: Some(abort) };
+        let fault = Fault { delay: Some(delay), abort: Some(abort), ..Fault::default() };
         let injected = |first, second| {
             let mut dice = [first, second].into_iter();
             let injected = draw(&fault, || dice.next().expect("two dice"));

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HOST, SET_COOKIE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
-use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, TrafficDirection, UpstreamProtocol};
+use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, Timeouts, TrafficDirection, UpstreamProtocol};
 use tulle_mesh::route::{RouteId, filter, split};
 
 use super::body::{Body, BodyError};
@@ -34,6 +34,8 @@ use crate::retry::{self, End, Rules};
 use crate::snapshot::{HttpRoutes, RouteRuntime, Snapshot};
 use crate::telemetry::record::RetrySkipped;
 use crate::upstream::{Answer, ConnectError, HttpVersion, SendError, SendOptions};
+
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// What a route says about one request.
 pub(super) struct Plan<'a> {
@@ -143,7 +145,11 @@ impl Proxy {
             [] => None,
             policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
         };
-        let deadline = Deadline::new(&exchange.request.headers, &forward.timeouts, exchange.begun);
+        let timeouts = Timeouts {
+            max_stream: forward.timeouts.max_stream.or(routes.settings.max_stream_duration),
+            ..forward.timeouts
+        };
+        let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.begun);
         Ok(Plan {
             route,
             runtime,
@@ -255,7 +261,7 @@ impl Proxy {
             never = arrival(slot, &exchange.body), if slot.is_some() => match never {},
         };
         match sent {
-            Ok(Ok(answer)) => answered(exchange, endpoint, answer),
+            Ok(Ok(answer)) => answered(exchange, &plan.cluster, endpoint, answer),
             Ok(Err(error)) => failed(exchange, endpoint, error),
             Err(over) => timed_out(exchange, over),
         }
@@ -279,7 +285,7 @@ impl Proxy {
         let mut headers = headers::request(head, origin, exchange.id);
         filter::mutate_headers(&plan.backend.request_headers, &mut headers);
         filter::mutate_headers(&plan.route.request_headers, &mut headers);
-        rewrite_host(plan.forward.host_rewrite.as_ref(), endpoint, &mut headers);
+        rewrite_host(plan.forward, endpoint, &mut headers);
         if let Some(trace) = exchange.span_of_attempt() {
             trace.inject(&mut headers);
         }
@@ -330,12 +336,12 @@ async fn arrival(slot: Option<&Slot>, body: &Replay) -> Infallible {
     pending().await
 }
 
-fn answered(exchange: &mut Exchange, endpoint: &Endpoint, mut answer: Answer) -> Tried {
+fn answered(exchange: &mut Exchange, cluster: &Cluster, endpoint: &Endpoint, mut answer: Answer) -> Tried {
     let status = answer.response.status();
     let response_headers = answer.response.headers_mut();
     let mark = headers::Outcome::take(response_headers, endpoint.tls.is_some());
     let grpc_status = if exchange.grpc { respond::grpc_status(response_headers) } else { None };
-    let failed = status.is_server_error() || grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
+    let failed = cluster.blames(status) || grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
     let not_processed = mark == Some(headers::Outcome::NotProcessed);
     // What is no failure yet may still become one; the end of the body tells.
     let outcome = match (not_processed, failed) {
@@ -424,14 +430,16 @@ pub(super) fn version(cluster: &Cluster, downstream: Version) -> HttpVersion {
 }
 
 /// Host, which goes before what the URI says in both versions of HTTP.
-fn rewrite_host(rewrite: Option<&HostRewrite>, endpoint: &Endpoint, headers: &mut HeaderMap) {
-    let host = match rewrite {
+fn rewrite_host(forward: &Forward, endpoint: &Endpoint, headers: &mut HeaderMap) {
+    let host = match &forward.host_rewrite {
         Some(HostRewrite::Literal(host)) => host,
         Some(HostRewrite::Endpoint) if !endpoint.model.hostname.is_empty() => &endpoint.model.hostname,
         Some(HostRewrite::Endpoint) | None => return,
     };
-    if let Ok(host) = HeaderValue::from_str(host) {
-        headers.insert(HOST, host);
+    let Ok(host) = HeaderValue::from_str(host) else { return };
+    let Some(before) = headers.insert(HOST, host) else { return };
+    if forward.tell_original_host && headers.get_all(FORWARDED_HOST).iter().next_back() != Some(&before) {
+        headers.append(FORWARDED_HOST, before);
     }
 }
 

@@ -11,7 +11,9 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::TrafficDirection;
+use tulle_mesh::model::{TrafficDirection, Underscores};
+
+use crate::error::RequestError;
 
 /// What the mesh says of an answer that is its own; only between sidecars, only over mesh TLS.
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("x-tulle-outcome");
@@ -94,6 +96,25 @@ pub(crate) fn names_http(protocols: &[u8]) -> bool {
             || starts(b"http/")
             || starts(b"tls/")
     })
+}
+
+/// Does with header names that have an underscore as their listener wants.
+///
+/// # Errors
+/// When it refuses such.
+pub(crate) fn underscores(headers: &mut HeaderMap, how: Underscores) -> Result<(), RequestError> {
+    let has = |name: &HeaderName| name.as_str().contains('_');
+    if how == Underscores::Allow || !headers.keys().any(has) {
+        return Ok(());
+    }
+    if how == Underscores::Reject {
+        return Err(RequestError::Underscore);
+    }
+    let names: Vec<_> = headers.keys().filter(|name| has(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+    Ok(())
 }
 
 /// Whether a request came through so many sidecars that it must be going round.

@@ -81,7 +81,7 @@ impl Copied {
         let outcome = match sent {
             Ok(answer) => {
                 self.in_flight.observe(now.saturating_duration_since(begun), now);
-                let failed = answer.response.status().is_server_error();
+                let failed = cluster.blames(answer.response.status());
                 // Read to its end, so that the connection can be used again.
                 let mut body = answer.response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}

@@ -101,6 +101,7 @@ impl Proxy {
         exchange.current = Some(current);
         exchange.routes = Some(routes.clone());
         exchange.start_trace();
+        headers::underscores(&mut exchange.request.headers, routes.settings.underscores)?;
         if let Some(response) = paths::apply(exchange, &routes.settings.paths)? {
             return Ok(Answered { response, tunnel: None, problem: None });
         }
@@ -115,7 +116,8 @@ impl Proxy {
             cors::allow(rules, &exchange.request.headers, response.headers_mut());
             return Ok(Answered { response, tunnel: None, problem: None });
         }
-        self.inject(route.fault.as_ref().or(routes.fault.as_ref())).await?;
+        let fault = route.fault.as_ref().or(routes.fault.as_ref());
+        self.inject(fault.filter(|fault| fault::concerns(fault, &exchange.view()))).await?;
         match &route.action {
             RouteAction::Forward(forward) => {
                 let plan = self.plan(exchange, &routes, id, forward)?;

@@ -41,10 +41,12 @@ fn cluster(
         load_balancer: model::LoadBalancer::RoundRobin,
         connect_timeout: Some(APP_CONNECT_TIMEOUT),
         idle_timeout: None,
+        max_requests_per_connection: None,
         limits: model::Limits::default(),
         // One endpoint, and who is served is not for the sidecar to decide.
         outlier_detection: Some(model::OutlierDetection {
             consecutive_failures: 0,
+            only_gateway_errors: false,
             success_rate: None,
             base_ejection_time: Duration::ZERO,
             max_ejection_time: Duration::ZERO,

@@ -45,6 +45,18 @@ impl Upstream {
         Self::build(address, version, Limits::default(), Some(identity.parse().expect("valid")))
     }
 
+    /// The same with a limit on how many requests a connection carries.
+    pub(crate) fn with_requests_per_connection(self, most: u32) -> Self {
+        let model =
+            model::Cluster { max_requests_per_connection: Some(most), ..(*self.cluster.model).clone() };
+        let assignment = match &model.discovery {
+            Discovery::Static(assignment) => assignment.clone(),
+            _ => unreachable!("built so"),
+        };
+        let cluster = Cluster::build(Arc::new(model), Some(&assignment), Some(&self.cluster), Arc::default());
+        Self { cluster, ..self }
+    }
+
     fn build(address: SocketAddr, version: HttpVersion, limits: Limits, identity: Option<SpiffeId>) -> Self {
         let tls = identity.as_ref().map(|_| UpstreamTls {
             sni: "outbound_.80_._.test".into(),
@@ -64,6 +76,7 @@ impl Upstream {
             load_balancer: LoadBalancer::RoundRobin,
             connect_timeout: None,
             idle_timeout: None,
+            max_requests_per_connection: None,
             limits,
             outlier_detection: None,
             tls,

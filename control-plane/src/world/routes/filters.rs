@@ -352,7 +352,7 @@ impl Reader<'_> {
             }
             None => None,
         };
-        Some(Fault { delay, abort })
+        Some(Fault { delay, abort, applies_to: Vec::new() })
     }
 
     fn fraction(&mut self, fraction: Fraction, field: &str) -> Option<PerMillion> {

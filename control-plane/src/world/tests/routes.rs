@@ -228,7 +228,7 @@ fn filters_become_changes_of_requests_and_responses() {
         forward.request_headers.change.iter().map(|change| (change.name.as_str(), change.op)).collect();
     assert_eq!(changes, [("x-a", HeaderOp::Set), ("x-b", HeaderOp::Append)]);
     assert_eq!(forward.response_headers.change[0].name, "x-d");
-    let Some(Fault { delay: Some(delay), abort: Some(abort) }) = &forward.fault else {
+    let Some(Fault { delay: Some(delay), abort: Some(abort), .. }) = &forward.fault else {
         panic!("{:?}", forward.fault)
     };
     assert_eq!((delay.duration, delay.fraction), (Duration::from_secs(2), PerMillion::percent(10)));

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::loc
     LocalityConfigSpecifier, LocalityWeightedLbConfig,
 };
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::maglev::v3::Maglev;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::random::v3::Random;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::{
     RingHash, ring_hash::HashFunction,
@@ -35,6 +36,9 @@ const DEFAULT_CHOICES: u32 = 2;
 /// The sizes of a ring where nothing else is set, and the greatest that may be set.
 const MIN_RING: u64 = 1024;
 const MAX_RING: u64 = 8 << 20;
+/// The size of a table where nothing else is set, and the greatest that may be set.
+const TABLE: u64 = 65_537;
+const MAX_TABLE: u64 = 5_000_011;
 
 pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
     let least_request = |choices| {
@@ -73,6 +77,14 @@ pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
             };
             vec![policy("envoy.load_balancing_policies.ring_hash", proto::any(&config))]
         }
+        LoadBalancer::Maglev { table_size } => {
+            let config = Maglev {
+                table_size: Some(UInt64Value { value: table_size.into() }),
+                locality_weighted_lb_config: Some(LocalityWeightedLbConfig::default()),
+                ..Default::default()
+            };
+            vec![policy("envoy.load_balancing_policies.maglev", proto::any(&config))]
+        }
     };
     pb::LoadBalancingPolicy { policies }
 }
@@ -95,7 +107,7 @@ fn decode_list(list: &pb::LoadBalancingPolicy, may_nest: bool) -> Decoded<LoadBa
         }
     }
     Err(FieldError::new(
-        "holds no policy that is known: add round_robin, least_request, random, ring_hash or wrr_locality",
+        "holds no policy that is known: add round_robin, least_request, random, ring_hash, maglev or wrr_locality",
     ))
     .at("policies")
 }
@@ -124,6 +136,11 @@ fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> 
         let ring: RingHash = proto::unpack(config)?;
         let murmur = ring.hash_function == HashFunction::MurmurHash2 as i32;
         return decode_ring(ring.minimum_ring_size, ring.maximum_ring_size, murmur).map(Some);
+    }
+    if proto::is::<Maglev>(config) {
+        let maglev: Maglev = proto::unpack(config)?;
+        refuse!(maglev; consistent_hashing_lb_config)?;
+        return decode_table(maglev.table_size).map(Some);
     }
     if may_nest && proto::is::<WrrLocality>(config) {
         let weighted: WrrLocality = proto::unpack(config)?;
@@ -163,10 +180,16 @@ fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer
             let murmur = function == HashFunction::MurmurHash2 as i32;
             return decode_ring(min, max, murmur).at("ring_hash_lb_config");
         }
-        Ok(LbPolicy::Maglev) => "MAGLEV is not supported: use RING_HASH",
+        Ok(LbPolicy::Maglev) => {
+            let size = match config {
+                Some(LbConfig::MaglevLbConfig(maglev)) => maglev.table_size,
+                _ => None,
+            };
+            return decode_table(size).at("maglev_lb_config");
+        }
         Ok(LbPolicy::ClusterProvided) => "CLUSTER_PROVIDED is only for ORIGINAL_DST: use ROUND_ROBIN",
         Ok(LbPolicy::LoadBalancingPolicyConfig) => "asks for load_balancing_policy: set that",
-        Err(_) => "is not a policy: use ROUND_ROBIN, LEAST_REQUEST, RANDOM or RING_HASH",
+        Err(_) => "is not a policy: use ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH or MAGLEV",
     };
     Err(FieldError::new(problem)).at("lb_policy")
 }
@@ -191,6 +214,20 @@ fn decode_ring(min: Option<UInt64Value>, max: Option<UInt64Value>, murmur: bool)
         return Err(FieldError::new(problem)).at("minimum_ring_size");
     }
     Ok(LoadBalancer::RingHash { min_size, max_size })
+}
+
+/// Only in a table whose size is a prime does each endpoint come past every entry.
+fn decode_table(size: Option<UInt64Value>) -> Decoded<LoadBalancer> {
+    let size = size.map_or(TABLE, |size| size.value);
+    let is_prime =
+        || (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| !size.is_multiple_of(divisor));
+    match u32::try_from(size) {
+        Ok(table_size) if (2..=MAX_TABLE).contains(&size) && is_prime() => {
+            Ok(LoadBalancer::Maglev { table_size })
+        }
+        _ => Err(FieldError::new(format!("{size} is not a size: use a prime up to {MAX_TABLE}")))
+            .at("table_size"),
+    }
 }
 
 fn round_robin_by_locality() -> Policy {

@@ -81,15 +81,17 @@ fn decode_budget(budget: thresholds::RetryBudget) -> Decoded<RetryBudget> {
     })
 }
 
-/// Envoy's own statistics over all hosts and its count of gateway errors are off, since the model has neither.
+/// Envoy's own statistics over all hosts are off, since the model has none.
 pub(super) fn encode_outliers(detection: &OutlierDetection) -> pb::OutlierDetection {
     let enforced = |on: bool| proto::u32_value(if on { 100 } else { 0 });
     let consecutive = detection.consecutive_failures;
+    let [all, gateway] = [false, true].map(|only| consecutive > 0 && detection.only_gateway_errors == only);
     let success = detection.success_rate.as_ref();
     pb::OutlierDetection {
-        consecutive_5xx: proto::u32_value((consecutive > 0).then_some(consecutive)),
-        enforcing_consecutive_5xx: enforced(consecutive > 0),
-        enforcing_consecutive_gateway_failure: enforced(false),
+        consecutive_5xx: proto::u32_value(all.then_some(consecutive)),
+        enforcing_consecutive_5xx: enforced(all),
+        consecutive_gateway_failure: proto::u32_value(gateway.then_some(consecutive)),
+        enforcing_consecutive_gateway_failure: enforced(gateway),
         enforcing_success_rate: enforced(false),
         interval: success.map(|success| proto::duration(success.interval)),
         failure_percentage_threshold: success
@@ -116,7 +118,7 @@ pub(super) fn decode_outliers(detection: pb::OutlierDetection) -> Decoded<Outlie
     let threshold =
         percent(detection.failure_percentage_threshold, FAILURE_PERCENTAGE, "failure_percentage_threshold")?;
     let by_5xx = value(detection.enforcing_consecutive_5xx, 100) > 0;
-    // Where gateway errors alone are counted, 500 counts as well here: there is one count of failures in a row.
+    // There is one count of failures in a row: where both are counted, gateway errors are among the others.
     let by_gateway = value(detection.enforcing_consecutive_gateway_failure, 0) > 0;
     let consecutive_failures = match (by_5xx, by_gateway) {
         (true, _) => value(detection.consecutive_5xx, CONSECUTIVE_5XX),
@@ -125,6 +127,7 @@ pub(super) fn decode_outliers(detection: pb::OutlierDetection) -> Decoded<Outlie
     };
     Ok(OutlierDetection {
         consecutive_failures,
+        only_gateway_errors: !by_5xx && by_gateway && consecutive_failures > 0,
         success_rate: by_percentage.then(|| SuccessRate {
             minimum_percent: 100 - threshold,
             minimum_requests: value(detection.failure_percentage_request_volume, REQUEST_VOLUME),

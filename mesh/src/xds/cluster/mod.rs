@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
     ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
 };
 use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
-use envoy_types::pb::google::protobuf::{Any, Struct};
+use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value};
 
 use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
 use super::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
@@ -69,7 +69,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
     unsupported(subsets, "lb_subset_config", "make a cluster of its own for each subset")?;
     unsupported(!message.filters.is_empty(), "filters", "leave them out")?;
     refuse_rest(&message)?;
-    let (protocol, idle_timeout) = decode_http(&message)?;
+    let Http { protocol, idle_timeout, max_requests_per_connection } = decode_http(&message)?;
     let discovery = decode_discovery(&message, &name)?;
     let load_balancer = match discovery {
         // There is nothing to choose from.
@@ -81,6 +81,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
         load_balancer,
         connect_timeout: proto::decode_positive(message.connect_timeout, "connect_timeout")?,
         idle_timeout,
+        max_requests_per_connection,
         limits: limits::decode(message.circuit_breakers).at("circuit_breakers")?,
         outlier_detection: message
             .outlier_detection
@@ -229,11 +230,13 @@ fn encode_http(cluster: &Cluster) -> Any {
             })
         }
     };
+    let common = core::HttpProtocolOptions {
+        idle_timeout: cluster.idle_timeout.map(proto::duration),
+        max_requests_per_connection: proto::u32_value(cluster.max_requests_per_connection),
+        ..Default::default()
+    };
     proto::any(&http_pb::HttpProtocolOptions {
-        common_http_protocol_options: cluster.idle_timeout.map(|timeout| core::HttpProtocolOptions {
-            idle_timeout: Some(proto::duration(timeout)),
-            ..Default::default()
-        }),
+        common_http_protocol_options: is_set(&common).then_some(common),
         upstream_protocol_options: Some(protocol),
         ..Default::default()
     })
@@ -244,7 +247,7 @@ fn refuse_rest(message: &pb::Cluster) -> Decoded<()> {
     refuse!(message;
         close_connections_on_host_health_failure, common_http_protocol_options,
         connection_pool_per_downstream_connection, dns_lookup_family, dns_resolution_config, dns_resolvers,
-        health_checks, http_protocol_options, max_requests_per_connection, protocol_selection,
+        health_checks, http_protocol_options, protocol_selection,
         typed_dns_resolver_config, upstream_bind_config, upstream_config, upstream_http_protocol_options,
         use_tcp_for_dns_lookups)?;
     if let Some(pb::cluster::LbConfig::OriginalDstLbConfig(original)) = &message.lb_config {
@@ -267,18 +270,34 @@ fn refuse_options(options: &http_pb::HttpProtocolOptions) -> Decoded<()> {
         retry_policy, upstream_http_protocol_options)?;
     let common = options.common_http_protocol_options.as_ref();
     proto::refuse_common(common)?;
-    let headers = common.and_then(|common| common.max_headers_count);
-    unsupported(headers.is_some(), "common_http_protocol_options.max_headers_count", "leave it out")
+    common.map_or(Ok(()), |common| {
+        refuse!(common; headers_with_underscores_action, max_headers_count, max_stream_duration)
+            .at("common_http_protocol_options")
+    })
 }
 
-/// As in Envoy, a cluster speaks HTTP/1.1 unless something else is set.
-#[expect(deprecated, reason = "HTTP/2 is still asked for by the old field")]
-fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::time::Duration>)> {
+/// How a cluster's endpoints are spoken to.
+struct Http {
+    protocol: UpstreamProtocol,
+    idle_timeout: Option<std::time::Duration>,
+    max_requests_per_connection: Option<u32>,
+}
+
+/// As in Envoy, a cluster speaks HTTP/1.1 unless something else is set. What stands in the options goes before the older field
+/// of the cluster, and 0 is no limit.
+#[expect(deprecated, reason = "HTTP/2 and a limit on requests are still asked for by old fields")]
+fn decode_http(message: &pb::Cluster) -> Decoded<Http> {
     let field = "typed_extension_protocol_options";
     let options: &HashMap<String, Any> = &message.typed_extension_protocol_options;
+    let most = |limit: Option<UInt32Value>| limit.map(|limit| limit.value);
+    let older = most(message.max_requests_per_connection);
     let Some(config) = options.get(HTTP_OPTIONS) else {
         let http2 = message.http2_protocol_options.is_some();
-        return Ok((if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 }, None));
+        return Ok(Http {
+            protocol: if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
+            idle_timeout: None,
+            max_requests_per_connection: older.filter(|most| *most > 0),
+        });
     };
     let options: http_pb::HttpProtocolOptions = proto::unpack(config).at_key(field, HTTP_OPTIONS)?;
     refuse_options(&options).at_key(field, HTTP_OPTIONS)?;
@@ -303,9 +322,15 @@ fn decode_http(message: &pb::Cluster) -> Decoded<(UpstreamProtocol, Option<std::
         ) => UpstreamProtocol::Downstream,
         None => UpstreamProtocol::Http1,
     };
-    let idle = options.common_http_protocol_options.and_then(|common| common.idle_timeout);
-    let idle = proto::decode_duration(idle, "common_http_protocol_options.idle_timeout");
-    Ok((protocol, idle.at_key(field, HTTP_OPTIONS)?))
+    let common = options.common_http_protocol_options.unwrap_or_default();
+    let idle = proto::decode_duration(common.idle_timeout, "common_http_protocol_options.idle_timeout");
+    Ok(Http {
+        protocol,
+        idle_timeout: idle.at_key(field, HTTP_OPTIONS)?,
+        max_requests_per_connection: most(common.max_requests_per_connection)
+            .or(older)
+            .filter(|most| *most > 0),
+    })
 }
 
 /// gRPC knows no `transport_socket_matches`, so they are written only where plaintext endpoints are among the others. A gRPC

@@ -1,6 +1,7 @@
 //! HTTP connections: Envoy's connection manager.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use envoy_types::pb::envoy::config::trace::v3 as trace;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -13,6 +14,7 @@ use prost::Message;
 use super::{access_log, filters};
 use crate::model::{
     EscapedSlashes, HttpConnection, PathHandling, PerMillion, RouteSource, Tracing, TrafficDirection,
+    Underscores,
 };
 use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use crate::xds::{proto, route};
@@ -43,7 +45,14 @@ fn encode(
     stat_prefix: &str,
     direction: TrafficDirection,
 ) -> pb::HttpConnectionManager {
+    let underscores = match connection.underscores {
+        Underscores::Allow => HeadersWithUnderscoresAction::Allow,
+        Underscores::Reject => HeadersWithUnderscoresAction::RejectRequest,
+        Underscores::Drop => HeadersWithUnderscoresAction::DropHeader,
+    };
     let common = core::HttpProtocolOptions {
+        max_stream_duration: connection.max_stream_duration.map(proto::duration),
+        headers_with_underscores_action: underscores as i32,
         idle_timeout: connection.idle_timeout.map(proto::duration),
         max_headers_count: proto::u32_value(connection.max_headers),
         ..Default::default()
@@ -94,6 +103,12 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
         filters: filters::decode(manager.http_filters)?,
         idle_timeout,
         stream_idle_timeout: proto::decode_duration(manager.stream_idle_timeout, "stream_idle_timeout")?,
+        max_stream_duration: proto::decode_duration(
+            common.max_stream_duration,
+            "common_http_protocol_options.max_stream_duration",
+        )?,
+        underscores: decode_underscores(common.headers_with_underscores_action)
+            .at("common_http_protocol_options.headers_with_underscores_action")?,
         request_headers_timeout: proto::decode_duration(
             manager.request_headers_timeout,
             "request_headers_timeout",
@@ -128,7 +143,14 @@ fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
         strip_matching_host_port, strip_port_mode, strip_trailing_host_dot, typed_header_validation_config, via,
         xff_num_trusted_hops;
         switches add_user_agent)?;
-    proto::refuse_common(manager.common_http_protocol_options.as_ref())?;
+    let common = manager.common_http_protocol_options.as_ref();
+    proto::refuse_common(common)?;
+    let most = common.and_then(|common| common.max_requests_per_connection);
+    unsupported(
+        most.is_some(),
+        "common_http_protocol_options.max_requests_per_connection",
+        "set it on clusters",
+    )?;
     // HTTP/1.0 is served in any case.
     let http1 = manager.http_protocol_options.clone().unwrap_or_default();
     let rest = core::Http1ProtocolOptions {
@@ -145,6 +167,15 @@ fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
         filters.at_item("upgrade_configs", index)?;
     }
     Ok(())
+}
+
+fn decode_underscores(action: i32) -> Decoded<Underscores> {
+    match HeadersWithUnderscoresAction::try_from(action) {
+        Ok(HeadersWithUnderscoresAction::Allow) => Ok(Underscores::Allow),
+        Ok(HeadersWithUnderscoresAction::RejectRequest) => Ok(Underscores::Reject),
+        Ok(HeadersWithUnderscoresAction::DropHeader) => Ok(Underscores::Drop),
+        Err(_) => Err(FieldError::new(format!("{action} is not an action: use ALLOW"))),
+    }
 }
 
 fn encode_escaped_slashes(escaped_slashes: EscapedSlashes) -> PathWithEscapedSlashesAction {

@@ -67,6 +67,7 @@ fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
         max_stream_duration: policy::max_stream_duration(&forward.timeouts),
         retry_policy: forward.retry.as_ref().and_then(policy::encode_retry),
         request_mirror_policies: forward.mirrors.iter().map(encode_mirror).collect(),
+        append_x_forwarded_host: forward.tell_original_host,
         hash_policy: forward.hash.iter().map(policy::encode_hash).collect(),
         cluster_specifier: Some(encode_backends(&forward.backends)),
         host_rewrite_specifier: forward.host_rewrite.as_ref().map(|host| match host {
@@ -118,6 +119,7 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
             action.path_rewrite,
         )?,
         host_rewrite,
+        tell_original_host: action.append_x_forwarded_host,
         mirrors: each("request_mirror_policies", action.request_mirror_policies, decode_mirror)?,
         hash: each("hash_policy", action.hash_policy, policy::decode_hash)?,
         // Among the route's settings of filters.
@@ -152,7 +154,7 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
 #[expect(deprecated, reason = "other control planes may still send old fields")]
 fn refuse_rest(action: &pb::RouteAction) -> Decoded<()> {
     refuse!(action;
-        append_x_forwarded_host, cors, grpc_timeout_offset, hedge_policy, internal_redirect_action,
+        cors, grpc_timeout_offset, hedge_policy, internal_redirect_action,
         internal_redirect_policy, max_grpc_timeout, priority, rate_limits)?;
     let offset = action.max_stream_duration.as_ref().and_then(|max| max.grpc_timeout_header_offset);
     unsupported(offset.is_some(), "max_stream_duration.grpc_timeout_header_offset", "leave it out")

@@ -227,6 +227,7 @@ fn old_balancers_and_envoys_defaults_are_read() {
     let detection = decode(|c| c.outlier_detection = Some(cluster_pb::OutlierDetection::default()));
     let expected = OutlierDetection {
         consecutive_failures: 5,
+        only_gateway_errors: false,
         success_rate: None,
         base_ejection_time: Duration::from_secs(30),
         max_ejection_time: Duration::from_secs(300),

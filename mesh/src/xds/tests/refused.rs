@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as http_pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
-use envoy_types::pb::google::protobuf::{Duration, UInt32Value};
+use envoy_types::pb::google::protobuf::{Duration, UInt32Value, UInt64Value};
 
 use super::*;
 use crate::xds::proto;
@@ -258,10 +258,22 @@ fn a_cluster_that_would_choose_otherwise_is_refused() {
     };
     assert_eq!(refused(|_| {}), Ok(()));
     let error = |change| refused(change).unwrap_err();
-    assert_eq!(
-        error(|c| c.lb_policy = LbPolicy::Maglev as i32),
-        "cluster c: lb_policy: MAGLEV is not supported: use RING_HASH"
-    );
+    for size in [0, 1, 4, 65_536, 5_000_021, u64::MAX] {
+        let mut message = cluster_pb::Cluster { name: "c".into(), ..Default::default() };
+        message.load_assignment = Some(endpoint_pb::ClusterLoadAssignment::default());
+        message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32));
+        message.lb_policy = LbPolicy::Maglev as i32;
+        message.lb_config =
+            Some(cluster_pb::cluster::LbConfig::MaglevLbConfig(cluster_pb::cluster::MaglevLbConfig {
+                table_size: Some(UInt64Value { value: size }),
+            }));
+        assert_eq!(
+            cluster::decode(message).unwrap_err().to_string(),
+            format!(
+                "cluster c: maglev_lb_config.table_size: {size} is not a size: use a prime up to 5000011"
+            )
+        );
+    }
     assert!(error(|c| c.connect_timeout = Some(Duration::default())).contains("connect_timeout: is zero"));
     assert!(error(|c| c.load_assignment = None).contains("load_assignment: is missing"));
     let eds = |c: &mut cluster_pb::Cluster| {

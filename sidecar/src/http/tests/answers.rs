@@ -47,7 +47,7 @@ fn faults_delay_and_abort() {
         let (status, fraction) = (StatusCode::SERVICE_UNAVAILABLE, PerMillion::ALL);
         let delay = FaultDelay { duration: Duration::from_millis(20), fraction };
         let abort = FaultAbort { status, grpc_status: Some(9), fraction };
-        setup.route.fault = Some(Fault { delay: Some(delay), abort: Some(abort) });
+        setup.route.fault = Some(Fault { delay: Some(delay), abort: Some(abort), ..Fault::default() });
         let mesh = setup.build();
         let begun = std::time::Instant::now();
         let got = mesh.send(get()).await;

@@ -58,7 +58,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
         discovery(),
         balancer(),
         of(positive()),
-        of(duration()),
+        (of(duration()), of(1..=u32::MAX)),
         limits(),
         of(outliers()),
         of(tls()),
@@ -70,7 +70,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                 discovery,
                 load_balancer,
                 connect_timeout,
-                idle_timeout,
+                (idle_timeout, max_requests_per_connection),
                 limits,
                 outlier_detection,
                 tls,
@@ -87,6 +87,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                     load_balancer,
                     connect_timeout,
                     idle_timeout,
+                    max_requests_per_connection,
                     limits,
                     outlier_detection,
                     tls,
@@ -117,6 +118,7 @@ fn balancer() -> impl Strategy<Value = LoadBalancer> {
         Just(LoadBalancer::Random),
         (0..=1024_u64, 1024..=8_388_608_u64)
             .prop_map(|(min_size, max_size)| LoadBalancer::RingHash { min_size, max_size }),
+        select(vec![2, 3, 65537, 5_000_011]).prop_map(|table_size| LoadBalancer::Maglev { table_size }),
     ]
 }
 
@@ -140,9 +142,11 @@ fn outliers() -> impl Strategy<Value = OutlierDetection> {
         (0..=100_u32, any::<u32>(), positive()).prop_map(|(minimum_percent, minimum_requests, interval)| {
             SuccessRate { minimum_percent, minimum_requests, interval }
         });
-    (any::<u32>(), of(success), positive(), positive(), 0..=100_u32).prop_map(
+    let consecutive =
+        (any::<u32>(), any::<bool>()).prop_map(|(failures, only)| (failures, only && failures > 0));
+    (consecutive, of(success), positive(), positive(), 0..=100_u32).prop_map(
         |(
-            consecutive_failures,
+            (consecutive_failures, only_gateway_errors),
             success_rate,
             base_ejection_time,
             max_ejection_time,
@@ -150,6 +154,7 @@ fn outliers() -> impl Strategy<Value = OutlierDetection> {
         )| {
             OutlierDetection {
                 consecutive_failures,
+                only_gateway_errors,
                 success_rate,
                 base_ejection_time,
                 max_ejection_time,

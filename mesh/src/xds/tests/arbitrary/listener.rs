@@ -51,23 +51,28 @@ fn http() -> BoxedStrategy<HttpConnection> {
         3 => name().prop_map(RouteSource::Named),
         1 => route_configuration().prop_map(RouteSource::Inline),
     ];
-    let timeouts = (of(duration()), of(duration()), of(duration()));
+    let timeouts = (of(duration()), of(duration()), of(duration()), of(duration()));
     let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
     let tracing = (fraction(), of(name()))
         .prop_map(|(random_sampling, collector)| Tracing { random_sampling, collector });
-    (routes, filters(), timeouts, limits, paths(), of(tracing), of(access_log()))
-        .prop_map(|(routes, filters, timeouts, limits, paths, tracing, access_log)| HttpConnection {
-            routes,
-            filters,
-            idle_timeout: timeouts.0,
-            stream_idle_timeout: timeouts.1,
-            request_headers_timeout: timeouts.2,
-            max_request_headers_bytes: limits.0,
-            max_headers: limits.1,
-            max_concurrent_streams: limits.2,
-            paths,
-            tracing,
-            access_log,
+    let underscores = select(vec![Underscores::Allow, Underscores::Reject, Underscores::Drop]);
+    (routes, filters(), timeouts, limits, (paths(), underscores), of(tracing), of(access_log()))
+        .prop_map(|(routes, filters, timeouts, limits, (paths, underscores), tracing, access_log)| {
+            HttpConnection {
+                routes,
+                filters,
+                idle_timeout: timeouts.0,
+                max_stream_duration: timeouts.3,
+                underscores,
+                stream_idle_timeout: timeouts.1,
+                request_headers_timeout: timeouts.2,
+                max_request_headers_bytes: limits.0,
+                max_headers: limits.1,
+                max_concurrent_streams: limits.2,
+                paths,
+                tracing,
+                access_log,
+            }
         })
         .boxed()
 }

@@ -104,7 +104,7 @@ fn forward() -> BoxedStrategy<Forward> {
         timeouts,
         of(retry()),
         of(rewrite()),
-        of(host),
+        (of(host), any::<bool>()),
         vec(mirror, 0..2),
         vec(hash(), 0..3),
         of(session()),
@@ -116,7 +116,7 @@ fn forward() -> BoxedStrategy<Forward> {
                 timeouts,
                 retry,
                 path_rewrite,
-                host_rewrite,
+                (host_rewrite, tell_original_host),
                 mirrors,
                 hash,
                 session,
@@ -128,6 +128,7 @@ fn forward() -> BoxedStrategy<Forward> {
                     retry,
                     path_rewrite,
                     host_rewrite,
+                    tell_original_host,
                     mirrors,
                     hash,
                     session,
@@ -248,7 +249,9 @@ pub(super) fn fault() -> BoxedStrategy<Fault> {
     let delay = (positive(), fraction()).prop_map(|(duration, fraction)| FaultDelay { duration, fraction });
     let abort = (status(), of(any::<u32>()), fraction())
         .prop_map(|(status, grpc_status, fraction)| FaultAbort { status, grpc_status, fraction });
-    (of(delay), of(abort)).prop_map(|(delay, abort)| Fault { delay, abort }).boxed()
+    (of(delay), of(abort), vec(header_match(), 0..2))
+        .prop_map(|(delay, abort, applies_to)| Fault { delay, abort, applies_to })
+        .boxed()
 }
 
 fn mutations() -> BoxedStrategy<HeaderMutations> {
