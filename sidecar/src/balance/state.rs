@@ -69,6 +69,9 @@ impl ClusterState {
     }
 }
 
+/// Envoy's default, where there is a limit on connections.
+const MAX_PENDING_REQUESTS: u32 = 1024;
+
 impl Cluster {
     /// Counts one more of what `limit` limits.
     ///
@@ -78,7 +81,10 @@ impl Cluster {
         let limits = &self.model.limits;
         let max = match limit {
             Limit::Connections => limits.max_connections,
-            Limit::PendingRequests => limits.max_pending_requests,
+            // Only where connections are limited does a request wait for long.
+            Limit::PendingRequests => {
+                limits.max_pending_requests.or(limits.max_connections.map(|_| MAX_PENDING_REQUESTS))
+            }
             Limit::Requests => limits.max_requests,
             Limit::Retries => limits.max_retries,
         }
@@ -90,6 +96,12 @@ impl Cluster {
             return Err(LimitReached { limit, max });
         }
         Ok(Permit { state: self.state.clone(), limit })
+    }
+
+    /// Counts one more of what `limit` limits, whether it is reached or not.
+    pub(crate) fn permit_anyway(&self, limit: Limit) -> Permit {
+        self.state.in_flight[limit as usize].fetch_add(1, Relaxed);
+        Permit { state: self.state.clone(), limit }
     }
 
     /// Counts a request (not its retries) towards what the budget allows.

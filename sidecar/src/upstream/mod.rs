@@ -10,6 +10,7 @@ mod connect;
 pub(crate) mod dead_peer;
 mod h1;
 mod h2;
+mod open;
 mod pool;
 
 #[cfg(test)]
@@ -78,6 +79,8 @@ pub(crate) struct Answer {
 pub(crate) enum Hold {
     /// A connection of its cluster.
     Connection(#[expect(dead_code, reason = "held for its drop")] Permit),
+    /// A connection that was made for requests.
+    Opened(#[expect(dead_code, reason = "held for its drop")] open::Opened),
     /// A stream of a connection.
     Stream(#[expect(dead_code, reason = "held for its drop")] h2::Lease),
 }

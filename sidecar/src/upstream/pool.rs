@@ -19,6 +19,7 @@ use tulle_mesh::model::UpstreamProtocol;
 use tulle_mesh::route::RequestView;
 
 use super::ability::Ability;
+use super::open::{Open, Opened};
 use super::{Answer, HttpVersion, SendError, SendOptions, connect, h1, h2};
 use crate::balance::{Cluster, Endpoint, EndpointStats, Limit, Permit};
 use crate::http::body::Body;
@@ -58,9 +59,13 @@ pub(super) struct Slot {
     pub(super) ability: Ability,
     /// [`Duration::MAX`]: never.
     idle_timeout: Cell<Duration>,
+    /// After how many requests a connection takes no more; [`u32::MAX`]: never.
+    pub(super) max_requests: Cell<u32>,
     /// After what idle time the endpoint was seen to close a connection, and when that was.
     closes_after: Cell<Option<(Duration, Instant)>>,
-    /// The last used last.
+    /// The HTTP/1 connections.
+    open: Rc<Open>,
+    /// Those of them that idle, the last used last.
     #[expect(clippy::vec_box, reason = "they come boxed and go boxed")]
     idle: RefCell<Vec<Box<h1::Connection>>>,
     /// The HTTP/2 connections.
@@ -177,10 +182,12 @@ impl Pools {
             (None, HttpVersion::Http1) => HTTP1_IDLE,
             (None, HttpVersion::Http2) => HTTP2_IDLE,
         };
+        let max_requests = options.cluster.model.max_requests_per_connection.unwrap_or(u32::MAX);
         let slots = &mut *self.slots.borrow_mut();
         if let Some(slot) = slots.get(&(endpoint.id, version)) {
             if slot.material.as_ref().map(Arc::as_ptr) == material.map(Arc::as_ptr) {
                 slot.idle_timeout.set(idle);
+                slot.max_requests.set(max_requests);
                 if !std::ptr::eq(slot.endpoint.borrow().as_ptr(), Arc::as_ptr(&endpoint.stats)) {
                     *slot.endpoint.borrow_mut() = Arc::downgrade(&endpoint.stats);
                 }
@@ -194,7 +201,9 @@ impl Pools {
             retired: Cell::new(false),
             ability: Ability::default(),
             idle_timeout: Cell::new(idle),
+            max_requests: Cell::new(max_requests),
             closes_after: Cell::new(None),
+            open: Rc::default(),
             idle: RefCell::default(),
             multiplexed: h2::Multiplexed::default(),
         });
@@ -245,8 +254,26 @@ impl Slot {
             return Ok(connection);
         }
         let _pending = permit(cluster, Limit::PendingRequests)?;
-        let (connection, permit) = self.connect(endpoint, cluster, Alpn::Http1).await?;
-        Ok(Box::new(h1::Connection::new(connection, permit)))
+        let opened = loop {
+            match self.permit(cluster, self.open.is_empty()) {
+                Ok(permit) => break Opened::new(&self.open, permit),
+                Err(_) => self.open.wait().await,
+            }
+            if let Some(connection) = poll_fn(|cx| Poll::Ready(self.take_idle(cx))).await {
+                return Ok(connection);
+            }
+        };
+        let connection = self.connect(endpoint, cluster, Alpn::Http1).await?;
+        Ok(Box::new(h1::Connection::new(connection, opened)))
+    }
+
+    /// Room for a connection. Where limits leave none, one is allowed all the same to an endpoint that has `none`, as in
+    /// Envoy: requests could wait there for ever.
+    pub(super) fn permit(&self, cluster: &Cluster, none: bool) -> Result<Permit, SendError> {
+        match permit(cluster, Limit::Connections) {
+            Err(_) if none => Ok(cluster.permit_anyway(Limit::Connections)),
+            permit => permit,
+        }
     }
 
     /// Makes a connection.
@@ -255,20 +282,20 @@ impl Slot {
         endpoint: &Endpoint,
         cluster: &Cluster,
         alpn: Alpn,
-    ) -> Result<(connect::Connection, Permit), SendError> {
-        let permit = permit(cluster, Limit::Connections)?;
+    ) -> Result<connect::Connection, SendError> {
         // Boxed: with its handshake it is many times as large as an exchange, and it is seldom needed.
         let connecting = Box::pin(connect::connect(cluster, endpoint, self.material.as_ref(), Some(alpn)));
-        let connection = connecting.await;
-        Ok((connection.map_err(SendError::Connect)?, permit))
+        connecting.await.map_err(SendError::Connect)
     }
 
     /// Takes a connection back after an exchange.
     pub(super) fn put(&self, mut connection: Box<h1::Connection>) {
         let idle = &mut *self.idle.borrow_mut();
-        if !self.retired.get() && idle.len() < MAX_IDLE {
+        connection.served += 1;
+        if !self.retired.get() && idle.len() < MAX_IDLE && connection.served < self.max_requests.get() {
             connection.rest();
             idle.push(connection);
+            self.open.freed();
         }
     }
 

@@ -8,10 +8,10 @@ use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 use tulle_mesh::identity::SpiffeId;
 
-use crate::balance::Permit;
 use crate::http::h1::head::HeadEnd;
 use crate::http::h1::transport::Transport;
 use crate::upstream::connect;
+use crate::upstream::open::Opened;
 
 /// A connection, in use or idle.
 pub(crate) struct Connection {
@@ -23,20 +23,23 @@ pub(crate) struct Connection {
     pub(in crate::upstream) idle_since: Instant,
     /// How long it may idle, as the server said.
     pub(in crate::upstream) idle_hint: Option<Duration>,
-    /// Counts it among its cluster's.
-    pub(super) permit: Permit,
+    /// How many requests it has carried.
+    pub(in crate::upstream) served: u32,
+    /// Counts it among its endpoint's and its cluster's.
+    pub(super) opened: Opened,
 }
 
 impl Connection {
     /// A connection that was just made.
-    pub(in crate::upstream) fn new(connection: connect::Connection, permit: Permit) -> Self {
+    pub(in crate::upstream) fn new(connection: connect::Connection, opened: Opened) -> Self {
         Self {
             transport: Transport::new(connection.stream),
             head_end: HeadEnd::default(),
             peer: connection.peer,
             idle_since: Instant::now(),
             idle_hint: None,
-            permit,
+            served: 0,
+            opened,
         }
     }
 

@@ -225,7 +225,7 @@ impl Connection {
     fn into_tunnel(mut self: Box<Self>) -> Option<Tunnel> {
         let (stream, read) = self.transport.take()?;
         dead_peer::forget(stream.socket());
-        Some(Tunnel::new(TunnelEnd::http1(stream, read), Hold::Connection(self.permit)))
+        Some(Tunnel::new(TunnelEnd::http1(stream, read), Hold::Opened(self.opened)))
     }
 }
 
@@ -237,6 +237,7 @@ mod tests {
     use crate::balance::Limit;
     use crate::upstream::HttpVersion;
     use crate::upstream::connect;
+    use crate::upstream::open::Opened;
     use crate::upstream::testing::{Origin, Upstream, post};
 
     /// The one case in which a request on a lost connection is known not to have been processed.
@@ -251,7 +252,8 @@ mod tests {
         drop(accepted);
         connection.stream.socket().ready(Interest::READABLE).await.expect("a reset");
         let permit = upstream.cluster.permit(Limit::Connections).expect("no limit");
-        let connection = Box::new(Connection::new(connection, permit));
+        let opened = Opened::new(&Rc::default(), permit);
+        let connection = Box::new(Connection::new(connection, opened));
         let result = Exchange::begin(connection, post("x")).head(&Interim::default()).await;
         assert!(matches!(result, Err(Failed::Otherwise(SendError::NotProcessed(_)))), "{result:?}");
     }

@@ -50,6 +50,8 @@ struct Shared {
     peer: Option<SpiffeId>,
     /// Streams of this worker on it.
     streams: Cell<usize>,
+    /// All that it was ever given.
+    served: Cell<u32>,
     idle_since: Cell<Instant>,
     /// It takes no more streams.
     closed: Rc<Cell<bool>>,
@@ -63,7 +65,7 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
     let pool = &slot.multiplexed;
     let mut pending = None;
     loop {
-        if let Some(lease) = pool.pick() {
+        if let Some(lease) = pool.pick(slot.max_requests.get()) {
             return Ok(lease);
         }
         if pending.is_none() {
@@ -94,10 +96,11 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
 }
 
 impl Multiplexed {
-    /// A place on a connection that has room; `None` when one more connection should be made.
-    fn pick(&self) -> Option<Lease> {
+    /// A place on a connection that has room; `None` when one more connection should be made. One that has carried
+    /// `most` streams takes no more.
+    fn pick(&self, most: u32) -> Option<Lease> {
         let connections = &mut *self.connections.borrow_mut();
-        connections.retain(|connection| !connection.closed.get());
+        connections.retain(|connection| !connection.closed.get() && connection.served.get() < most);
         let with_room = connections.iter().find(|connection| connection.has_room());
         if with_room.is_none() && connections.len() >= MAX_CONNECTIONS {
             return least_loaded(connections);
@@ -132,6 +135,7 @@ impl Shared {
 impl Lease {
     fn new(connection: &Rc<Shared>) -> Self {
         connection.streams.set(connection.streams.get() + 1);
+        connection.served.set(connection.served.get().saturating_add(1));
         Self(Rc::clone(connection))
     }
 
@@ -184,7 +188,8 @@ fn least_loaded(connections: &[Rc<Shared>]) -> Option<Lease> {
 }
 
 async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Shared, SendError> {
-    let (connection, permit) = slot.connect(endpoint, cluster, Alpn::Http2).await?;
+    let permit = slot.permit(cluster, slot.multiplexed.connections.borrow().is_empty())?;
+    let connection = slot.connect(endpoint, cluster, Alpn::Http2).await?;
     match connection.alpn {
         Some(Alpn::Http2) => slot.ability.spoken(),
         Some(Alpn::Http1) => return Err(SendError::Connect(ConnectError::NotHttp2 { answered: true })),
@@ -215,6 +220,7 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         sender,
         peer: connection.peer,
         streams: Cell::new(0),
+        served: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
         closed,
     })

@@ -309,19 +309,52 @@ async fn a_body_waits_for_the_origin_to_ask_for_it() {
 }
 
 #[tokio::test]
-async fn connections_are_limited() {
+async fn requests_wait_for_a_connection_where_they_are_limited_and_no_more_than_may() {
+    const LAST: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     local(async {
         let origin = Origin::new().await;
-        let limits = Limits { max_connections: Some(1), ..Limits::default() };
+        let limits = Limits { max_connections: Some(1), max_pending_requests: Some(2), ..Limits::default() };
         let upstream = Upstream::limited(origin.address(), HttpVersion::Http1, limits);
+        let send = |path| Box::pin(upstream.send(get(path)));
         let serve = async {
             let mut connection = origin.accept().await;
             connection.until("\r\n\r\n").await;
-            assert!(matches!(upstream.send(get("/2")).await, Err(SendError::Overflow(_))));
-            connection.send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+            let others = async { join!(send("/2"), send("/3")) };
+            let too_many = async {
+                assert!(matches!(send("/4").await, Err(SendError::Overflow(_))));
+                // One that is used again, and then one that is made anew.
+                connection.send(EMPTY).await;
+                connection.until("\r\n\r\n").await;
+                connection.send(LAST).await;
+                let mut connection = origin.accept().await;
+                connection.until("\r\n\r\n").await;
+                connection.send(EMPTY).await;
+                connection
+            };
+            join!(others, too_many).0
         };
-        join!(upstream.send(get("/1")), serve).0.expect("an answer");
-        warm(&origin, &upstream, EMPTY).await;
+        let (first, (second, third)) = join!(send("/1"), serve);
+        for answer in [first, second, third] {
+            read(answer.expect("an answer")).await.expect("whole");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_carries_no_more_requests_than_its_cluster_says() {
+    local(async {
+        let origin = Origin::new().await;
+        let upstream = Upstream::new(origin.address(), HttpVersion::Http1).with_requests_per_connection(2);
+        for _ in 0..3 {
+            let mut connection = warm(&origin, &upstream, EMPTY).await;
+            let serve = async {
+                connection.until("\r\n\r\n").await;
+                connection.send(EMPTY).await;
+            };
+            let (sent, ()) = join!(upstream.send(get("/")), serve);
+            read(sent.expect("an answer")).await.expect("whole");
+        }
     })
     .await;
 }
