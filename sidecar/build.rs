@@ -5,6 +5,7 @@ use std::env;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=release.ld");
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
     let is = |variable, value| env::var(variable).is_ok_and(|set| set == value);
     // The only target whose linker is LLD by default; others need not know these options.
     if !is("PROFILE", "release") || !is("TARGET", "x86_64-unknown-linux-gnu") {

@@ -36,4 +36,7 @@ mod xds;
 
 mod error;
 
+#[cfg(fuzzing)]
+pub use xds::fuzzing;
+
 pub use app::{AwaitError, AwaitSettings, RunError, run, wait};

@@ -4,6 +4,7 @@
 //! never shows a key, and what changes something is a POST that no web page can send: a page in an operator's browser
 //! is refused, whatever name it gives this address.
 
+mod csds;
 mod dump;
 mod explain;
 mod guard;
@@ -68,12 +69,12 @@ pub(crate) fn serve(
     health: Vec<TcpListener>,
 ) -> io::Result<Answering> {
     let end = watch::Sender::new(());
-    let start = |listener, router| -> io::Result<JoinHandle<()>> {
-        Ok(tokio::spawn(Port::new(listener, router)?.serve(end.subscribe())))
+    let start = |listener, router, csds| -> io::Result<JoinHandle<()>> {
+        Ok(tokio::spawn(Port::new(listener, router, csds)?.serve(end.subscribe())))
     };
-    let mut servers = vec![start(admin, router(state.clone()))?];
+    let mut servers = vec![start(admin, router(state.clone()), Some(state.clone()))?];
     for listener in health {
-        servers.push(start(listener, health::router(state.clone()))?);
+        servers.push(start(listener, health::router(state.clone()), None)?);
     }
     Ok(Answering { servers, end })
 }
@@ -116,6 +117,7 @@ GET  /explain?host=cart.shop:80&method=GET&path=/&header=name:value
                where a request would go, and why each other route does not match
 POST /drain    finish what is in flight, then exit
 GET  /log      what is logged
+CSDS           (gRPC) each resource of the control plane as it was received, and what is awaited or refused
 POST /log?level=info,tulle_sidecar::xds=debug
 ";
 

@@ -1,7 +1,7 @@
-//! HTTP/1 on one port.
+//! HTTP/1 on one port, and beside it the one service of gRPC where that is wanted.
 //!
 //! In: connections and what answers their requests. Out: the answers. `axum::serve` would speak HTTP/2 as well, which
-//! nobody asks of these ports and which is a large part of a program. No client has more than [`MAX_PER_CLIENT`] connections:
+//! nobody else asks of these ports and which is a large part of a program. No client has more than [`MAX_PER_CLIENT`] connections:
 //! others, a kubelet first of all, must get their answers whoever else comes in crowds.
 
 use std::collections::HashMap;
@@ -18,6 +18,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::{Admin, csds};
+
 /// The most connections of one address.
 const MAX_PER_CLIENT: usize = 100;
 
@@ -26,19 +28,25 @@ pub(super) struct Port {
     listener: TcpListener,
     http: http1::Builder,
     router: Router,
+    csds: Option<Arc<Admin>>,
     clients: Clients,
 }
 
 impl Port {
-    /// Registers `listener`, which does not block, with the runtime.
+    /// Registers `listener`, which does not block, with the runtime. `csds`: what answers those that begin HTTP/2.
     ///
     /// # Errors
     /// When the reactor does not take it.
-    pub(super) fn new(listener: std::net::TcpListener, router: Router) -> io::Result<Self> {
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        router: Router,
+        csds: Option<Arc<Admin>>,
+    ) -> io::Result<Self> {
         let mut http = http1::Builder::new();
         // Who does not finish a request's head is not waited for.
         http.timer(TokioTimer::new());
-        Ok(Self { listener: TcpListener::from_std(listener)?, http, router, clients: Clients::default() })
+        let listener = TcpListener::from_std(listener)?;
+        Ok(Self { listener, http, router, csds, clients: Clients::default() })
     }
 
     /// Answers requests until `end` changes, and then those that are in flight.
@@ -62,9 +70,16 @@ impl Port {
 
     fn connection(&self, socket: TcpStream, entry: Entry, open: &GracefulShutdown) {
         let service = TowerToHyperService::new(self.router.clone());
-        let served = open.watch(self.http.serve_connection(TokioIo::new(socket), service));
+        let (http, csds, open) = (self.http.clone(), self.csds.clone(), open.watcher());
         tokio::spawn(async move {
-            if let Err(error) = served.await {
+            if let Some(admin) = csds
+                && csds::is_http2(&socket).await
+            {
+                if let Err(error) = csds::serve(socket, admin).await {
+                    tracing::debug!(%error, "a gRPC connection to the admin port broke");
+                }
+            } else if let Err(error) = open.watch(http.serve_connection(TokioIo::new(socket), service)).await
+            {
                 tracing::debug!(%error, "a connection to an admin or health port broke");
             }
             drop(entry);

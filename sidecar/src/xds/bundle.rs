@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tulle_mesh::model::SecretValue;
 use tulle_mesh::xds::Kind;
@@ -54,7 +56,7 @@ pub(crate) async fn follow_bundle(
                     subscriptions.reset();
                     cache.reconnected();
                     for request in subscriptions.requests(&wanted, |kind| cache.versions(kind)) {
-                        let _ = sender.send(request);
+                        drop(sender.try_send(request));
                     }
                     requests = Some(sender);
                 }
@@ -67,9 +69,9 @@ pub(crate) async fn follow_bundle(
                         heard.send_replace(Heard::Bundle);
                     }
                     let answer = subscriptions.answer(&type_url, nonce, outcome);
-                    if let Some(requests) = &requests {
-                        let _ = requests.send(answer);
-                    }
+                    // Who reads none of many answers loses the stream.
+                    let kept = requests.take();
+                    requests = kept.filter(|requests| !is_full(requests.try_send(answer)));
                 }
                 Event::Closed(reason) => {
                     requests = None;
@@ -85,6 +87,11 @@ pub(crate) async fn follow_bundle(
         }
     };
     tokio::join!(keep_open(control_plane, rotation, sender), follow);
+}
+
+/// Whether a request was not taken because too many wait to be read.
+pub(super) fn is_full(sent: Result<(), TrySendError<DeltaDiscoveryRequest>>) -> bool {
+    matches!(sent, Err(TrySendError::Full(_)))
 }
 
 /// Puts the trust bundle in force that has arrived.

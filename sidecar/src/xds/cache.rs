@@ -16,6 +16,8 @@ use tulle_mesh::model::{self, Protocol, RouteAction, RouteSource};
 use tulle_mesh::route::RouteTable;
 use tulle_mesh::xds::{Kind, Resource};
 
+use super::bounds;
+
 /// One of something for each type of resource.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PerKind<T>([T; 6]);
@@ -397,6 +399,7 @@ fn decode(kind: Kind, name: &str, raw: &Any) -> Result<Value, String> {
             raw.type_url
         ));
     }
+    bounds::check(&raw.value).map_err(|problem| format!("{kind} {name}: {problem}"))?;
     let resource = Resource::decode(&raw.type_url, &raw.value).map_err(|error| {
         // A message that can't be read at all does not know its own name.
         if error.resource_name().is_some() { error.to_string() } else { format!("{name}: {error}") }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use envoy_types::pb::envoy::service::status::v3::ClientConfig;
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind as ValueKind};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
@@ -18,7 +19,7 @@ use super::Demand;
 use super::bundle::ROOT_CA;
 use super::cache::{Cache, Names};
 use super::disk::Disk;
-use super::engine::{Engine, Readiness};
+use super::engine::{Engine, Inspection, Readiness};
 use super::interest::Interest;
 use super::names::{MeshNames, NameQuestion};
 use super::status::{Status, StreamStatus};
@@ -47,7 +48,7 @@ pub(crate) struct Control {
     demands: mpsc::UnboundedReceiver<Demand>,
     questions: mpsc::Receiver<dns::Question>,
     name_questions: mpsc::Receiver<NameQuestion>,
-    inspections: mpsc::Receiver<oneshot::Sender<Status>>,
+    inspections: mpsc::Receiver<Inspection>,
 }
 
 /// What the rest of the sidecar holds of the control side.
@@ -65,15 +66,22 @@ pub(crate) struct Handle {
     pub(crate) readiness: watch::Receiver<Readiness>,
     /// The certificate in force.
     pub(crate) material: watch::Receiver<Option<Arc<Material>>>,
-    inspections: mpsc::Sender<oneshot::Sender<Status>>,
+    inspections: mpsc::Sender<Inspection>,
 }
 
 impl Handle {
     /// How the configuration stands; `None` when the control side has ended.
     pub(crate) async fn status(&self) -> Option<Status> {
         let (answer, status) = oneshot::channel();
-        self.inspections.send(answer).await.ok()?;
+        self.inspections.send(Inspection::Status(answer)).await.ok()?;
         status.await.ok()
+    }
+
+    /// All resources, as CSDS tells them; `None` when the control side has ended.
+    pub(crate) async fn client_config(&self) -> Option<ClientConfig> {
+        let (answer, config) = oneshot::channel();
+        self.inspections.send(Inspection::Resources(answer)).await.ok()?;
+        config.await.ok().map(|config| *config)
     }
 }
 
@@ -214,10 +222,7 @@ impl Control {
                 Some(event) = events.recv() => engine.event(event),
                 Ok(()) = material.changed() => engine.refresh(),
                 () = names.changed() => engine.refresh(),
-                Some(answer) = inspections.recv() => {
-                    // Whoever asked may have gone away.
-                    let _ = answer.send(engine.status());
-                }
+                Some(inspection) = inspections.recv() => engine.inspect(inspection),
                 generation = served(&mut installed, engine.awaited_generation()) => engine.acknowledge(generation),
                 () = sleep_until(engine.next_timer().into()) => engine.timers(Instant::now()),
             }

@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tokio::sync::{mpsc, watch};
+use envoy_types::pb::envoy::service::status::v3::ClientConfig;
+use tokio::sync::{mpsc, oneshot, watch};
 use tulle_mesh::xds::Kind;
 
-use super::bundle::trust;
+use super::bundle::{is_full, trust};
 use super::cache::{Cache, Knowledge, Names};
+use super::client_status::client_config;
 use super::disk::Disk;
 use super::interest::Interest;
 use super::names::{NameAnswer, NameQuestion};
@@ -52,7 +54,7 @@ pub(super) struct Engine {
     pub(super) responses: [Arc<Counter>; 2],
     /// What is needed, as of the last [`Engine::flush`].
     pub(super) wanted: Names,
-    pub(super) requests: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
+    pub(super) requests: Option<mpsc::Sender<DeltaDiscoveryRequest>>,
     /// Responses that have come since the last [`Engine::flush`].
     pub(super) answers: Vec<Answer>,
     /// Those that are to be acknowledged once the snapshot of that generation is in force, oldest first.
@@ -66,6 +68,14 @@ pub(super) struct Engine {
     pub(super) changed: bool,
     pub(super) save_at: Option<Instant>,
     pub(super) sweep_at: Instant,
+}
+
+/// What someone asks of the configuration.
+pub(super) enum Inspection {
+    /// How it stands.
+    Status(oneshot::Sender<Status>),
+    /// All resources, as CSDS tells them.
+    Resources(oneshot::Sender<Box<ClientConfig>>),
 }
 
 /// An answer to a response: type, nonce, what is wrong.
@@ -169,6 +179,8 @@ impl Engine {
                 self.status.last_error = Some(reason);
                 self.deadlines.clear();
             }
+            // One that was given up; its end is on the way.
+            Event::Response(_) if self.requests.is_none() => {}
             Event::Response(response) => {
                 self.status.open = true;
                 self.stream_open.set(1);
@@ -262,11 +274,11 @@ impl Engine {
         }
     }
 
-    fn send(&self, request: DeltaDiscoveryRequest) {
-        if let Some(requests) = &self.requests {
-            // A stream that has just closed says so by its event.
-            let _ = requests.send(request);
-        }
+    /// A server that takes no more requests while it sends on, or for too long, loses the stream: what it does not read
+    /// must not pile up.
+    fn send(&mut self, request: DeltaDiscoveryRequest) {
+        // A stream that has just closed says so by its event.
+        self.requests = self.requests.take().filter(|requests| !is_full(requests.try_send(request)));
     }
 
     fn publish(&mut self, names: &Watched, now: Instant) {
@@ -330,8 +342,17 @@ impl Engine {
         }
     }
 
-    /// How the configuration stands.
-    pub(super) fn status(&self) -> Status {
-        Status::new(self.status.clone(), &self.cache, &self.wanted)
+    /// Tells someone who asks.
+    pub(super) fn inspect(&self, inspection: Inspection) {
+        // Whoever asked may have gone away.
+        match inspection {
+            Inspection::Status(answer) => {
+                drop(answer.send(Status::new(self.status.clone(), &self.cache, &self.wanted)));
+            }
+            Inspection::Resources(answer) => {
+                let node = self.subscriptions.node().clone();
+                drop(answer.send(Box::new(client_config(node, &self.cache, &self.wanted))));
+            }
+        }
     }
 }

@@ -14,8 +14,10 @@
 
 use std::sync::Arc;
 
+mod bounds;
 mod bundle;
 mod cache;
+mod client_status;
 mod control;
 mod disk;
 mod engine;
@@ -24,6 +26,9 @@ mod names;
 mod status;
 mod stream;
 mod subscribe;
+
+#[cfg(fuzzing)]
+pub mod fuzzing;
 
 #[cfg(test)]
 mod fixtures;

@@ -10,13 +10,16 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::backoff::Backoff;
 use crate::tls::{ControlPlane, ControlPlaneError, Material, Proof, Rotation, with_causes};
 
 /// The largest response that is read, in bytes: 64 MiB.
 const MAX_RESPONSE: usize = 64 << 20;
+
+/// How many requests may wait until the control plane reads them. Each response is answered, some with a few KiB.
+const MAX_UNREAD: usize = 1024;
 
 /// How long the first stream waits for a certificate to stand on.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(1);
@@ -25,7 +28,7 @@ const FIRST_CERTIFICATE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A stream begins; requests go here. It is dropped when the stream has closed.
-    Opened(mpsc::UnboundedSender<DeltaDiscoveryRequest>),
+    Opened(mpsc::Sender<DeltaDiscoveryRequest>),
     /// The control plane sends something.
     Response(Box<DeltaDiscoveryResponse>),
     /// The stream has ended, or could not be opened; the reason.
@@ -106,17 +109,21 @@ async fn stream(
     let session = control_plane.connect(&bundle, proof).await.map_err(StreamError::Connect)?;
     let mut client = AggregatedDiscoveryServiceClient::new(session.channel.clone())
         .max_decoding_message_size(MAX_RESPONSE);
-    let (requests, outgoing) = mpsc::unbounded_channel();
+    let (requests, outgoing) = mpsc::channel(MAX_UNREAD);
+    let given_up = requests.downgrade();
     if events.send(Event::Opened(requests)).await.is_err() {
         return Ok(());
     }
     // Resolves only when the server's headers come, which some servers send with the first response; the requests flow
     // meanwhile.
-    let call = session.request(UnboundedReceiverStream::new(outgoing));
+    let call = session.request(ReceiverStream::new(outgoing));
     let mut incoming =
         client.delta_aggregated_resources(call).await.map_err(StreamError::Status)?.into_inner();
     while let Some(response) = incoming.message().await.map_err(StreamError::Status)? {
         *responses += 1;
+        if given_up.upgrade().is_none() {
+            return Err(StreamError::Unread);
+        }
         if events.send(Event::Response(Box::new(response))).await.is_err() {
             break;
         }
@@ -129,6 +136,9 @@ fn describe(control_plane: &ControlPlane, end: &Result<(), StreamError>) -> Stri
     match end {
         Ok(()) => format!("the control plane at {address} ended it"),
         Err(StreamError::Renewed) => "a new one stands on the new certificate".into(),
+        Err(StreamError::Unread) => {
+            format!("the control plane at {address} does not read what it is told")
+        }
         Err(StreamError::Connect(error)) => error.to_string(),
         Err(StreamError::Status(status)) => match std::error::Error::source(status) {
             Some(cause) => format!("the way to the control plane at {address}: {}", with_causes(cause)),
@@ -144,6 +154,7 @@ fn lock(rotation: &Mutex<Rotation>) -> MutexGuard<'_, Rotation> {
 
 enum StreamError {
     Renewed,
+    Unread,
     Connect(ControlPlaneError),
     Status(tonic::Status),
 }

@@ -37,6 +37,11 @@ impl Subscriptions {
         Self { node, introduced: false, sent: PerKind::default() }
     }
 
+    /// What the sidecar says of itself.
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// A new stream knows nothing.
     pub(crate) fn reset(&mut self) {
         self.introduced = false;

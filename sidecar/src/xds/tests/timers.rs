@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use prost::Message as _;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use super::*;
 use crate::dns::{Resolver, Watched};
@@ -18,7 +18,7 @@ struct Bench {
     engine: Engine,
     names: Watched,
     handle: Handle,
-    requests: UnboundedReceiver<DeltaDiscoveryRequest>,
+    requests: Receiver<DeltaDiscoveryRequest>,
     now: Instant,
 }
 
@@ -27,7 +27,7 @@ impl Bench {
         let mut config = mesh.config(([127, 0, 0, 1], 1).into());
         config.state_dir = None;
         let (control, handle) = mesh.sidecar(config);
-        let (sender, requests) = unbounded_channel();
+        let (sender, requests) = channel(1024);
         let mut engine = control.engine;
         let mut names = Watched::new(Resolver::new(None).expect("a resolver"));
         let now = Instant::now();
@@ -82,6 +82,26 @@ impl Bench {
         }
         assert!(self.handle.snapshots.borrow().outbound.contains_key(STOCK));
     }
+}
+
+#[tokio::test]
+async fn a_server_that_reads_no_answer_loses_the_stream_before_they_pile_up() {
+    let mesh = Mesh::new();
+    let mut bench = Bench::new(&mesh);
+    bench.serve_stock();
+    let say = |bench: &mut Bench| {
+        let response =
+            DeltaDiscoveryResponse { type_url: Kind::Cluster.type_url().into(), ..Default::default() };
+        bench.engine.event(Event::Response(Box::new(response)));
+        bench.flush();
+    };
+    for _ in 0..1024 {
+        say(&mut bench);
+    }
+    assert!(bench.engine.requests.is_some());
+    say(&mut bench);
+    assert!(bench.engine.requests.is_none());
+    assert!(bench.handle.snapshots.borrow().outbound.contains_key(STOCK), "what is in force stays");
 }
 
 #[tokio::test]
@@ -190,7 +210,7 @@ async fn a_new_stream_starts_the_timers_anew() {
     bench.flush();
     bench.pass(Duration::from_secs(30));
     assert_eq!(bench.engine.cache.knowledge(Kind::Listener, STOCK), Knowledge::Awaited);
-    let (sender, requests) = unbounded_channel();
+    let (sender, requests) = channel(1024);
     bench.requests = requests;
     bench.engine.event(Event::Opened(sender));
     bench.flush();
