@@ -3,15 +3,17 @@
 It serves what its standard input says, a JSON object a line:
 
     {"set": [RESOURCE, ...], "remove": [{"type": URL, "name": NAME}, ...], "id": NUMBER}
+    {"say": [BASE64, ...], "to": AGENT, "times": NUMBER, "id": NUMBER}
 
-A resource is the JSON form of an Any with a field "name" beside it, which names it on the wire. The first line of its output says
+The second says messages as they are, in their order and so often, to the clients whose user agent begins so. A resource is the JSON form of an Any with a field "name" beside it, which names it on the wire. The first line of its output says
 where it listens: {"tls": PORT, "plain": PORT}. Then comes a line for each command that is in force, {"done": ID}, and one for each
 request of a client, with the client's user agent, the type and, where it answers a response, what it rejected and which command
 was the last that the response knew of.
 
-usage: ads.py CERTIFICATE KEY ROOT
+usage: ads.py CERTIFICATE KEY ROOT [TLS-PORT PLAIN-PORT]
 """
 
+import base64
 import hashlib
 import itertools
 import json
@@ -23,7 +25,7 @@ from concurrent import futures
 import grpc
 from google.protobuf import any_pb2, json_format
 
-from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 
 # What the JSON form of an Any may hold has to be known.
 from envoy.config.cluster.v3 import cluster_pb2  # noqa: F401
@@ -152,7 +154,7 @@ class Stream:
             yield response
 
 
-class Ads(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+class Ads:
     def DeltaAggregatedResources(self, requests, context):
         stream = Stream()
         threading.Thread(target=stream.read, args=(requests,), daemon=True).start()
@@ -162,6 +164,8 @@ class Ads(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             while (request := stream.queue.get()) is not None:
                 if request == "changed":
                     yield from stream.responses(None, ())
+                elif isinstance(request, bytes):
+                    yield request
                 else:
                     asked = stream.take(request)
                     yield from stream.responses(request.type_url, asked)
@@ -183,8 +187,23 @@ def obey(command):
         for resource in command.get("remove", []):
             resources.get(resource["type"], {}).pop(resource["name"], None)
         for stream in streams:
-            stream.queue.put("changed")
+            if "say" not in command:
+                stream.queue.put("changed")
+            elif stream.agent.startswith(command["to"]):
+                for message in [base64.b64decode(text) for text in command["say"]] * command["times"]:
+                    stream.queue.put(message)
     say({"done": command["id"]})
+
+
+def handler(ads):
+    """As generated, but that a message may also be bytes, which are sent as they are."""
+    method = grpc.stream_stream_rpc_method_handler(
+        ads.DeltaAggregatedResources,
+        request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+        response_serializer=lambda said: said if isinstance(said, bytes) else said.SerializeToString(),
+    )
+    service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+    return grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": method})
 
 
 def main():
@@ -193,10 +212,11 @@ def main():
         futures.ThreadPoolExecutor(32),
         options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)],
     )
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(Ads(), server)
+    server.add_generic_rpc_handlers((handler(Ads()),))
     credentials = grpc.ssl_server_credentials([(key, certificate)], root, require_client_auth=True)
-    tls = server.add_secure_port("127.0.0.1:0", credentials)
-    plain = server.add_insecure_port("127.0.0.1:0")
+    tls, plain = sys.argv[4:6] or (0, 0)
+    tls = server.add_secure_port(f"127.0.0.1:{tls}", credentials)
+    plain = server.add_insecure_port(f"127.0.0.1:{plain}")
     server.start()
     say({"tls": tls, "plain": plain})
     for line in sys.stdin:

@@ -1,8 +1,11 @@
 //! The control plane of other making, and a sidecar under it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -20,7 +23,10 @@ pub struct Ads {
     tls: SocketAddr,
     process: Process,
     folder: PathBuf,
+    pki: [PathBuf; 3],
     commands: u64,
+    /// What was ever served, by type and name.
+    served: BTreeMap<(String, String), Value>,
 }
 
 /// A client's answer to a response.
@@ -39,24 +45,41 @@ pub struct Answered {
 impl Ads {
     /// Starts it with certificates of its own.
     pub(super) async fn start(folder: &Path) -> Self {
-        let paths = write_pki(folder);
-        let paths: Vec<&str> = paths.iter().map(|path| path.to_str().expect("UTF-8")).collect();
-        let process = super::python("ads.py", &paths, folder).await;
+        let pki = write_pki(folder);
+        let process = run(&pki, &[], folder).await;
         let port = |field: &str| {
             let port = process.started[field].as_u64().and_then(|port| u16::try_from(port).ok());
             SocketAddr::from(([127, 0, 0, 1], port.expect("it says where it listens")))
         };
-        Self { plain: port("plain"), tls: port("tls"), folder: folder.into(), process, commands: 0 }
+        let (plain, tls) = (port("plain"), port("tls"));
+        Self { plain, tls, folder: folder.into(), process, pki, commands: 0, served: BTreeMap::new() }
+    }
+
+    /// Starts it again where it was, with all that it has served and with `changed` besides.
+    pub async fn restart(&mut self, changed: Vec<Value>) {
+        let ports = [self.tls, self.plain].map(|address| address.port().to_string());
+        self.process = run(&self.pki, &ports, &self.folder).await;
+        self.commands = 0;
+        self.keep(&changed);
+        let all = self.served.values().cloned().collect();
+        self.set(all).await;
     }
 
     /// Has it serve resources, and waits until it does: the number of the command.
     pub async fn set(&mut self, resources: Vec<Value>) -> u64 {
+        self.keep(&resources);
         self.tell(json!({ "set": resources })).await
     }
 
     /// Has it serve a resource no longer.
     pub async fn remove(&mut self, kind: &str, name: &str) {
         self.tell(json!({ "remove": [{ "type": kind, "name": name }] })).await;
+    }
+
+    /// Has it say messages to the sidecar as they are, all of them so often.
+    pub async fn say(&mut self, messages: &[Vec<u8>], times: usize) {
+        let messages: Vec<_> = messages.iter().map(|message| BASE64_STANDARD.encode(message)).collect();
+        self.tell(json!({ "say": messages, "to": "tulle", "times": times })).await;
     }
 
     /// Kills it.
@@ -111,6 +134,11 @@ impl Ads {
         sidecar
     }
 
+    fn keep(&mut self, resources: &[Value]) {
+        let key = |resource: &Value| (text(&resource["@type"]), text(&resource["name@wire"]));
+        self.served.extend(resources.iter().map(|resource| (key(resource), resource.clone())));
+    }
+
     async fn tell(&mut self, mut command: Value) -> u64 {
         self.commands += 1;
         let id = self.commands;
@@ -132,6 +160,12 @@ impl Ads {
         let out = std::fs::read_to_string(self.folder.join("ads.py.out")).unwrap_or_default();
         out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
+}
+
+async fn run(pki: &[PathBuf], ports: &[String], folder: &Path) -> Process {
+    let paths = pki.iter().map(|path| path.to_str().expect("UTF-8"));
+    let args: Vec<&str> = paths.chain(ports.iter().map(String::as_str)).collect();
+    super::python("ads.py", &args, folder).await
 }
 
 /// A root, the control plane's certificate and the client's: the paths of the control plane's certificate, key and root.

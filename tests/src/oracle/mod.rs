@@ -129,7 +129,9 @@ impl Oracle {
                 of.filter(|answered| types.contains(&answered.kind)).cloned().collect()
             };
             let (envoy, tulle) = (of("envoy"), of("tulle"));
-            if envoy.len() < types.len() || tulle.len() < types.len() {
+            let whole =
+                |of: &[Answered]| types.iter().all(|kind| of.iter().any(|answer| answer.kind == *kind));
+            if !whole(&envoy) || !whole(&tulle) {
                 return Err(format!("not answered by both: {answered:?}"));
             }
             Ok([envoy, tulle].concat())
@@ -150,6 +152,35 @@ impl Oracle {
         [self.one(envoy, request, script).await, self.one(tulle, request, script).await]
     }
 
+    /// Sends the same request so often to either: all at the same time, but none before the `first` of them have reached an
+    /// upstream. What became of each, in order of their statuses.
+    pub async fn both_at_once(
+        &self,
+        (first, times): (usize, usize),
+        request: &[u8],
+        script: &str,
+    ) -> [Vec<Outcome>; 2] {
+        let [envoy, tulle] = self.sides.map(|side| async move {
+            let cases: Vec<_> = (0..times).map(|_| self.case(side, script)).collect();
+            let (before, after) = cases.split_at(first);
+            let arrived = || async {
+                let arrived = before.iter().all(|case| self.scripts.is_met(case));
+                arrived.then_some(()).ok_or_else(|| "the first have not come to an upstream".to_owned())
+            };
+            let all = cases.iter().map(|case| async {
+                if after.contains(case) {
+                    wait_for(LIMIT, arrived).await.unwrap_or_else(|error| panic!("{error}"));
+                }
+                self.exchange(side, request, case).await
+            });
+            let mut outcomes = futures_util::future::join_all(all).await;
+            outcomes.sort_by_key(|outcome| (outcome.received.status, outcome.upstream.len()));
+            outcomes
+        });
+        let (envoy, tulle) = tokio::join!(envoy, tulle);
+        [envoy, tulle]
+    }
+
     /// Whether all clusters can be reached.
     async fn serves(&self, side: Side) -> Result<(), String> {
         connect(side.address).await?;
@@ -164,10 +195,19 @@ impl Oracle {
     }
 
     async fn one(&self, side: Side, request: &[u8], script: &str) -> Outcome {
+        self.exchange(side, request, &self.case(side, script)).await
+    }
+
+    /// The name of a new case.
+    fn case(&self, side: Side, script: &str) -> String {
         let case = format!("{}-{}", side.name, self.cases.fetch_add(1, Ordering::Relaxed));
         self.scripts.put(&case, script);
-        let received = outcome::send(side.address, &marked(request, &case)).await;
-        Outcome { received, upstream: self.scripts.take(&case) }.normalised(side.address, &self.upstreams)
+        case
+    }
+
+    async fn exchange(&self, side: Side, request: &[u8], case: &str) -> Outcome {
+        let received = outcome::send(side.address, &marked(request, case)).await;
+        Outcome { received, upstream: self.scripts.take(case) }.normalised(side.address, &self.upstreams)
     }
 }
 
@@ -178,7 +218,7 @@ const CLUSTERS: [&str; 3] = ["a", "b", "c"];
 const ALL: &str = "all.test";
 
 /// A virtual host with a route to each cluster, by its name.
-fn all_clusters() -> Value {
+pub fn all_clusters() -> Value {
     let route = |name: &str| json!({ "match": { "path": format!("/{name}") }, "route": { "cluster": name } });
     let routes = CLUSTERS.map(route);
     json!({ "name": ALL, "domains": [ALL], "routes": routes })

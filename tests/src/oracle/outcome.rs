@@ -55,6 +55,11 @@ pub(super) async fn send(address: SocketAddr, request: &[u8]) -> Received {
     let head_only = request.starts_with(b"HEAD ");
     let read = timeout(LIMIT, reader.response(head_only)).await;
     let mut received = read.unwrap_or_else(|_| panic!("no response within {LIMIT:?} to {request:?}"));
+    if received.status == 101 {
+        let echoed = timeout(LIMIT, reader.echo(b"after the upgrade")).await;
+        received.body = String::from_utf8_lossy(&echoed.unwrap_or_default()).into_owned();
+        return received;
+    }
     if received.then == Then::Kept {
         let again = b"GET / HTTP/1.1\r\nhost: nobody.test\r\n\r\n";
         let another = async {
@@ -118,6 +123,14 @@ impl Reader {
             () => Then::Kept,
         };
         received
+    }
+
+    /// What comes back of bytes.
+    async fn echo(&mut self, bytes: &[u8]) -> Vec<u8> {
+        match self.stream.write_all(bytes).await {
+            Ok(()) => self.exactly(bytes.len()).await,
+            Err(_) => Vec::new(),
+        }
     }
 
     async fn chunks(&mut self) -> (Vec<u8>, bool) {
@@ -213,6 +226,9 @@ fn normalise(headers: &mut Vec<(String, String)>, addresses: &[(String, &str)]) 
     headers.retain(|(name, _)| !IGNORED.iter().any(|ignored| name.eq_ignore_ascii_case(ignored)));
     for (name, value) in headers.iter_mut() {
         name.make_ascii_lowercase();
+        if name == "connection" {
+            value.make_ascii_lowercase();
+        }
         for (address, what) in addresses {
             *value = value.replace(address, what);
         }

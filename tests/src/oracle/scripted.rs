@@ -1,7 +1,8 @@
 //! An upstream that does as a script says, attempt for attempt.
 //!
 //! In: requests, each with a header that names its case. Out: answers byte for byte, and what reached it. A script is a list of
-//! words, one for each attempt; the last one holds for all that follow.
+//! words, one for each attempt; the last one holds for all that follow. A word with `@` and the name of an upstream is for that
+//! one, and `ok` for all others.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -47,13 +48,23 @@ impl Scripts {
         self.all().remove(case).unwrap_or_default().seen
     }
 
+    /// Whether an attempt of a case has come.
+    pub(super) fn is_met(&self, case: &str) -> bool {
+        // Who has taken the outcome has met it.
+        self.all().get(case).is_none_or(|case| !case.seen.is_empty())
+    }
+
     /// Notes an attempt: what it is to meet.
     fn next(&self, cluster: &str, seen: Seen) -> String {
         let mut all = self.all();
         let Some(case) = all.get_mut(seen.header(CASE)) else { return "ok".into() };
         let at = case.seen.len().min(case.script.len() - 1);
         case.seen.push((cluster.into(), seen));
-        case.script[at].clone()
+        match case.script[at].split_once('@') {
+            Some((_, other)) if other != cluster => "ok".into(),
+            Some((word, _)) => word.into(),
+            None => case.script[at].clone(),
+        }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, Case>> {
@@ -86,6 +97,17 @@ async fn serve(mut stream: TcpStream, cluster: Arc<str>, scripts: Scripts) {
         let word = scripts.next(&cluster, request.clone());
         let end = match answer(&word, &cluster, &request) {
             Act::Say(bytes) => stream.write_all(&bytes).await.is_err(),
+            Act::Switch(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                true
+            }
+            Act::SayLate(bytes) => {
+                // Until all that come at once have come, which nothing else tells.
+                tokio::time::sleep(SLOW).await;
+                stream.write_all(&bytes).await.is_err()
+            }
             Act::SayAndClose(bytes) => {
                 let _ = stream.write_all(&bytes).await;
                 true
@@ -106,8 +128,14 @@ async fn serve(mut stream: TcpStream, cluster: Arc<str>, scripts: Scripts) {
     }
 }
 
+/// How long `slow` takes.
+const SLOW: std::time::Duration = std::time::Duration::from_millis(600);
+
 enum Act {
     Say(Vec<u8>),
+    SayLate(Vec<u8>),
+    /// What comes after goes back as it came.
+    Switch(Vec<u8>),
     SayAndClose(Vec<u8>),
     Reset,
     Hang,
@@ -125,6 +153,14 @@ fn answer(word: &str, cluster: &str, request: &Seen) -> Act {
     Act::Say(match word {
         "ok" if head => format!("HTTP/1.1 200 OK\r\nx-cluster: {cluster}\r\ncontent-length: 2\r\n\r\n").into_bytes(),
         "ok" => plain("200 OK", "", "ok"),
+        "slow" => return Act::SayLate(plain("200 OK", "", "ok")),
+        "101" => {
+            let protocol = request.header("upgrade");
+            return Act::Switch(
+                format!("HTTP/1.1 101 Switching Protocols\r\nx-cluster: {cluster}\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n")
+                    .into_bytes(),
+            );
+        }
         "echo" => plain("200 OK", "", &String::from_utf8_lossy(&request.body)),
         "chunked" => format!(
             "HTTP/1.1 200 OK\r\nx-cluster: {cluster}\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n"

@@ -39,6 +39,50 @@ pub(crate) const KEPT: &[Kept] = &[
         forgive: local_reply,
     },
     Kept {
+        name: "when to come back",
+        reason: "RFC 6585, section 4: a client that is told to wait may be told for how long",
+        forgive: |envoy, tulle| {
+            let there = envoy.received.status == 429 && tulle.received.status == 429;
+            there && remove(tulle, "retry-after")
+        },
+    },
+    Kept {
+        name: "refused upgrades",
+        reason: "RFC 9110, section 7.8: who does not switch answers as ever, and the connection takes another request; Envoy \
+                 closes it, and leaves out the body of a 200",
+        forgive: |envoy, tulle| {
+            let asked = envoy.upstream.first().is_some_and(|(_, seen)| !seen.header("upgrade").is_empty());
+            let [theirs, ours] = [&envoy.received, &tulle.received];
+            let there = asked
+                && theirs.status == ours.status
+                && theirs.status != 101
+                && (theirs.then, ours.then) == (Then::Closed, Then::Kept);
+            if there {
+                envoy.received = tulle.received.clone();
+            }
+            there
+        },
+    },
+    Kept {
+        name: "connection options",
+        reason: "RFC 9110, section 7.6.1: what is said of a connection is meant for the next hop; Envoy passes on all that an \
+                 upgrade came with",
+        forgive: |envoy, tulle| {
+            let mut there = false;
+            for ((_, theirs), (_, ours)) in envoy.upstream.iter_mut().zip(&tulle.upstream) {
+                let field = theirs.headers.iter_mut().find(|(name, _)| name == "connection");
+                if let Some((_, value)) =
+                    field.filter(|(_, value)| ours.header("connection") == "upgrade" && value != "upgrade")
+                    && value.split(',').any(|option| option.trim() == "upgrade")
+                {
+                    *value = "upgrade".into();
+                    there = true;
+                }
+            }
+            there
+        },
+    },
+    Kept {
         name: "interim responses",
         reason: "RFC 9110, section 15.2: a proxy passes 1xx responses on; Envoy drops them",
         forgive: |envoy, tulle| {
@@ -138,6 +182,10 @@ const ENVOYS_WORDS: &[&str] = &[
     "upstream request timeout",
     "no healthy upstream",
     "Bad Request",
+    "RBAC: access denied",
+    "local_rate_limited",
+    "fault filter abort",
+    "downstream duration timeout",
 ];
 
 /// How often each difference that is meant so was met.
@@ -182,7 +230,6 @@ impl Tally {
     }
 }
 
-/// What a proxy answers by itself, where both do with the same status.
 /// Takes one of two slashes at the end of `beginning` from `theirs`, if `ours` has one less there, and nothing else differs.
 fn agree(theirs: &mut String, ours: &str, beginning: &str) -> bool {
     let there = theirs.starts_with(beginning) && theirs.replacen("//", "/", 1) == ours;
@@ -192,17 +239,25 @@ fn agree(theirs: &mut String, ours: &str, beginning: &str) -> bool {
     there
 }
 
+/// What a proxy answers by itself, where both do with the same status.
 fn local_reply(envoy: &mut Outcome, tulle: &mut Outcome) -> bool {
     let own = tulle.received.headers.iter().any(|(name, _)| name == "proxy-status");
     let [theirs, ours] = [&envoy.received, &tulle.received];
-    let known = theirs.body.is_empty() || ENVOYS_WORDS.iter().any(|words| theirs.body.starts_with(words));
+    let message = theirs.headers.iter().find(|(name, _)| name == "grpc-message");
+    let said = message.map_or(theirs.body.as_str(), |(_, message)| message.as_str());
+    let known = said.is_empty() || ENVOYS_WORDS.iter().any(|words| said.starts_with(words));
     if !own || !known || theirs.status != ours.status {
         return false;
     }
     for outcome in [envoy, tulle] {
-        for name in ["proxy-status", "content-type", "content-length"] {
+        for name in ["proxy-status", "content-length", "grpc-message"] {
             remove(outcome, name);
         }
+        // To gRPC the type says what kind of answer it is; else only what the text is.
+        outcome
+            .received
+            .headers
+            .retain(|(name, value)| name != "content-type" || value.starts_with("application/grpc"));
         outcome.received.body.clear();
     }
     true

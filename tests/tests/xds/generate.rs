@@ -2,6 +2,8 @@
 //!
 //! The alphabets are small, so that a request often meets a condition, and often just misses it.
 
+mod rules;
+
 use serde_json::{Value, json};
 
 /// Draws routes and requests.
@@ -60,6 +62,11 @@ impl Generator {
             request += "\r\n";
         }
         request
+    }
+
+    /// Something to hash.
+    pub(crate) fn key(&mut self) -> String {
+        (0..self.0.usize(1..12)).map(|_| self.0.alphanumeric()).collect()
     }
 
     fn route(&mut self, index: usize) -> Value {
@@ -150,6 +157,7 @@ impl Generator {
         }
         if self.one_in(5) {
             action["host_rewrite_literal"] = json!("other.test");
+            action["append_x_forwarded_host"] = json!(self.one_in(2));
         }
         action
     }

@@ -5,8 +5,13 @@
 mod changes;
 mod compare;
 mod failures;
+mod faults;
 mod fields;
 mod generate;
+mod hostile;
+mod limits;
 mod paths;
+mod policies;
 mod requests;
 mod routing;
+mod shares;

@@ -1,0 +1,155 @@
+//! What is decided by chance or by a hash: which cluster, which endpoint.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tulle_tests::oracle::{Oracle, Outcome, cluster, endpoints, route_configuration};
+
+use crate::generate::{self, Generator};
+
+/// Which upstream answered; else the status.
+fn upstream(outcome: &Outcome) -> String {
+    let headers = &outcome.received.headers;
+    let found = headers.iter().find(|(name, _)| name == "x-cluster");
+    found.map_or_else(|| outcome.received.status.to_string(), |(_, value)| value.clone())
+}
+
+/// Where so many requests to `path` go, with either.
+async fn shares(oracle: &Oracle, path: &str, times: usize) -> [BTreeMap<String, usize>; 2] {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h.test\r\n\r\n");
+    let mut shares = [BTreeMap::new(), BTreeMap::new()];
+    for _ in 0..times.div_ceil(50) {
+        for (outcomes, shares) in
+            oracle.both_at_once((0, 50), request.as_bytes(), "ok").await.into_iter().zip(&mut shares)
+        {
+            for outcome in outcomes {
+                *shares.entry(upstream(&outcome)).or_default() += 1;
+            }
+        }
+    }
+    shares
+}
+
+/// Shares of a whole. Each must come within five standard deviations, which chance alone exceeds once in a million times.
+fn check(case: &str, expected: &[(&str, f64)], got: &BTreeMap<String, usize>) {
+    let total: usize = got.values().sum();
+    for (name, share) in expected {
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let (count, total) = (got.get(*name).copied().unwrap_or(0) as f64, total as f64);
+        let deviation = (total * share * (1.0 - share)).sqrt();
+        let off = (count - total * share).abs();
+        assert!(off <= deviation.mul_add(5.0, 1e-9), "{case}: {got:?}, not {expected:?}");
+    }
+}
+
+#[tokio::test]
+async fn weights_and_fractions_share_as_with_envoy() {
+    let mut oracle = Oracle::start().await;
+    let weighted = |weights: [u32; 3]| {
+        let clusters: Vec<_> = ["a", "b", "c"]
+            .iter()
+            .zip(weights)
+            .map(|(name, weight)| json!({ "name": name, "weight": weight }))
+            .collect();
+        json!({ "weighted_clusters": { "clusters": clusters } })
+    };
+    let fraction = |numerator: u32, denominator: &str| json!({ "runtime_fraction": { "default_value": { "numerator": numerator, "denominator": denominator } } });
+    let mut routes = Vec::new();
+    let mut cases: Vec<Vec<(&str, f64)>> = Vec::new();
+    for (weights, expected) in [
+        ([1, 1, 0], vec![("a", 0.5), ("b", 0.5), ("c", 0.0)]),
+        ([70, 20, 10], vec![("a", 0.7), ("b", 0.2), ("c", 0.1)]),
+        ([0, 0, 5], vec![("c", 1.0)]),
+    ] {
+        let index = routes.len();
+        routes.push(json!({ "match": { "path": format!("/{index}") }, "route": weighted(weights) }));
+        cases.push(expected);
+    }
+    for (numerator, denominator, share) in [
+        (25, "HUNDRED", 0.25),
+        (0, "HUNDRED", 0.0),
+        (100, "HUNDRED", 1.0),
+        (5_000, "TEN_THOUSAND", 0.5),
+        (900_000, "MILLION", 0.9),
+    ] {
+        let path = format!("/{}", cases.len());
+        let mut condition = fraction(numerator, denominator);
+        condition["path"] = json!(path);
+        routes.push(json!({ "match": condition, "route": { "cluster": "a" } }));
+        routes.push(json!({ "match": { "path": path }, "route": { "cluster": "b" } }));
+        cases.push(vec![("a", share), ("b", 1.0 - share)]);
+    }
+    oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": routes })]).await;
+    for (index, expected) in cases.iter().enumerate() {
+        let both = shares(&oracle, &format!("/{index}"), 300).await;
+        for (side, got) in ["envoy", "tulle"].iter().zip(&both) {
+            check(&format!("{side} {}", routes[index.min(routes.len() - 1)]), expected, got);
+        }
+    }
+}
+
+/// What a request is hashed by.
+fn policies() -> Vec<Value> {
+    let header = |name: &str| json!({ "header": { "header_name": name } });
+    let query = json!({ "query_parameter": { "name": "q" } });
+    let cookie = json!({ "cookie": { "name": "session" } });
+    let source = json!({ "connection_properties": { "source_ip": true } });
+    let mut terminal = header("x-k");
+    terminal["terminal"] = json!(true);
+    vec![
+        json!([header("x-k")]),
+        json!([query]),
+        json!([cookie]),
+        json!([source]),
+        json!([header("x-k"), header("x-l")]),
+        json!([terminal, header("x-l")]),
+        json!([cookie, source]),
+        json!([query, header("x-k"), cookie]),
+    ]
+}
+
+#[tokio::test]
+async fn a_hash_leads_to_the_same_endpoint() {
+    let (seed, keys) = generate::seed(20);
+    let mut generator = Generator::new(seed);
+    let mut oracle = Oracle::start().await;
+    let addresses: Vec<_> = oracle.upstreams.iter().map(|upstream| upstream.address).collect();
+    let balancers = [
+        json!({ "lb_policy": "RING_HASH" }),
+        json!({ "lb_policy": "RING_HASH", "ring_hash_lb_config": { "minimum_ring_size": 64, "maximum_ring_size": 128 } }),
+        json!({ "lb_policy": "MAGLEV" }),
+        json!({ "lb_policy": "MAGLEV", "maglev_lb_config": { "table_size": 13 } }),
+    ];
+    let mut resources = Vec::new();
+    let mut routes = Vec::new();
+    for (ring, settings) in balancers.iter().enumerate() {
+        let name = format!("ring{ring}");
+        resources.push(cluster(&name, settings.clone()));
+        resources.push(endpoints(&name, &addresses));
+        for (index, policy) in policies().into_iter().enumerate() {
+            let action = json!({ "cluster": name, "hash_policy": policy });
+            routes.push(json!({ "match": { "path": format!("/{ring}/{index}") }, "route": action }));
+        }
+    }
+    let host = json!({ "name": "h", "domains": ["h.test"], "routes": routes });
+    resources.push(route_configuration("routes", &[host]));
+    oracle.push(resources).await;
+    let mut met = BTreeMap::new();
+    for ring in 0..balancers.len() {
+        for (index, policy) in policies().iter().enumerate() {
+            for _ in 0..keys {
+                let (first, second, third) = (generator.key(), generator.key(), generator.key());
+                let request = format!(
+                    "GET /{ring}/{index}?q={first} HTTP/1.1\r\nhost: h.test\r\nx-k: {second}\r\nx-l: {third}\r\n\
+                     cookie: other=1; session={second}\r\n\r\n"
+                );
+                let [envoy, tulle] =
+                    oracle.both(request.as_bytes(), "ok").await.map(|outcome| upstream(&outcome));
+                assert_eq!(envoy, tulle, "seed {seed}: {policy} {request:?}");
+                *met.entry(envoy).or_insert(0) += 1;
+            }
+        }
+    }
+    println!("{met:?}");
+    assert_eq!(met.len(), 3, "all endpoints are led to");
+}
