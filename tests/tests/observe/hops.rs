@@ -1,5 +1,6 @@
 //! The bookshop's traces: every hop, as `tulle demo --jaeger` shows them.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -8,18 +9,26 @@ use tokio::time::timeout;
 use tulle_cli::demo::TRACED;
 use tulle_tests::{LIMIT, binary, fetch, wait_for};
 
-use crate::jaeger::{PROGRAM, traces, whole};
+use crate::jaeger::{PROGRAM, Trace, traces, whole};
 
 #[tokio::test]
 #[ignore = "needs Jaeger: tests/observe"]
 async fn the_demos_link_leads_to_traces_with_every_hop() {
     let mut demo = Command::new(binary("tulle"));
-    demo.args(["demo", "--rate", "50", &format!("--jaeger={PROGRAM}")]);
+    demo.args(["demo", "--rate", "20", &format!("--jaeger={PROGRAM}")]);
     demo.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut demo = demo.spawn().expect("it is built");
     let mut lines = BufReader::new(demo.stdout.take().expect("it is piped")).lines();
     let link = async {
         while let Some(line) = lines.next_line().await.expect("it can be read") {
+            // All of them, so that those that are tried again are among them soon.
+            if let Some((_, folder)) = line.split_once("while it runs: ") {
+                let policies = Path::new(folder).join("20-policies.yaml");
+                let text = std::fs::read_to_string(&policies).expect("it is there");
+                assert!(text.contains("numerator: 20"), "{text}");
+                std::fs::write(&policies, text.replace("numerator: 20", "numerator: 100"))
+                    .expect("it can be written");
+            }
             if let Some((_, link)) = line.split_once("in Jaeger: ") {
                 return link.to_owned();
             }
@@ -40,51 +49,29 @@ async fn the_demos_link_leads_to_traces_with_every_hop() {
         if found.len() >= 40 && retried { Ok(found) } else { Err(format!("{} traces", found.len())) }
     };
     let found = wait_for(LIMIT * 2, enough).await.unwrap_or_else(|error| panic!("{error}"));
+    let mut served = 0;
     for id in found.keys() {
-        let trace = whole(query, id, 12).await;
-        let mut services: Vec<_> = trace.spans.iter().map(|hop| hop.service.as_str()).collect();
-        services.sort_unstable();
-        services.dedup();
-        let mut expected = TRACED.to_vec();
-        expected.sort_unstable();
-        assert_eq!(services, expected, "{trace:#?}");
-        // Customers to web, web to cart and to recommend, cart to stock.
-        for (client, server) in
-            [("customers", "web"), ("cart", "stock"), ("web", "cart"), ("web", "recommend")]
-        {
-            let attempt = trace.all(client, "attempt").into_iter().find(|attempt| {
-                attempt.tag("tulle.peer.principal").ends_with(&format!("/ns/shop/sa/{server}"))
-            });
-            let attempt = attempt.unwrap_or_else(|| panic!("{client} does not ask {server}: {trace:#?}"));
-            let below = trace.below(attempt).next().expect("the peer's span");
-            assert_eq!(
-                below.tag("tulle.peer.principal"),
-                format!("spiffe://bookshop.example/ns/shop/sa/{client}"),
-                "{trace:#?}"
-            );
-            assert_eq!(below.tag("service.namespace"), "shop");
+        let trace = whole(query, id, 2).await;
+        // Where the machine has no time for it, hops are refused and timed out: then they say so, and the rest is missing.
+        if trace.one("customers", "client").tag("http.response.status_code") == "200" {
+            every_hop(&trace);
+            served += 1;
         }
-        let request = trace.one("cart", "client");
-        assert_eq!(request.tag("http.route"), "shop/stock#0:split", "{trace:#?}");
-        // What a retry has mended is no failure.
+        // Each failure of stock is one at both ends, and only the last is the request's.
         let attempts = trace.all("cart", "attempt");
-        let last = attempts.last().expect("at least one");
-        assert_eq!(
-            request.tag("http.response.status_code"),
-            last.tag("http.response.status_code"),
-            "{trace:#?}"
-        );
-        assert_eq!(request.failed(), last.failed(), "{trace:#?}");
-        // Each failure of stock is one at both ends, and is tried again.
-        for attempt in attempts {
-            let server = trace.below(attempt).next().expect("stock's span");
-            let fails = attempt.tag("http.response.status_code") == "503";
-            assert_eq!((attempt.failed(), server.failed()), (fails, fails), "{trace:#?}");
-            assert_eq!(attempt.tag("error.type"), if fails { "503" } else { "" });
+        for attempt in &attempts {
+            let status = attempt.tag("http.response.status_code");
+            assert_eq!(attempt.failed(), status != "200", "{trace:#?}");
+            if let Some(server) = trace.below(attempt).next().filter(|_| !status.is_empty()) {
+                assert_eq!(server.failed(), status != "200", "{trace:#?}");
+                assert_eq!(server.tag("http.response.status_code"), status, "{trace:#?}");
+            }
         }
-        let call = trace.one("recommend", "server");
-        assert_eq!((call.tag("rpc.grpc.status_code"), call.failed()), ("0", false), "{call:?}");
+        if let Some(last) = attempts.last() {
+            assert_eq!(trace.one("cart", "client").failed(), last.failed(), "{trace:#?}");
+        }
     }
+    assert!(served > 0, "of {} requests none was served", found.len());
 
     let id = demo.id().expect("it runs").to_string();
     assert!(Command::new("kill").args(["-INT", &id]).status().await.expect("kill").success());
@@ -92,6 +79,29 @@ async fn the_demos_link_leads_to_traces_with_every_hop() {
     let status = timeout(LIMIT, demo.wait()).await.expect("it ends").expect("it can be waited for");
     assert!(status.success(), "{status}");
     assert!(fetch(query).await.is_err(), "Jaeger ends with the demo");
+}
+
+/// Customers ask web, web asks cart and recommend, cart asks stock, and each knows who is at the other end.
+fn every_hop(trace: &Trace) {
+    let mut services: Vec<_> = trace.spans.iter().map(|hop| hop.service.as_str()).collect();
+    services.sort_unstable();
+    services.dedup();
+    let mut expected = TRACED.to_vec();
+    expected.sort_unstable();
+    assert_eq!(services, expected, "{trace:#?}");
+    for (client, server) in [("customers", "web"), ("cart", "stock"), ("web", "cart"), ("web", "recommend")] {
+        let identity = |account: &str| format!("spiffe://bookshop.example/ns/shop/sa/{account}");
+        let attempts = trace.all(client, "attempt");
+        // The last of several: what went before may have been given up.
+        let attempt = attempts.iter().rev().find(|hop| hop.tag("tulle.peer.principal") == identity(server));
+        let attempt = attempt.unwrap_or_else(|| panic!("{client} does not ask {server}: {trace:#?}"));
+        let below = trace.below(attempt).next().expect("the peer's span");
+        assert_eq!(below.tag("tulle.peer.principal"), identity(client), "{trace:#?}");
+        assert_eq!(below.tag("service.namespace"), "shop");
+    }
+    assert_eq!(trace.one("cart", "client").tag("http.route"), "shop/stock#0:split", "{trace:#?}");
+    let call = trace.all("recommend", "server").pop().expect("found above");
+    assert_eq!((call.tag("rpc.grpc.status_code"), call.failed()), ("0", false), "{trace:#?}");
 }
 
 #[tokio::test]
