@@ -9,6 +9,7 @@ pub mod apiserver;
 mod app;
 pub mod cert_manager;
 mod certs;
+mod demo;
 mod h2app;
 mod hostile;
 pub mod hosts;
@@ -30,6 +31,7 @@ use tulle_cli::local::{Binaries, LocalMesh, Sidecar, SidecarSpec};
 
 pub use app::{App, Seen, script};
 pub use certs::certs;
+pub use demo::Demo;
 pub use h2app::{Call, H2App, H2Client};
 pub use hostile::HostileControlPlane;
 pub use origin::Origin;

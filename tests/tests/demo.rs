@@ -1,13 +1,12 @@
 //! `tulle demo`, as its users see it.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tulle_tests::{LIMIT, binary, output_of, wait_for};
+use tulle_tests::{Demo, LIMIT, binary, output_of, wait_for};
 
 /// One bookshop at a time: what it promises is about a machine that has time for it.
 static SHOP: Mutex<()> = Mutex::const_new(());
@@ -36,31 +35,26 @@ async fn the_demo_keeps_its_promises() {
 #[tokio::test]
 async fn an_edit_moves_the_traffic_and_an_interrupt_ends_every_process() {
     let _alone = SHOP.lock().await;
-    let mut child =
-        demo(&[]).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("tulle");
-    let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-    let line = next_line(&mut lines, "Open. ").await;
+    let mut demo = Demo::start(demo(&[]));
+    let lines = &mut demo.lines;
+    let line = next_line(lines, "Open. ").await;
     let manifests = PathBuf::from(line.rsplit_once(": ").expect("it names the folder").1);
     let folder = manifests.parent().expect("the manifests are in the demo's folder").to_owned();
     assert_eq!(processes(&folder).len(), 7, "a control plane and six sidecars");
 
     // Both versions get requests, then only the second.
-    assert_ne!(rate(&next_line(&mut lines, "cart → stock-v1").await), 0);
+    assert_ne!(rate(&next_line(lines, "cart → stock-v1").await), 0);
     let routes = manifests.join("10-routes.yaml");
     let text = std::fs::read_to_string(&routes).expect("it is there");
     assert!(text.contains("weight: 90") && text.contains("weight: 10"), "{text}");
     let text = text.replace("weight: 10", "weight: 100").replace("weight: 90", "weight: 0");
     std::fs::write(&routes, text).expect("it can be written");
     // The first table after the edit still counts what went before.
-    let _before = next_line(&mut lines, "cart → stock-v1").await;
-    assert_eq!(rate(&next_line(&mut lines, "cart → stock-v1").await), 0);
-    assert!(rate(&next_line(&mut lines, "cart → stock-v2").await) >= 50);
+    let _before = next_line(lines, "cart → stock-v1").await;
+    assert_eq!(rate(&next_line(lines, "cart → stock-v1").await), 0);
+    assert!(rate(&next_line(lines, "cart → stock-v2").await) >= 50);
 
-    let id = child.id().expect("it runs").to_string();
-    let interrupted = Command::new("kill").args(["-INT", &id]).status().await.expect("kill");
-    assert!(interrupted.success());
-    while let Ok(Ok(Some(_))) = timeout(LIMIT, lines.next_line()).await {}
-    let status = timeout(LIMIT, child.wait()).await.expect("it ends").expect("it can be waited for");
+    let status = demo.interrupt().await;
     assert!(status.success(), "{status}");
     let gone = || async {
         let left = processes(&folder);

@@ -1,13 +1,11 @@
 //! The bookshop's traces: every hop, as `tulle demo --jaeger` shows them.
 
 use std::path::Path;
-use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 use tulle_cli::demo::TRACED;
-use tulle_tests::{LIMIT, binary, fetch, wait_for};
+use tulle_tests::{Demo, LIMIT, binary, fetch, wait_for};
 
 use crate::jaeger::{PROGRAM, Trace, traces, whole};
 
@@ -16,11 +14,9 @@ use crate::jaeger::{PROGRAM, Trace, traces, whole};
 async fn the_demos_link_leads_to_traces_with_every_hop() {
     let mut demo = Command::new(binary("tulle"));
     demo.args(["demo", "--rate", "20", &format!("--jaeger={PROGRAM}")]);
-    demo.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-    let mut demo = demo.spawn().expect("it is built");
-    let mut lines = BufReader::new(demo.stdout.take().expect("it is piped")).lines();
+    let mut demo = Demo::start(demo);
     let link = async {
-        while let Some(line) = lines.next_line().await.expect("it can be read") {
+        while let Some(line) = demo.lines.next_line().await.expect("it can be read") {
             // All of them, so that those that are tried again are among them soon.
             if let Some((_, folder)) = line.split_once("while it runs: ") {
                 let policies = Path::new(folder).join("20-policies.yaml");
@@ -73,10 +69,7 @@ async fn the_demos_link_leads_to_traces_with_every_hop() {
     }
     assert!(served > 0, "of {} requests none was served", found.len());
 
-    let id = demo.id().expect("it runs").to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().await.expect("kill").success());
-    while let Ok(Ok(Some(_))) = timeout(LIMIT, lines.next_line()).await {}
-    let status = timeout(LIMIT, demo.wait()).await.expect("it ends").expect("it can be waited for");
+    let status = demo.interrupt().await;
     assert!(status.success(), "{status}");
     assert!(fetch(query).await.is_err(), "Jaeger ends with the demo");
 }
