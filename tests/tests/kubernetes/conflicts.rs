@@ -164,17 +164,7 @@ async fn a_status_that_others_take_away_comes_back_and_theirs_stays() {
 async fn a_status_that_is_refused_is_written_later_and_keeps_nothing_up() {
     let api = server().await;
     api.apply(REFUSAL).await;
-    until(async || {
-        // It holds once the API server's plugin has heard of it.
-        api.apply(&ROUTE.replace("name: cart, namespace", "name: trial, namespace")).await;
-        let status = json!({ "status": { "parents": [foreign("a trial")] } }).to_string();
-        let patch = ["patch", "httproute", "trial", "--subresource=status", "--type=merge", "-p", &status];
-        match api.try_kubectl(&[&["-n", "shop"][..], &patch].concat()).await {
-            Err(refused) if refused.contains("not today") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    until_refused(&api, "not today").await;
     api.apply(ROUTE).await;
     let plane = Plane::start(&api).await;
     both(&api, None).await;
@@ -183,11 +173,7 @@ async fn a_status_that_is_refused_is_written_later_and_keeps_nothing_up() {
     sleep(Duration::from_secs(5)).await;
     assert_eq!(refused(), 1, "{}", plane.process.log());
     api.kubectl(&["delete", "validatingadmissionpolicybinding", "refusal"]).await;
-    until(async || match api.get("shop", "httproute", "trial").await["status"].to_string() {
-        status if status.contains("tulle.dev/mesh") => Ok(()),
-        status => Err(status),
-    })
-    .await;
+    until_written(&api).await;
 }
 
 /// A conflict that does not end, which to try again at once is no use for, is left alone for ever longer, and nothing else waits.
@@ -196,17 +182,7 @@ async fn a_conflict_without_end_is_left_alone_ever_longer() {
     let api = server().await;
     let conflicts = Conflicts::start().await;
     api.apply(&conflicts.configuration()).await;
-    until(async || {
-        // It is asked once the API server has heard of it.
-        api.apply(&ROUTE.replace("name: cart, namespace", "name: trial, namespace")).await;
-        let status = json!({ "status": { "parents": [foreign("a trial")] } }).to_string();
-        let patch = ["patch", "httproute", "trial", "--subresource=status", "--type=merge", "-p", &status];
-        match api.try_kubectl(&[&["-n", "shop"][..], &patch].concat()).await {
-            Err(refused) if refused.contains("somebody was faster") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    until_refused(&api, "somebody was faster").await;
     conflicts.times().clear();
     api.apply(ROUTE).await;
     let plane = Plane::start(&api).await;
@@ -219,11 +195,7 @@ async fn a_conflict_without_end_is_left_alone_ever_longer() {
     let told = plane.process.log().matches("can't write the status of HTTPRoute shop/trial").count();
     assert_eq!(told, 1, "{}", plane.process.log());
     api.kubectl(&["delete", "validatingwebhookconfiguration", "conflicts"]).await;
-    until(async || match api.get("shop", "httproute", "trial").await["status"].to_string() {
-        status if status.contains("tulle.dev/mesh") => Ok(()),
-        status => Err(status),
-    })
-    .await;
+    until_written(&api).await;
 }
 
 const REFUSAL: &str = "
@@ -242,6 +214,29 @@ kind: ValidatingAdmissionPolicyBinding
 metadata: {name: refusal}
 spec: {policyName: refusal, validationActions: [Deny]}
 ";
+
+/// Makes the route `trial`, whose status can't be written for this reason: once the API server has heard of who refuses it.
+async fn until_refused(api: &ApiServer, reason: &str) {
+    until(async || {
+        api.apply(&ROUTE.replace("name: cart, namespace", "name: trial, namespace")).await;
+        let status = json!({ "status": { "parents": [foreign("a trial")] } }).to_string();
+        let patch = ["patch", "httproute", "trial", "--subresource=status", "--type=merge", "-p", &status];
+        match api.try_kubectl(&[&["-n", "shop"][..], &patch].concat()).await {
+            Err(refused) if refused.contains(reason) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// Waits until the route `trial` has our status.
+async fn until_written(api: &ApiServer) {
+    until(async || match api.get("shop", "httproute", "trial").await["status"].to_string() {
+        status if status.contains("tulle.dev/mesh") => Ok(()),
+        status => Err(status),
+    })
+    .await;
+}
 
 /// Whether the route `cart` has our entry, what the other controller's says, and its version.
 async fn parents(api: &ApiServer) -> (bool, Option<String>, String) {
