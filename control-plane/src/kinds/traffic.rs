@@ -149,10 +149,10 @@ pub struct SuccessRateSettings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct CircuitBreaker {
-    /// Connections.
+    /// Connections. A request that would need one more waits for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
-    /// Requests that wait for a connection.
+    /// Requests that wait for a connection; with `maxConnections`, 1024 where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pending_requests: Option<u32>,
     /// Requests.

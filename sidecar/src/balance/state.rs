@@ -78,6 +78,14 @@ impl Cluster {
     /// # Errors
     /// When the limit is reached; that is counted too.
     pub(crate) fn permit(&self, limit: Limit) -> Result<Permit, LimitReached> {
+        self.room(limit).inspect_err(|_| self.state.series.overflows.increment())
+    }
+
+    /// As [`Cluster::permit`], for who waits where there is no room: that is no refusal.
+    ///
+    /// # Errors
+    /// When the limit is reached.
+    pub(crate) fn room(&self, limit: Limit) -> Result<Permit, LimitReached> {
         let limits = &self.model.limits;
         let max = match limit {
             Limit::Connections => limits.max_connections,
@@ -92,7 +100,6 @@ impl Cluster {
         let counter = &self.state.in_flight[limit as usize];
         if counter.fetch_add(1, Relaxed) >= max {
             counter.fetch_sub(1, Relaxed);
-            self.state.series.overflows.increment();
             return Err(LimitReached { limit, max });
         }
         Ok(Permit { state: self.state.clone(), limit })

@@ -255,8 +255,12 @@ impl Slot {
         }
         let _pending = permit(cluster, Limit::PendingRequests)?;
         let opened = loop {
-            match self.permit(cluster, self.open.is_empty()) {
+            // One is allowed in any case to an endpoint that has none, as in Envoy: requests could wait there for ever.
+            match cluster.room(Limit::Connections) {
                 Ok(permit) => break Opened::new(&self.open, permit),
+                Err(_) if self.open.is_empty() => {
+                    break Opened::new(&self.open, cluster.permit_anyway(Limit::Connections));
+                }
                 Err(_) => self.open.wait().await,
             }
             if let Some(connection) = poll_fn(|cx| Poll::Ready(self.take_idle(cx))).await {
@@ -265,15 +269,6 @@ impl Slot {
         };
         let connection = self.connect(endpoint, cluster, Alpn::Http1).await?;
         Ok(Box::new(h1::Connection::new(connection, opened)))
-    }
-
-    /// Room for a connection. Where limits leave none, one is allowed all the same to an endpoint that has `none`, as in
-    /// Envoy: requests could wait there for ever.
-    pub(super) fn permit(&self, cluster: &Cluster, none: bool) -> Result<Permit, SendError> {
-        match permit(cluster, Limit::Connections) {
-            Err(_) if none => Ok(cluster.permit_anyway(Limit::Connections)),
-            permit => permit,
-        }
     }
 
     /// Makes a connection.

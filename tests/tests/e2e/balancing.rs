@@ -71,6 +71,27 @@ impl Fleet {
         exchange(self.client.ports["echo.shop:80"], request.as_bytes()).await
     }
 
+    /// Sends a request, and does not wait for its answer.
+    async fn ask(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(self.client.ports["echo.shop:80"]).await.expect("it listens");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
+        stream
+    }
+
+    /// Sends two requests, of which one is refused because the other waits already, and yields that other.
+    async fn one_waits(&self) -> TcpStream {
+        let (mut one, mut other) = (self.ask().await, self.ask().await);
+        let (refused, waiting) = tokio::select! {
+            head = read_head(&mut one) => (head, other),
+            head = read_head(&mut other) => (head, one),
+        };
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+        let status = "proxy-status: tulle; error=connection_limit_reached";
+        assert!(refused.contains(status) && refused.contains("maxPendingRequests=1"), "{refused}");
+        assert_eq!(overflows(&self.client).await, 1.0);
+        waiting
+    }
+
     /// Sends so many requests, one after the other, all of which have to succeed.
     async fn get_all(&self, count: usize) {
         let one = "GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n";
@@ -208,40 +229,33 @@ async fn what_is_above_the_limit_of_requests_is_refused_at_once() {
     let (address, listener) = silent().await;
     let fleet = Fleet::start(&[address]).await;
     fleet.policy("  circuitBreaker: {maxConcurrentRequests: 1}", "\"maxRequests\":1").await;
-    let (held, app, _) = held_and_refused(&fleet, &listener).await;
-    freed(&fleet, held, app).await;
-}
-
-/// Holds a request at the application, which `listener` is, and makes three more, each of which is refused. Yields the
-/// client's and the application's end of the first, and what the others' answers said.
-async fn held_and_refused(fleet: &Fleet, listener: &TcpListener) -> (TcpStream, TcpStream, Vec<String>) {
-    let mut held = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
-    held.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
-    let (mut app, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a request");
-    read_head(&mut app).await;
-    let mut refusals = Vec::new();
+    let (mut held, mut app) = held(&fleet, &listener).await;
     for _ in 0..3 {
         let refused = fleet.get("").await;
         assert_eq!(refused.status(), 503, "{}", refused.text);
         let status = refused.header("proxy-status");
         assert!(status.starts_with("tulle; error=connection_limit_reached"), "{status}");
-        refusals.push(status.to_owned());
     }
-    (held, app, refusals)
-}
-
-/// Answers the held request: the slot is free again, and the next request comes on the same connection.
-async fn freed(fleet: &Fleet, mut held: TcpStream, mut app: TcpStream) {
-    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    app.write_all(answer).await.expect("it reads");
+    // Once it is answered the slot is free again, and the next request comes on the same connection.
+    app.write_all(EMPTY).await.expect("it reads");
     assert!(read_head(&mut held).await.starts_with("HTTP/1.1 200"));
     let next = tokio::spawn(async move {
         read_head(&mut app).await;
-        app.write_all(answer).await.expect("it reads");
+        app.write_all(EMPTY).await.expect("it reads");
         app
     });
     assert_eq!(fleet.get("").await.status(), 200);
     timeout(LIMIT, next).await.expect("in time").expect("it was asked");
+}
+
+const EMPTY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+/// Holds a request at the application, which `listener` is: the client's and the application's end of it.
+async fn held(fleet: &Fleet, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let held = fleet.ask().await;
+    let (mut app, _) = timeout(LIMIT, listener.accept()).await.expect("in time").expect("a request");
+    read_head(&mut app).await;
+    (held, app)
 }
 
 #[tokio::test]
@@ -329,15 +343,18 @@ async fn overflows(client: &Sidecar) -> f64 {
 }
 
 #[tokio::test]
-async fn what_would_need_one_connection_too_many_is_refused_by_name() {
+async fn who_would_need_one_connection_too_many_waits_for_one() {
     let (address, listener) = silent().await;
     let fleet = Fleet::start(&[address]).await;
-    fleet.policy("  circuitBreaker: {maxConnections: 1}", "\"maxConnections\":1").await;
-    let (held, app, refusals) = held_and_refused(&fleet, &listener).await;
-    assert!(refusals.iter().all(|status| status.contains("maxConnections=1")), "{refusals:?}");
-    assert_eq!(overflows(&fleet.client).await, 3.0);
-    freed(&fleet, held, app).await;
-    assert_eq!(overflows(&fleet.client).await, 3.0);
+    let limits = "  circuitBreaker: {maxConnections: 1, maxPendingRequests: 1}";
+    fleet.policy(limits, "\"maxConnections\":1").await;
+    let (mut held, mut app) = held(&fleet, &listener).await;
+    let mut waiting = fleet.one_waits().await;
+    app.write_all(EMPTY).await.expect("it reads");
+    assert!(read_head(&mut held).await.starts_with("HTTP/1.1 200"));
+    read_head(&mut app).await;
+    app.write_all(EMPTY).await.expect("it reads");
+    assert!(read_head(&mut waiting).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
@@ -352,22 +369,9 @@ async fn what_would_have_to_wait_behind_too_many_is_refused_by_name() {
         .await;
     // It takes connections, and then does nothing: whoever needs a new one waits.
     fleet._instances[0].process.signal("STOP");
-    let ask = async || {
-        let mut stream = TcpStream::connect(fleet.client.ports["echo.shop:80"]).await.expect("it listens");
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: echo.shop\r\n\r\n").await.expect("it reads");
-        stream
-    };
-    let (mut one, mut other) = (ask().await, ask().await);
-    let (refused, waiting) = tokio::select! {
-        head = read_head(&mut one) => (head, &mut other),
-        head = read_head(&mut other) => (head, &mut one),
-    };
+    let mut waiting = fleet.one_waits().await;
     fleet._instances[0].process.signal("CONT");
-    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
-    let status = "proxy-status: tulle; error=connection_limit_reached";
-    assert!(refused.contains(status) && refused.contains("maxPendingRequests=1"), "{refused}");
-    assert_eq!(overflows(&fleet.client).await, 1.0);
-    assert!(read_head(waiting).await.starts_with("HTTP/1.1 200"), "who waited is served");
+    assert!(read_head(&mut waiting).await.starts_with("HTTP/1.1 200"), "who waited is served");
     assert_eq!(fleet.get("").await.status(), 200);
 }
 

@@ -188,7 +188,13 @@ fn least_loaded(connections: &[Rc<Shared>]) -> Option<Lease> {
 }
 
 async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Shared, SendError> {
-    let permit = slot.permit(cluster, slot.multiplexed.connections.borrow().is_empty())?;
+    // As for HTTP/1: the first one is allowed in any case.
+    let permit = match slot.multiplexed.connections.borrow().is_empty() {
+        true => {
+            cluster.room(Limit::Connections).unwrap_or_else(|_| cluster.permit_anyway(Limit::Connections))
+        }
+        false => permit(cluster, Limit::Connections)?,
+    };
     let connection = slot.connect(endpoint, cluster, Alpn::Http2).await?;
     match connection.alpn {
         Some(Alpn::Http2) => slot.ability.spoken(),
