@@ -71,6 +71,12 @@ class Load:
         failed = [line for line in lines if self.page not in line]
         return len(lines) - len(failed), failed
 
+    def unharmed(self):
+        """How many were served, all of them."""
+        served, failed = self.pages()
+        assert served > 20 and not failed, f"{served} were served, others were not:\n" + "\n".join(failed)
+        return f"{served} requests"
+
 
 def until(holds, what, seconds=30):
     end = time.monotonic() + seconds
@@ -79,12 +85,21 @@ def until(holds, what, seconds=30):
         time.sleep(0.2)
 
 
-def rolled_out(*first):
-    """Waits until all of the shop is as it should be; after `kubectl rollout restart`, if that is wanted."""
-    if first:
-        shop("rollout", *first, *[f"deployment/{name}" for name in DEPLOYMENTS])
+def restarted():
+    """Replaces every pod of the shop's applications."""
+    shop("rollout", "restart", *[f"deployment/{name}" for name in DEPLOYMENTS])
+    rolled_out()
+
+
+def rolled_out(seconds=120):
+    """Waits until all of the shop is as it should be, each Deployment at most for so long."""
     for deployment in shop("get", "deployments", "-o", "name").split():
-        shop("rollout", "status", deployment, "--timeout=120s")
+        shop("rollout", "status", deployment, f"--timeout={seconds}s")
+
+
+def control_plane_ready():
+    """Waits until the control plane is as it should be."""
+    system("rollout", "status", "deployment/tulle-control-plane", "--timeout=120s")
 
 
 def own_nodes():
