@@ -163,7 +163,7 @@ pub(crate) const GRPC_CANCELLED: u32 = 1;
 /// gRPC's DEADLINE_EXCEEDED.
 pub(crate) const GRPC_DEADLINE_EXCEEDED: u32 = 4;
 /// gRPC's UNIMPLEMENTED.
-const GRPC_UNIMPLEMENTED: u32 = 12;
+pub(crate) const GRPC_UNIMPLEMENTED: u32 = 12;
 /// gRPC's UNAVAILABLE.
 pub(crate) const GRPC_UNAVAILABLE: u32 = 14;
 

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Duration, sleep};
 
 use super::Admin;
+use crate::error::{GRPC_UNAVAILABLE, GRPC_UNIMPLEMENTED};
 
 const FETCH: &str = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
 const STREAM: &str = "/envoy.service.status.v3.ClientStatusDiscoveryService/StreamClientStatus";
@@ -27,8 +28,6 @@ const MAX_REQUEST: usize = 64 * 1024;
 
 const OK: u32 = 0;
 const INVALID_ARGUMENT: u32 = 3;
-const UNIMPLEMENTED: u32 = 12;
-const UNAVAILABLE: u32 = 14;
 
 /// Whether a connection begins HTTP/2. Nothing of it is read.
 pub(super) async fn is_http2(socket: &TcpStream) -> bool {
@@ -78,7 +77,7 @@ async fn answer(
     let only_one = request.uri().path() == FETCH;
     if !only_one && request.uri().path() != STREAM {
         respond.send_response(
-            head(Some((UNIMPLEMENTED, "only ClientStatusDiscoveryService is served"))),
+            head(Some((GRPC_UNIMPLEMENTED, "only ClientStatusDiscoveryService is served"))),
             true,
         )?;
         return Ok(());
@@ -119,7 +118,8 @@ async fn reply(request: Bytes, admin: &Admin) -> Result<ClientStatusResponse, (u
     if !request.node_matchers.is_empty() {
         return Err((INVALID_ARGUMENT, "there is one node here: leave out node_matchers"));
     }
-    let config = admin.handle.client_config().await.ok_or((UNAVAILABLE, "the sidecar is about to end"))?;
+    let config =
+        admin.handle.client_config().await.ok_or((GRPC_UNAVAILABLE, "the sidecar is about to end"))?;
     Ok(ClientStatusResponse { config: vec![config] })
 }
 
