@@ -259,7 +259,13 @@ impl ApiServer {
     /// # Errors
     /// Its standard error when it fails.
     pub async fn try_apply(&self, manifests: &str) -> Result<String, String> {
-        self.run_kubectl(&["apply", "-f", "-"], manifests).await
+        let apply = async || self.run_kubectl(&["apply", "-f", "-"], manifests).await;
+        match apply().await {
+            // Somebody who applies the same object made it between kubectl's look and its creation (two pods of a test
+            // bring the same service account): now there is one to change.
+            Err(error) if error.contains("(AlreadyExists)") => apply().await,
+            outcome => outcome,
+        }
     }
 
     /// Replaces an object's status, as only its controller does.
