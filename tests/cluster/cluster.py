@@ -1,6 +1,7 @@
 """What the checks of a cluster share: its users' tools, and load while something happens to it.
 
 In: a cluster that KUBECONFIG names, with the bookshop in it. Out: what users see there. Nothing here decides whether that is right."""
+import collections
 import json
 import os
 import re
@@ -74,8 +75,13 @@ class Load:
     def unharmed(self):
         """How many were served, all of them."""
         served, failed = self.pages()
-        assert served > 20 and not failed, f"{served} were served, others were not:\n" + "\n".join(failed)
+        assert served > 20 and not failed, f"{served} were served, others were not: {counts(failed)}"
         return f"{served} requests"
+
+
+def counts(said):
+    """What was said, how often, the most frequent first."""
+    return "; ".join(f"{count} times {what}" for what, count in collections.Counter(said).most_common())
 
 
 def until(holds, what, seconds=30):
