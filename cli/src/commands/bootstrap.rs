@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
-use tulle_mesh::xds::client::{ADDRESS, CERTIFICATES};
+use tulle_mesh::xds::client::{ADDRESS, CAPTURE, CERTIFICATES, OutboundPolicy};
 use tulle_sidecar::config::ControlAddress;
 
 use crate::output::{Failure, write};
@@ -41,6 +41,18 @@ pub struct BootstrapArgs {
     /// Envoy: the address of the workload that it takes connections for; without it, it takes none.
     #[arg(long, env = "TULLE_ADDRESS", value_name = "IP")]
     address: Option<IpAddr>,
+    /// Envoy: it stands behind redirection (`tulle-sidecar init`), in a sidecar's place and as its user.
+    #[arg(long, env = "TULLE_CAPTURE")]
+    capture: bool,
+    /// Envoy: with --capture, what becomes of connections to where the mesh knows nothing.
+    #[arg(
+        long,
+        env = "TULLE_OUTBOUND_POLICY",
+        value_name = "POLICY",
+        default_value = OutboundPolicy::AllowAny.as_str(),
+        value_parser = [OutboundPolicy::AllowAny.as_str(), OutboundPolicy::RegistryOnly.as_str()],
+    )]
+    outbound_policy: String,
     /// Envoy: the port of its admin interface, on loopback.
     #[arg(long, value_name = "PORT", default_value_t = 15000)]
     admin: u16,
@@ -52,6 +64,7 @@ Examples:
   tulle bootstrap grpc --certs certs/ --control-plane 127.0.0.1:15012 > grpc.json
   tulle bootstrap envoy --certs certs/ --control-plane 127.0.0.1:15012 > envoy.json
   tulle bootstrap envoy --certs certs/ --control-plane 127.0.0.1:15012 --address 10.0.0.7 > envoy.json
+  tulle bootstrap envoy --certs certs/ --control-plane 10.0.0.1:15012 --address 10.0.0.7 --capture > envoy.json
 
 The files of DIR must be there before the program starts: `tulle certs DIR` writes them once.";
 
@@ -130,6 +143,9 @@ fn envoy(args: &BootstrapArgs, folder: &Path) -> Result<Value, Failure> {
     let mut metadata = json!({ CERTIFICATES: folder });
     if let Some(address) = args.address {
         metadata[ADDRESS] = json!(address);
+    }
+    if args.capture {
+        metadata[CAPTURE] = json!(args.outbound_policy);
     }
     Ok(json!({
         "node": { "id": args.name, "cluster": args.name, "metadata": metadata },

@@ -38,6 +38,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -49,6 +50,7 @@ use tulle_mesh::model::{
 
 pub use affected::Affected;
 pub use changes::{Changed, Changes};
+pub use names::SIDECAR_PORTS;
 pub use report::{Condition, ParentStatus, Reference};
 pub use virtual_addresses::{RangeError, VirtualAddresses, VirtualRange};
 
@@ -374,6 +376,18 @@ impl World {
         let own = self.listeners.get_key_value(&key);
         let found = own.or_else(|| self.listeners.get_key_value(self.names.any_port(&key)?.as_str()));
         found.map(|(key, _)| key.clone())
+    }
+
+    /// Every address of a Service's port, with the keys of all listeners that it may mean.
+    pub fn service_addresses(
+        &self,
+    ) -> impl Iterator<Item = (SocketAddr, impl Iterator<Item = &Arc<str>> + Clone)> {
+        self.names.service_addresses()
+    }
+
+    /// The addresses of workloads of which every port leads to a sidecar, and their ports that do not.
+    pub fn any_port_addresses(&self) -> impl Iterator<Item = (IpAddr, &[RangeInclusive<u16>])> {
+        self.names.any_port_addresses().map(|(ip, but)| (ip, but.as_slice()))
     }
 
     /// The key of the answer for a name that a client in `namespace` looks up: any form of a Service's or an endpoint's

@@ -32,7 +32,7 @@ pub(super) struct Names {
 
 /// Ports of a sidecar's own, which redirection leaves alone wherever it is told of no others: the admin interface, the
 /// ports of redirection itself, health and metrics.
-const SIDECAR_PORTS: [u16; 4] = [15000, 15001, 15006, 15020];
+pub const SIDECAR_PORTS: [u16; 4] = [15000, 15001, 15006, 15020];
 
 /// The keys of a port's listeners.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +86,23 @@ impl Names {
         let but = self.any_port.get(&address.ip())?;
         let is_left_alone = SIDECAR_PORTS.contains(&port) || but.iter().any(|range| range.contains(&port));
         (!is_left_alone).then(|| any_port_listener(address.ip()))
+    }
+
+    /// Every address of a Service's port, with the keys of the port's listeners.
+    pub(super) fn service_addresses(
+        &self,
+    ) -> impl Iterator<Item = (SocketAddr, impl Iterator<Item = &Arc<str>> + Clone)> {
+        let ports = self.addresses.iter().filter_map(|(ip, service)| Some((*ip, self.ports.get(service)?)));
+        ports.flat_map(|(ip, ports)| {
+            ports.iter().map(move |(port, keys)| {
+                (SocketAddr::new(ip, *port), [&keys.all].into_iter().chain(keys.consumers.values()))
+            })
+        })
+    }
+
+    /// The addresses of which every port leads to a sidecar, and their ports that do not.
+    pub(super) fn any_port_addresses(&self) -> impl Iterator<Item = (IpAddr, &PortRanges)> {
+        self.any_port.iter().map(|(ip, but)| (*ip, but))
     }
 
     /// Adds the names of the endpoints of a headless Service's port.

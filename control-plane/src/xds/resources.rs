@@ -22,7 +22,10 @@ use crate::source::{Loaded, ObjectRef, Problem};
 use crate::virtual_addresses::Kept;
 use crate::world::{Affected, Changes, MeshSettings, ParentStatus, World};
 
+mod captured;
 mod peers;
+#[cfg(test)]
+mod tests;
 
 /// The name of the trust bundle, as Istio has it.
 pub const TRUST_BUNDLE: &str = "ROOTCA";
@@ -126,6 +129,7 @@ impl Catalog for Resources {
             (Kind::Listener, xds::Client::Grpc) => view.grpc_listener(name, client),
             (Kind::Listener, xds::Client::Envoy(envoy)) => view.envoy_listener(name, envoy, client),
             (Kind::Cluster, xds::Client::Grpc | xds::Client::Envoy(_)) => view.peer_cluster(name, client),
+            (Kind::Endpoint, xds::Client::Envoy(_)) => view.peer_endpoints(name, client),
             _ => view.shared(kind, name, &client.caller),
         }
     }
@@ -144,7 +148,7 @@ impl Catalog for Resources {
             }
             (Kind::Cluster, _) => {
                 let clusters = view.world.clusters().keys().cloned();
-                clusters.chain(view.application_clusters(client)).collect()
+                clusters.chain(view.own_clusters(client)).collect()
             }
             // These can't be subscribed to all at once.
             (Kind::Route | Kind::Endpoint | Kind::Secret | Kind::Dns, _) => Vec::new(),

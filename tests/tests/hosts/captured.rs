@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tulle_tests::hosts::{APP_UID, Host, Member, Server};
-use tulle_tests::{LIMIT, NAMESPACE, TRUST_DOMAIN, fetch, output_of, wait_for};
+use tulle_tests::{LIMIT, NAMESPACE, TRUST_DOMAIN, TestMesh, fetch, output_of, wait_for};
 
 use crate::{ECHO_URL, Pair, echo, get, passed_through, refused, refused_at_least};
 
@@ -27,7 +27,7 @@ async fn a_server_that_speaks_first_is_heard_on_a_port_that_nobody_declares() {
         assert_eq!(line(&mut stream).await, "250 EHLO me");
     }
     // A workload that is strict is still heard by who is in the mesh, and by nobody else.
-    make_strict(&pair);
+    make_strict(&pair.mesh);
     until_refused(&stranger, pair.server.host.v4, UNDECLARED).await;
     let mut stream = connect(&pair.client.host, pair.server.host.v4, UNDECLARED).await;
     assert_eq!(line(&mut stream).await, "220 ready");
@@ -60,7 +60,7 @@ async fn ports_that_redirection_leaves_alone_are_reached_past_both_sidecars() {
     const SKIPPED: u16 = 2222;
     let pair = Pair::start().await;
     let server = &pair.server.host;
-    make_strict(&pair);
+    make_strict(&pair.mesh);
     let _greeter = greeter(server, SKIPPED).await;
     let mut init = server.command(0, &tulle_tests::binaries().sidecar);
     init.args(["init", "--skip-inbound-ports", &SKIPPED.to_string()]);
@@ -226,8 +226,8 @@ async fn an_application_that_dials_every_port_of_a_peer_costs_little_and_still_r
 }
 
 /// Only mTLS is taken from now on.
-fn make_strict(pair: &Pair) {
-    pair.mesh.manifest(
+pub(crate) fn make_strict(mesh: &TestMesh) {
+    mesh.manifest(
         "mtls.yaml",
         "apiVersion: tulle.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: mtls, namespace: shop}\n\
          spec: {targetRefs: [{kind: Namespace, name: shop}], mtls: {mode: Strict}}\n",
@@ -269,7 +269,7 @@ pub(crate) async fn line(stream: &mut TcpStream) -> String {
 }
 
 /// Waits until a server that speaks first is heard.
-async fn until_heard(host: &Host, ip: impl Into<IpAddr>, port: u16) {
+pub(crate) async fn until_heard(host: &Host, ip: impl Into<IpAddr>, port: u16) {
     let ip = ip.into();
     let heard = || async {
         let mut stream = connect(host, ip, port).await;
@@ -282,7 +282,7 @@ async fn until_heard(host: &Host, ip: impl Into<IpAddr>, port: u16) {
 }
 
 /// Waits until a connection brings nothing but its end.
-async fn until_refused(host: &Host, ip: impl Into<IpAddr>, port: u16) {
+pub(crate) async fn until_refused(host: &Host, ip: impl Into<IpAddr>, port: u16) {
     let address = SocketAddr::new(ip.into(), port);
     let refused = || async {
         // A reset may be there before the handshake's end is noticed.

@@ -6,6 +6,7 @@ mod capture;
 mod captured;
 mod classic;
 mod cni;
+mod envoy;
 mod faults;
 mod itself;
 mod metrics;

@@ -11,7 +11,7 @@ use tulle_tests::{LIMIT, TestMesh, wait_for};
 use crate::{Pair, echo, get, refused, refused_at_least};
 
 /// What a plain request to an address brings: a status line, or nothing.
-async fn ask(host: &Host, address: SocketAddr) -> String {
+pub(crate) async fn ask(host: &Host, address: SocketAddr) -> String {
     // A reset may be there before the handshake's end is noticed.
     let Ok(mut stream) = host.connect(address).await else { return String::new() };
     let request = format!("GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");

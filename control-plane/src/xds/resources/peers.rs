@@ -2,15 +2,16 @@
 //!
 //! A gRPC client gets the listener of any port that may carry HTTP, under the name that it asked for; a gRPC server the chain
 //! of its port that ends mTLS. Envoy gets a listener for each virtual address and port, `<ip>_<port>`, and, where its node
-//! names the workload's address, the inbound listeners of that, with the clusters that lead to the application. Clusters name
-//! the identities of all their endpoints. Nothing here decides who may call: authorization is carried over as it is, or there
+//! names the workload's address, the inbound listeners of that, with the clusters that lead to the application; one that
+//! connections are redirected to gets other listeners ([`captured`](super::captured)). Clusters name the identities of all their
+//! endpoints. Nothing here decides who may call: authorization is carried over as it is, or there
 //! is no listener. What depends on a client's own folder is encoded for it each time and never kept.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use tulle_mesh::address::{ClusterName, parse_inbound_listener};
+use tulle_mesh::address::{ClusterName, parse_captured_listener, parse_inbound_listener};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
     ChainMatch, Cluster, Discovery, Endpoint, EndpointAddress, FilterChain, HttpConnection, HttpFilter,
@@ -20,7 +21,7 @@ use tulle_mesh::model::{
 use tulle_mesh::xds::client::Envoy;
 use tulle_mesh::xds::{self, Resource};
 
-use super::View;
+use super::{View, captured};
 use crate::world::{Changes, MeshWorkload, World};
 use crate::xds::{Client, Encoded, Kind};
 
@@ -49,9 +50,12 @@ impl View {
         Some(encode(&Resource::Listener(listener), client))
     }
 
-    /// A listener that an Envoy binds.
+    /// A listener of an Envoy.
     pub(super) fn envoy_listener(&self, name: &str, envoy: &Envoy, client: &Client) -> Option<Arc<Encoded>> {
         let caller = &client.caller;
+        if let Some(policy) = envoy.capture {
+            return self.captured_listener(name, (envoy, policy), client);
+        }
         if binds(envoy, name) {
             let listener = self.world.listener(name).filter(|_| self.shows(name, &caller.identity))?;
             return Some(encode(&Resource::Listener((**listener).clone()), client));
@@ -65,8 +69,11 @@ impl View {
         Some(encode(&Resource::Listener(Listener { name: name.into(), ..(**listener).clone() }), client))
     }
 
-    /// The names of all listeners that an Envoy binds.
+    /// The names of all listeners of an Envoy.
     pub(super) fn envoy_listeners(&self, envoy: &Envoy, client: &Client) -> Vec<Arc<str>> {
+        if envoy.capture.is_some() {
+            return self.captured_listeners();
+        }
         let identity = &client.caller.identity;
         let all = self.world.listeners().iter();
         let names = all.filter_map(|(key, listener)| match listens(key, listener) {
@@ -80,24 +87,34 @@ impl View {
     pub(super) fn peer_cluster(&self, name: &str, client: &Client) -> Option<Arc<Encoded>> {
         let cluster = match self.world.cluster(name) {
             Some(cluster) => pinned(cluster, self.world.assignment(name)),
+            None if captures(client) => self.captured_cluster(name, client)?,
             None => application(self.workload(client)?, name)?,
         };
         let cluster = if client.kind == xds::Client::Grpc { looked_up_once(cluster) } else { cluster };
         Some(encode(&Resource::Cluster(cluster), client))
     }
 
-    /// The names of the clusters that lead to the application beside an Envoy.
-    pub(super) fn application_clusters(&self, client: &Client) -> impl Iterator<Item = Arc<str>> {
+    /// A cluster's endpoints, where they are not the same for all.
+    pub(super) fn peer_endpoints(&self, name: &str, client: &Client) -> Option<Arc<Encoded>> {
+        let own = captures(client).then(|| self.captured_endpoints(name, client)).flatten();
+        own.or_else(|| self.shared(Kind::Endpoint, name, &client.caller))
+    }
+
+    /// The names of the clusters that are for one client alone, such as those that lead to the application beside an Envoy.
+    pub(super) fn own_clusters(&self, client: &Client) -> BTreeSet<Arc<str>> {
+        if captures(client) {
+            return self.captured_clusters(client);
+        }
         let ports = self.workload(client).into_iter().flat_map(|workload| workload.apps.keys());
-        ports.map(|port| ClusterName::Inbound { port: *port }.to_string().into())
+        ports.map(|port| ClusterName::Inbound { port: *port }.to_string().into()).collect()
     }
 
     /// The workload that an Envoy takes connections for.
-    fn workload(&self, client: &Client) -> Option<&MeshWorkload> {
+    pub(super) fn workload(&self, client: &Client) -> Option<&MeshWorkload> {
         let xds::Client::Envoy(envoy) = &client.kind else { return None };
         self.world.workloads().iter().find(|workload| {
             workload.identity.as_ref() == Some(&client.caller.identity)
-                && workload.inbound.iter().any(|key| binds(envoy, key))
+                && workload.inbound.iter().any(|key| binds(envoy, key) || is_captured_by(envoy, key))
         })
     }
 }
@@ -115,16 +132,25 @@ pub(super) fn changed(changes: &Changes, worlds: [&World; 2]) -> Vec<(Kind, Arc<
         let [before, after] = worlds.map(|world| world.assignment(key).map(|held| identities(held)));
         before != after
     });
-    let applications = |world: &World| -> BTreeSet<(u16, u16)> {
-        world.workloads().iter().flat_map(|workload| workload.apps.clone()).collect()
-    };
     let [before, after] = worlds.map(applications);
-    let moved = before.symmetric_difference(&after).map(|(port, _)| ClusterName::Inbound { port: *port });
+    let moved = before.symmetric_difference(&after).map(|(_, port, _)| ClusterName::Inbound { port: *port });
     let clusters = pinned.cloned().chain(moved.map(|name| name.to_string().into()));
-    bound.chain(clusters.map(|name| (Kind::Cluster, name))).collect()
+    bound
+        .chain(clusters.map(|name| (Kind::Cluster, name)))
+        .chain(captured::changed(changes, worlds))
+        .collect()
 }
 
-fn encode(resource: &Resource, client: &Client) -> Arc<Encoded> {
+/// Whose application is behind which mesh port.
+fn applications(world: &World) -> BTreeSet<(Option<&SpiffeId>, u16, u16)> {
+    let workloads = world.workloads().iter();
+    let apps = workloads.flat_map(|workload| {
+        workload.apps.iter().map(|(mesh, app)| (workload.identity.as_ref(), *mesh, *app))
+    });
+    apps.collect()
+}
+
+pub(super) fn encode(resource: &Resource, client: &Client) -> Arc<Encoded> {
     Arc::new(Encoded::new(resource.name(), resource.encode_for(&client.kind)))
 }
 
@@ -179,11 +205,11 @@ fn listens(key: &str, listener: &Listener) -> Option<SocketAddr> {
     listener.address.filter(|address| is_service && address.ip().is_loopback())
 }
 
-fn virtual_name(address: SocketAddr) -> Arc<str> {
+pub(super) fn virtual_name(address: SocketAddr) -> Arc<str> {
     format!("{}_{}", address.ip(), address.port()).into()
 }
 
-fn virtual_address(name: &str) -> Option<SocketAddr> {
+pub(super) fn virtual_address(name: &str) -> Option<SocketAddr> {
     let (ip, port) = name.rsplit_once('_')?;
     Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
 }
@@ -191,6 +217,16 @@ fn virtual_address(name: &str) -> Option<SocketAddr> {
 /// Whether an inbound listener is one of an Envoy's.
 fn binds(envoy: &Envoy, key: &str) -> bool {
     parse_inbound_listener(key).is_some_and(|address| envoy.address == Some(address.ip()))
+}
+
+/// Whether an inbound listener is the one for all connections that are redirected to an Envoy's address.
+fn is_captured_by(envoy: &Envoy, key: &str) -> bool {
+    parse_captured_listener(key).is_some_and(|ip| envoy.address == Some(ip))
+}
+
+/// Whether connections are redirected to it.
+fn captures(client: &Client) -> bool {
+    matches!(&client.kind, xds::Client::Envoy(Envoy { capture: Some(_), .. }))
 }
 
 /// The cluster of the application behind a mesh port, on loopback as with Istio.

@@ -21,7 +21,7 @@ pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection, client: &
     let last = match &chain.protocol {
         Protocol::Http(connection) => filter(
             "envoy.filters.network.http_connection_manager",
-            http::encode_any(connection, &chain.name, direction),
+            http::encode_any(connection, &chain.name, direction, client),
         ),
         Protocol::Tcp(proxy) => {
             filter("envoy.filters.network.tcp_proxy", proto::any(&tcp::encode(proxy, &chain.name)))

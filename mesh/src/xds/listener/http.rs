@@ -5,7 +5,8 @@ use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWith
 use envoy_types::pb::envoy::config::trace::v3 as trace;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, Tracing as TracingPb, UpgradeConfig,
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+    ServerHeaderTransformation, SetCurrentClientCertDetails, Tracing as TracingPb, UpgradeConfig,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value};
@@ -17,14 +18,23 @@ use crate::model::{
     Underscores,
 };
 use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
-use crate::xds::{proto, route};
+use crate::xds::{Client, proto, route};
 
 /// The most that Envoy lets a request's head have.
 const MAX_HEADERS_KB: u32 = 8192;
 
 /// Writes a connection manager as `Any`. Routes that stand in it are written by themselves, in their own fixed order.
-pub(super) fn encode_any(connection: &HttpConnection, stat_prefix: &str, direction: TrafficDirection) -> Any {
-    let mut any = proto::any(&encode(connection, stat_prefix, direction));
+pub(super) fn encode_any(
+    connection: &HttpConnection,
+    stat_prefix: &str,
+    direction: TrafficDirection,
+    client: &Client,
+) -> Any {
+    let mut manager = encode(connection, stat_prefix, direction);
+    if matches!(client, Client::Envoy(_)) {
+        behave(&mut manager, direction);
+    }
+    let mut any = proto::any(&manager);
     if let RouteSource::Inline(routes) = &connection.routes {
         any.value.extend(InlineRoutes { route_config: route::encode_bytes(routes) }.encode_to_vec());
     }
@@ -85,6 +95,17 @@ fn encode(
             RouteSource::Inline(_) => None,
         },
         ..Default::default()
+    }
+}
+
+/// What Tulle's sidecar does without being told: the application learns who calls (nobody else can tell it), and its answer's
+/// `server` stays.
+fn behave(manager: &mut pb::HttpConnectionManager, direction: TrafficDirection) {
+    manager.server_header_transformation = ServerHeaderTransformation::PassThrough as i32;
+    if direction == TrafficDirection::Inbound {
+        manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet as i32;
+        manager.set_current_client_cert_details =
+            Some(SetCurrentClientCertDetails { uri: true, ..Default::default() });
     }
 }
 

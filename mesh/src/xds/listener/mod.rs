@@ -20,6 +20,7 @@ use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection
 use crate::xds::Client;
 
 mod access_log;
+pub mod captured;
 mod chain;
 mod filters;
 mod http;
@@ -48,17 +49,16 @@ pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
         traffic_direction: direction as i32,
         ..Default::default()
     };
-    let as_api = if matches!(client, Client::Envoy(_)) { None } else { encode_api_listener(listener) };
+    let as_api = match client {
+        Client::Envoy(_) => None,
+        Client::Sidecar | Client::Grpc => encode_api_listener(listener, client),
+    };
     if let Some(manager) = as_api {
         message.api_listener = Some(pb::ApiListener { api_listener: Some(manager) });
     } else {
         message.filter_chains =
             listener.chains.iter().map(|chain| chain::encode(chain, listener.direction, client)).collect();
-        message.listener_filters = inspectors(&listener.chains);
-        if !message.listener_filters.is_empty() {
-            message.listener_filters_timeout = Some(proto::duration(INSPECTION_TIMEOUT));
-            message.continue_on_listener_filters_timeout = true;
-        }
+        inspect(&mut message, inspectors(&listener.chains));
     }
     message
 }
@@ -101,14 +101,14 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
 }
 
 /// The name of the chain is the connection manager's prefix for statistics.
-fn encode_api_listener(listener: &Listener) -> Option<Any> {
+fn encode_api_listener(listener: &Listener, client: &Client) -> Option<Any> {
     match listener.chains.as_slice() {
         [FilterChain { name, matches, tls: None, authorization, protocol: Protocol::Http(http) }]
             if listener.direction == TrafficDirection::Outbound
                 && *matches == ChainMatch::default()
                 && authorization.is_empty() =>
         {
-            Some(http::encode_any(http, name, listener.direction))
+            Some(http::encode_any(http, name, listener.direction, client))
         }
         _ => None,
     }
@@ -175,7 +175,25 @@ fn decode_listener_filter(filter: pb::ListenerFilter) -> Decoded<()> {
     unsupported(is_proxy_protocol, "name", "connections come without a PROXY header: leave the filter out")
 }
 
-fn inspectors(chains: &[FilterChain]) -> Vec<pb::ListenerFilter> {
+/// Puts listener filters in place: what they look at may never come, so that nothing waits for it for long.
+fn inspect(message: &mut pb::Listener, filters: Vec<pb::ListenerFilter>) {
+    if filters.is_empty() {
+        return;
+    }
+    message.listener_filters = filters;
+    message.listener_filters_timeout = Some(proto::duration(INSPECTION_TIMEOUT));
+    message.continue_on_listener_filters_timeout = true;
+}
+
+fn listener_filter(name: &str, config: Any) -> pb::ListenerFilter {
+    pb::ListenerFilter {
+        name: name.into(),
+        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}
+
+fn inspectors<'a>(chains: impl IntoIterator<Item = &'a FilterChain> + Clone) -> Vec<pb::ListenerFilter> {
     // ALPN stands in a ClientHello where the chain ends TLS; elsewhere the first bytes tell HTTP.
     let asks_alpn = |chain: &FilterChain| {
         !chain.matches.application_protocols.is_empty()
@@ -191,17 +209,14 @@ fn inspectors(chains: &[FilterChain]) -> Vec<pb::ListenerFilter> {
             && chain.matches.transport != Some(Transport::Tls)
             && chain.tls.is_none()
     };
-    let filter = |name: &str, config: Any| pb::ListenerFilter {
-        name: name.into(),
-        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(config)),
-        ..Default::default()
-    };
     let mut filters = Vec::new();
-    if chains.iter().any(asks_tls) {
-        filters.push(filter("envoy.filters.listener.tls_inspector", proto::any(&TlsInspector::default())));
+    if chains.clone().into_iter().any(asks_tls) {
+        let config = proto::any(&TlsInspector::default());
+        filters.push(listener_filter("envoy.filters.listener.tls_inspector", config));
     }
-    if chains.iter().any(asks_http) {
-        filters.push(filter("envoy.filters.listener.http_inspector", proto::any(&HttpInspector::default())));
+    if chains.into_iter().any(asks_http) {
+        let config = proto::any(&HttpInspector::default());
+        filters.push(listener_filter("envoy.filters.listener.http_inspector", config));
     }
     filters
 }
