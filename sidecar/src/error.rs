@@ -4,9 +4,11 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use tulle_mesh::model::RateLimitAnswer;
 
 use crate::balance::LimitReached;
 use crate::http::body::BodyError;
@@ -39,7 +41,7 @@ pub(crate) enum RequestError {
     /// An authorization policy refuses it.
     Denied(String),
     /// A rate limit is reached.
-    RateLimited(String, Duration),
+    RateLimited(String, Duration, Arc<RateLimitAnswer>),
     /// The application has as much as it can do.
     Overload(String),
     /// A fault was injected.
@@ -76,7 +78,7 @@ impl RequestError {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Configuration(status, _) | Self::Fault(status, _) => *status,
             Self::Denied(_) => StatusCode::FORBIDDEN,
-            Self::RateLimited(..) => StatusCode::TOO_MANY_REQUESTS,
+            Self::RateLimited(_, _, answer) => answer.status,
             Self::Timeout(..) => StatusCode::GATEWAY_TIMEOUT,
             Self::Attempt(_, SendError::Protocol(_) | SendError::Version(_)) => StatusCode::BAD_GATEWAY,
             Self::RequestBody(BodyError::Idle) => StatusCode::REQUEST_TIMEOUT,
@@ -111,6 +113,9 @@ impl RequestError {
     /// The gRPC status.
     pub(crate) fn grpc_status(&self) -> u32 {
         match self {
+            Self::RateLimited(_, _, answer) if answer.resource_exhausted => GRPC_RESOURCE_EXHAUSTED,
+            // Whatever the status is for others.
+            Self::RateLimited(..) => GRPC_UNAVAILABLE,
             Self::Fault(status, grpc) => grpc.unwrap_or_else(|| grpc_of(*status)),
             // Not UNAVAILABLE, as in Envoy: clients take that for safe to try again, but the call may be under way.
             Self::Timeout(..) => GRPC_DEADLINE_EXCEEDED,
@@ -162,6 +167,8 @@ pub(crate) fn is_not_processed(error: &SendError) -> bool {
 pub(crate) const GRPC_CANCELLED: u32 = 1;
 /// gRPC's DEADLINE_EXCEEDED.
 pub(crate) const GRPC_DEADLINE_EXCEEDED: u32 = 4;
+/// gRPC's RESOURCE_EXHAUSTED.
+pub(crate) const GRPC_RESOURCE_EXHAUSTED: u32 = 8;
 /// gRPC's UNIMPLEMENTED.
 pub(crate) const GRPC_UNIMPLEMENTED: u32 = 12;
 /// gRPC's UNAVAILABLE.
@@ -225,7 +232,7 @@ impl fmt::Display for RequestError {
             Self::Dns(name, why) => write!(f, "{name:?} does not resolve: {why}"),
             Self::Loop => f.write_str("the request came through this sidecar before"),
             Self::NoRoute => f.write_str("no route matches"),
-            Self::Configuration(_, what) | Self::Denied(what) | Self::RateLimited(what, _) => {
+            Self::Configuration(_, what) | Self::Denied(what) | Self::RateLimited(what, ..) => {
                 f.write_str(what)
             }
             Self::NoEndpoint(cluster) => write!(f, "{cluster} has no endpoint"),
@@ -298,7 +305,12 @@ mod tests {
             ),
             (RequestError::NoEndpoint("c".into()), 503, 14, "destination_unavailable"),
             (RequestError::Denied("no".into()), 403, 7, "http_request_denied"),
-            (RequestError::RateLimited("l".into(), Duration::ZERO), 429, 14, "http_request_denied"),
+            (
+                RequestError::RateLimited("l".into(), Duration::ZERO, Arc::default()),
+                429,
+                14,
+                "http_request_denied",
+            ),
             (RequestError::Overload("o".into()), 503, 14, "connection_limit_reached"),
             (RequestError::Timeout("request", Duration::from_secs(1)), 504, 4, "http_response_timeout"),
             (RequestError::Loop, 502, 14, "proxy_loop_detected"),

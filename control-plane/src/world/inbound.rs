@@ -12,8 +12,8 @@ use tulle_mesh::address::{ClusterName, ServicePort, inbound_listener};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::{
     AdaptiveConcurrency, Authorization, ChainMatch, Domain, DownstreamTls, FilterChain, HttpConnection,
-    HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried, RouteConfiguration, RouteSource,
-    TcpProxy, TrafficDirection, Transport, VirtualHost,
+    HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried, RateLimitAnswer,
+    RouteConfiguration, RouteSource, TcpProxy, TrafficDirection, Transport, VirtualHost,
 };
 
 use super::authorization::{Authorizations, Sets};
@@ -333,6 +333,7 @@ impl Inbound<'_> {
             tokens_per_fill: rate.count.max(1),
             // An interval of nothing would be no limit at all.
             fill_interval: rate.interval.get().max(Duration::from_millis(1)),
+            answer: RateLimitAnswer::default(),
         };
         let mut buckets = Vec::new();
         buckets.extend(limit.total.map(|rate| bucket("total", rate, Vec::new(), false)));

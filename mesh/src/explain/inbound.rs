@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::authorize::{Authorizer, Facts};
-use crate::model::{FilterChain, HttpFilter, Listener, Protocol, UpstreamTls};
-use crate::route::{Normalized, normalize};
+use crate::model::{FilterChain, Listener, Protocol, UpstreamTls};
+use crate::route::{Normalized, Step, normalize, steps};
 
 use super::outbound::Carried;
 use super::{Inbound, MtlsMode, Question};
@@ -37,8 +37,9 @@ pub(super) fn arrive(
     };
     inbound.connection = Some(Authorizer::compile(chain.authorization.clone()).explain(&connection));
     if let Protocol::Http(http) = &chain.protocol {
-        let sets = http.filters.iter().filter_map(|filter| match filter {
-            HttpFilter::Authorization(set) => Some(set.clone()),
+        // The one route of a sidecar's inbound listener says nothing of filters.
+        let sets = steps(&http.filters, &[]).into_iter().filter_map(|(step, _)| match step {
+            Step::Authorization(set) => Some(set.clone()),
             _ => None,
         });
         // A sidecar that refuses or redirects has done so at the other end already.

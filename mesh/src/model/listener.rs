@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Authorization, Fault, HeaderMatch, PerMillion, RouteConfiguration};
+use super::{Authorization, HttpFilter, PerMillion, RouteConfiguration};
 
 /// What a sidecar does with the connections of one destination.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -200,53 +200,6 @@ pub enum RouteSource {
     Named(String),
     /// Here.
     Inline(RouteConfiguration),
-}
-
-/// A step on a request's way to its route.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum HttpFilter {
-    /// Allow, deny or audit.
-    Authorization(Authorization),
-    /// A limit on the rate of requests.
-    LocalRateLimit(LocalRateLimit),
-    /// A limit on concurrent requests that follows the application's latency.
-    AdaptiveConcurrency(AdaptiveConcurrency),
-    /// Injected delay and failure for all routes that have none of their own.
-    Fault(Fault),
-}
-
-/// A token bucket, shared by all workers of the sidecar; a request that finds it empty gets 429 with `Retry-After`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LocalRateLimit {
-    /// For metrics and for the answer's `Proxy-Status`.
-    pub name: String,
-    /// Only requests that match all of these take a token.
-    pub applies_to: Vec<HeaderMatch>,
-    /// Only requests of these clients (SPIFFE IDs; an ID ending in `*` is a prefix) take a token; empty: of all.
-    pub clients: Vec<String>,
-    /// Keep a bucket per client identity instead of one for all.
-    pub per_client: bool,
-    /// The size of the bucket, in requests.
-    pub burst: u32,
-    /// How many requests are put back every `fill_interval`.
-    pub tokens_per_fill: u32,
-    /// How often.
-    pub fill_interval: Duration,
-}
-
-/// A gradient limit on concurrency, as Envoy's adaptive concurrency filter; a request above it gets 503 and is marked
-/// as not processed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AdaptiveConcurrency {
-    /// The least limit, in requests.
-    pub min_concurrency: u32,
-    /// The greatest limit, in requests.
-    pub max_concurrency: u32,
-    /// How often the limit is computed anew.
-    pub update_interval: Duration,
 }
 
 /// What of a listener's requests is traced.

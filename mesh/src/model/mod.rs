@@ -8,6 +8,7 @@ mod cluster;
 mod cors;
 mod dns;
 mod endpoint;
+mod filter;
 mod listener;
 mod matching;
 mod retry;
@@ -23,10 +24,14 @@ pub use cluster::{
 pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
 pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
+pub use filter::{
+    AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, LocalRateLimit,
+    RateLimitAnswer, ReplaceableFilter,
+};
 pub use listener::{
-    AccessLog, AccessLogFormat, AdaptiveConcurrency, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain,
-    HttpConnection, HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol, RouteSource, TcpProxy,
-    Tracing, TrafficDirection, Transport, Underscores,
+    AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, HttpConnection,
+    Listener, PathHandling, Protocol, RouteSource, TcpProxy, Tracing, TrafficDirection, Transport,
+    Underscores,
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,

@@ -6,7 +6,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Cors, HeaderMatch, PathMatch, PerMillion, QueryMatch, RetryPolicy, Session, Substitution, Timeouts,
+    Cors, FilterOverrides, HeaderMatch, PathMatch, PerMillion, QueryMatch, RetryPolicy, Session,
+    Substitution, Timeouts,
 };
 
 /// The routes of one listener.
@@ -95,6 +96,9 @@ pub struct Route {
     pub fault: Option<Fault>,
     /// Which pages of other origins may use it.
     pub cors: Option<Cors>,
+    /// What is said of the listener's filters, for requests that take it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: FilterOverrides,
 }
 
 impl Route {
@@ -109,6 +113,7 @@ impl Route {
             response_headers: HeaderMutations::default(),
             fault: None,
             cors: None,
+            filters: FilterOverrides::new(),
         }
     }
 }
@@ -236,6 +241,12 @@ pub struct Backend {
     pub request_headers: HeaderMutations,
     /// Changes to responses from there.
     pub response_headers: HeaderMutations,
+    /// Injected delay and failure, in place of the route's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// What is said of the listener's filters, for requests that go there; it goes before what the route says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: FilterOverrides,
 }
 
 impl Backend {
@@ -246,7 +257,14 @@ impl Backend {
             weight,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
+            fault: None,
+            filters: FilterOverrides::new(),
         }
+    }
+
+    /// Whether what is done to its requests on their way depends on its having been drawn.
+    pub fn has_filters(&self) -> bool {
+        self.fault.is_some() || !self.filters.is_empty()
     }
 }
 
@@ -431,10 +449,13 @@ pub enum HeaderOp {
     SetIfPresent,
 }
 
-mod status {
+pub(super) mod status {
     use super::{Serializer, StatusCode};
 
-    pub(super) fn serialize<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::model) fn serialize<S: Serializer>(
+        status: &StatusCode,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_u16(status.as_u16())
     }
 }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use http::request::Parts;
-use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
     Backend, Cluster as ClusterModel, Discovery, Domain, Endpoint, EndpointAddress, Forward, HttpConnection,
     LoadAssignment, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
@@ -24,8 +23,7 @@ use crate::balance::Cluster;
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;
 use crate::error::RequestError;
-use crate::limit::RequestLimits;
-use crate::snapshot::{BackendRuntime, ChainProtocol, Current, HttpRoutes, Listener, RouteRuntime};
+use crate::snapshot::{BackendRuntime, ChainProtocol, Current, Filters, HttpRoutes, Listener, RouteRuntime};
 use crate::tcp::passthrough::SERVICE;
 use crate::telemetry::metrics::HttpLabels;
 use crate::worker::{NoListener, Worker};
@@ -186,13 +184,20 @@ fn passthrough(
     let configuration = passthrough_routes();
     let table = RouteTable::compile(&configuration)
         .map_err(|error| RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let backend = BackendRuntime { cluster: Some(cluster), series: series(SERVICE) };
+    let backend = BackendRuntime { cluster: Some(cluster), series: series(SERVICE), steps: None };
+    let runtime = RouteRuntime {
+        steps: None,
+        draws_first: false,
+        backends: vec![backend],
+        mirrors: Vec::new(),
+        local: series(""),
+    };
+    let mut filters = Filters::new(&[], None);
     Ok(HttpRoutes {
         settings: HttpConnection::new(RouteSource::Named(SERVICE.into())),
-        authorizer: Authorizer::compile(Vec::new()),
-        limits: RequestLimits::default(),
-        fault: None,
-        runtime: vec![RouteRuntime { backends: vec![backend], mirrors: Vec::new(), local: series("") }],
+        steps: filters.steps(&[]),
+        counts: filters.into_counts(),
+        runtime: vec![runtime],
         table: Arc::new(table),
         unrouted: series(""),
         spans: None,

@@ -15,7 +15,9 @@ use http::header::{HOST, SET_COOKIE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
-use tulle_mesh::model::{Backend, Forward, HostRewrite, Route, Timeouts, TrafficDirection, UpstreamProtocol};
+use tulle_mesh::model::{
+    Backend, Fault, Forward, HostRewrite, Route, RouteAction, Timeouts, TrafficDirection, UpstreamProtocol,
+};
 use tulle_mesh::route::{RouteId, filter, split};
 
 use super::body::{Body, BodyError};
@@ -52,6 +54,29 @@ pub(super) struct Plan<'a> {
     /// The endpoint that holds its session.
     held: Option<SocketAddr>,
     deadline: Deadline,
+}
+
+/// Which backend of its route a request goes to.
+pub(super) struct Drawn {
+    /// `None` where none has a weight.
+    at: Option<usize>,
+    /// The endpoint that holds its session.
+    held: Option<SocketAddr>,
+}
+
+impl Drawn {
+    /// The backend's part of what a route has for each.
+    pub(super) fn backend<'a, T>(&self, of_each: &'a [T]) -> Option<&'a T> {
+        of_each.get(self.at?)
+    }
+
+    /// The faults of the backend.
+    pub(super) fn fault<'a>(&self, route: &'a Route) -> Option<&'a Fault> {
+        match &route.action {
+            RouteAction::Forward(forward) => self.backend(&forward.backends)?.fault.as_ref(),
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
+        }
+    }
 }
 
 /// The cluster of a request.
@@ -96,27 +121,33 @@ struct Tried {
 }
 
 impl Proxy {
-    /// What `route` says about the request: its backend, target, hash and deadline.
+    /// Draws a backend by weight. A session goes before weights, also where its backend has none left (GEP-1619).
+    pub(super) fn draw(&self, exchange: &Exchange, runtime: &RouteRuntime, forward: &Forward) -> Drawn {
+        let kept = forward.session.as_ref();
+        let kept = kept.and_then(|kept| session::held(kept, &exchange.request.headers, SystemTime::now()));
+        let holder = kept.and_then(|address| {
+            let holds = |cluster: &Arc<Cluster>| cluster.holds(address);
+            runtime.backends.iter().position(|backend| backend.cluster.as_ref().is_some_and(holds))
+        });
+        let at = match &forward.backends[..] {
+            _ if holder.is_some() => holder,
+            [_] => Some(0),
+            backends => split::choose(backends.iter().map(|backend| backend.weight), self.worker.draw()),
+        };
+        Drawn { at, held: kept.filter(|_| holder.is_some()) }
+    }
+
+    /// What `route` says about the request: its backend, which may be `drawn` already, target, hash and deadline.
     pub(super) fn plan<'a>(
         &self,
         exchange: &mut Exchange,
         routes: &'a HttpRoutes,
         id: RouteId,
         forward: &'a Forward,
+        drawn: Option<Drawn>,
     ) -> Result<Plan<'a>, RequestError> {
         let (route, runtime) = (routes.table.route(id), &routes.runtime[id.index()]);
-        let kept = forward.session.as_ref();
-        let kept = kept.and_then(|kept| session::held(kept, &exchange.request.headers, SystemTime::now()));
-        // A session goes before weights, also where its backend has none left (GEP-1619).
-        let holder = kept.and_then(|address| {
-            let holds = |cluster: &Arc<Cluster>| cluster.holds(address);
-            runtime.backends.iter().position(|backend| backend.cluster.as_ref().is_some_and(holds))
-        });
-        let drawn = match &forward.backends[..] {
-            _ if holder.is_some() => holder,
-            [_] => Some(0),
-            backends => split::choose(backends.iter().map(|backend| backend.weight), self.worker.draw()),
-        };
+        let Drawn { at: drawn, held } = drawn.unwrap_or_else(|| self.draw(exchange, runtime, forward));
         let unavailable = |what: String| RequestError::Configuration(forward.unknown_cluster_status, what);
         let at = drawn
             .ok_or_else(|| unavailable(format!("route {:?} has no backend with a weight", route.name)))?;
@@ -150,18 +181,7 @@ impl Proxy {
             ..forward.timeouts
         };
         let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.begun);
-        Ok(Plan {
-            route,
-            runtime,
-            forward,
-            backend,
-            cluster,
-            target,
-            hash,
-            cookie,
-            held: kept.filter(|_| holder.is_some()),
-            deadline,
-        })
+        Ok(Plan { route, runtime, forward, backend, cluster, target, hash, cookie, held, deadline })
     }
 
     /// Sends the request until an answer may be passed on, or no other attempt may be made. `slot`: the request's place

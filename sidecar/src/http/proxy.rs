@@ -20,12 +20,13 @@ use super::accounted::Accounted;
 use super::body::Body;
 use super::destination::Remembered;
 use super::exchange::Exchange;
+use super::forward::Drawn;
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
 use super::{cors, fault, headers, paths, respond};
 use crate::error::RequestError;
 use crate::limit::{Refusal, Slot};
-use crate::snapshot::HttpRoutes;
+use crate::snapshot::{HttpRoutes, Steps};
 use crate::worker::Worker;
 
 /// The facts of a downstream connection.
@@ -105,9 +106,13 @@ impl Proxy {
         if let Some(response) = paths::apply(exchange, &routes.settings.paths)? {
             return Ok(Answered { response, tunnel: None, problem: None });
         }
-        self.authorize(exchange, &routes)?;
-        let slot = self.admit(exchange, &routes)?;
-        let id = self.route(exchange, &routes)?;
+        let found = self.look_up(exchange, &routes);
+        let drawn = found.and_then(|id| self.draw_first(exchange, &routes, id));
+        let steps = steps(&routes, found, drawn.as_ref());
+        self.authorize(exchange, steps)?;
+        let slot = self.admit(exchange, steps)?;
+        let id = found.ok_or(RequestError::NoRoute)?;
+        exchange.route = Some(id);
         let route = routes.table.route(id);
         if let Some(rules) = &route.cors
             && cors::is_preflight(&exchange.request.method, &exchange.request.headers)
@@ -116,11 +121,12 @@ impl Proxy {
             cors::allow(rules, &exchange.request.headers, response.headers_mut());
             return Ok(Answered { response, tunnel: None, problem: None });
         }
-        let fault = route.fault.as_ref().or(routes.fault.as_ref());
+        let of_backend = drawn.as_ref().and_then(|drawn| drawn.fault(route));
+        let fault = of_backend.or(route.fault.as_ref()).or(steps.fault.as_ref());
         self.inject(fault.filter(|fault| fault::concerns(fault, &exchange.view()))).await?;
         match &route.action {
             RouteAction::Forward(forward) => {
-                let plan = self.plan(exchange, &routes, id, forward)?;
+                let plan = self.plan(exchange, &routes, id, forward, drawn)?;
                 self.forward(exchange, plan, interim, slot).await
             }
             RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
@@ -129,8 +135,8 @@ impl Proxy {
         }
     }
 
-    fn authorize(&self, exchange: &Exchange, routes: &HttpRoutes) -> Result<(), RequestError> {
-        if routes.authorizer.is_empty() {
+    fn authorize(&self, exchange: &Exchange, steps: &Steps) -> Result<(), RequestError> {
+        if steps.authorizer.is_empty() {
             return Ok(());
         }
         let downstream = &self.downstream;
@@ -145,11 +151,11 @@ impl Proxy {
             server_name: downstream.server_name.as_deref(),
             request: Some(&view),
         };
-        for hit in routes.authorizer.audits(&facts) {
+        for hit in steps.authorizer.audits(&facts) {
             tracing::info!(client = %downstream.peer, method = %view.method, path = view.path, ?hit, "audited a request");
             self.worker.audits.count(hit.effect);
         }
-        match routes.authorizer.check(&facts) {
+        match steps.authorizer.check(&facts) {
             Verdict::Allowed { .. } => Ok(()),
             Verdict::Denied { set, by } => {
                 let peer = downstream.identity.as_ref().map_or("without identity", SpiffeId::as_str);
@@ -164,22 +170,32 @@ impl Proxy {
         }
     }
 
-    fn admit(&self, exchange: &Exchange, routes: &HttpRoutes) -> Result<Option<Slot>, RequestError> {
+    fn admit(&self, exchange: &Exchange, steps: &Steps) -> Result<Option<Slot>, RequestError> {
         let identity = self.downstream.identity.as_ref();
-        let admitted = routes.limits.admit(&exchange.view(), identity, exchange.begun);
+        let admitted = steps.limits.admit(&exchange.view(), identity, exchange.begun);
         admitted.map_err(|refusal| match refusal {
-            Refusal::Rate { retry_after, .. } => RequestError::RateLimited(refusal.to_string(), retry_after),
+            Refusal::Rate { retry_after, answer, .. } => {
+                RequestError::RateLimited(refusal.to_string(), retry_after, answer.clone())
+            }
             Refusal::Concurrency { .. } => RequestError::Overload(refusal.to_string()),
         })
     }
 
-    fn route(&self, exchange: &mut Exchange, routes: &HttpRoutes) -> Result<RouteId, RequestError> {
+    fn look_up(&self, exchange: &Exchange, routes: &HttpRoutes) -> Option<RouteId> {
         match routes.table.lookup(&exchange.view(), || self.worker.draw()) {
-            Lookup::Found(id) => {
-                exchange.route = Some(id);
-                Ok(id)
+            Lookup::Found(id) => Some(id),
+            Lookup::NoVirtualHost | Lookup::NoRoute => None,
+        }
+    }
+
+    /// Draws the backend where what the request passes on its way depends on it.
+    fn draw_first(&self, exchange: &Exchange, routes: &HttpRoutes, id: RouteId) -> Option<Drawn> {
+        let runtime = &routes.runtime[id.index()];
+        match &routes.table.route(id).action {
+            RouteAction::Forward(forward) if runtime.draws_first => {
+                Some(self.draw(exchange, runtime, forward))
             }
-            Lookup::NoVirtualHost | Lookup::NoRoute => Err(RequestError::NoRoute),
+            _ => None,
         }
     }
 
@@ -237,6 +253,14 @@ impl Handler for Proxy {
             response.map(|body| Accounted::new(body, exchange, bodiless, limit(idle), limit(whole)));
         Reply { response, tunnel, close }
     }
+}
+
+/// What a request passes on its way: what its backend, its route or its listener says.
+fn steps<'a>(routes: &'a HttpRoutes, route: Option<RouteId>, drawn: Option<&Drawn>) -> &'a Steps {
+    let runtime = route.map(|id| &routes.runtime[id.index()]);
+    let of_backend =
+        runtime.zip(drawn).and_then(|(runtime, drawn)| drawn.backend(&runtime.backends)?.steps.as_ref());
+    of_backend.or_else(|| runtime?.steps.as_ref()).unwrap_or(&routes.steps)
 }
 
 /// The answer of a route that leads to no backend.

@@ -7,6 +7,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tulle_mesh::model::DirectResponse;
+use tulle_mesh::route::filter;
 
 use super::body::Body;
 use super::headers::Outcome;
@@ -39,10 +40,11 @@ pub(crate) fn error(error: &RequestError, details: &str, asker: Asker) -> Respon
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, proxy_status(error.token(), details));
     match error {
-        RequestError::RateLimited(_, wait) => {
+        RequestError::RateLimited(_, wait, answer) => {
             // At least a second, as the field has no smaller unit.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            filter::mutate_headers(&answer.headers, headers);
         }
         RequestError::Overload(_)
         | RequestError::Limit(_)
@@ -161,7 +163,8 @@ mod tests {
     #[test]
     fn a_rate_limit_says_when_to_come_back() {
         for (wait, seconds) in [(10, "1"), (1_000, "1"), (1_001, "2")] {
-            let error = RequestError::RateLimited("l".into(), Duration::from_millis(wait));
+            let error =
+                RequestError::RateLimited("l".into(), Duration::from_millis(wait), std::sync::Arc::default());
             assert_eq!(respond(&error, HTTP).headers()[RETRY_AFTER], seconds);
         }
     }

@@ -12,19 +12,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::HttpFilter;
-use tulle_mesh::route::RequestView;
+use tulle_mesh::model::{FilterOverride, RateLimitAnswer};
+use tulle_mesh::route::{RequestView, Step};
 
 pub(crate) use adaptive::Slot;
 
 use adaptive::Adaptive;
 use rate::RateLimit;
 
-/// The rate and concurrency limits of an inbound listener.
+/// The rate and concurrency limits that requests pass on one way through a listener.
 #[derive(Default)]
 pub(crate) struct RequestLimits {
     rates: Vec<Arc<RateLimit>>,
     adaptive: Option<Arc<Adaptive>>,
+}
+
+/// All limits of a listener. Those that stay as they were keep their counts, and what several routes share is counted for all.
+#[derive(Default)]
+pub(crate) struct Counts {
+    rates: Vec<Arc<RateLimit>>,
+    adaptive: Vec<Arc<Adaptive>>,
 }
 
 /// Why a request may not pass. It was not processed: to try it elsewhere is safe.
@@ -36,6 +43,8 @@ pub(crate) enum Refusal<'a> {
         limit: &'a str,
         /// When to try again.
         retry_after: Duration,
+        /// What the client gets.
+        answer: &'a Arc<RateLimitAnswer>,
     },
     /// The application has as much as it can do: 503.
     Concurrency {
@@ -45,28 +54,51 @@ pub(crate) enum Refusal<'a> {
 }
 
 impl RequestLimits {
-    /// The limits among `filters`. Those that are as they were in `previous` keep their counts.
-    pub(crate) fn build(filters: &[HttpFilter], previous: Option<&Self>) -> Self {
-        Self::build_at(filters, previous, Instant::now(), fastrand::u64(..))
+    /// The limits among `steps`. `before` are those of the listener's last version, `counts` those of this one so far.
+    pub(crate) fn build(
+        steps: &[(Step<'_>, Option<&Arc<FilterOverride>>)],
+        before: Option<&Counts>,
+        counts: &mut Counts,
+    ) -> Self {
+        Self::build_at(steps, before, counts, Instant::now(), fastrand::u64(..))
     }
 
-    fn build_at(filters: &[HttpFilter], previous: Option<&Self>, now: Instant, seed: u64) -> Self {
+    fn build_at(
+        steps: &[(Step<'_>, Option<&Arc<FilterOverride>>)],
+        before: Option<&Counts>,
+        counts: &mut Counts,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
         let mut limits = Self::default();
-        for filter in filters {
-            match filter {
-                HttpFilter::LocalRateLimit(model) => {
-                    let before =
-                        previous.and_then(|limits| limits.rates.iter().find(|old| old.model == *model));
-                    let new = || Arc::new(RateLimit::new(model.clone(), now, seed));
-                    limits.rates.push(before.cloned().unwrap_or_else(new));
+        for (step, by) in steps {
+            match step {
+                Step::LocalRateLimit(model) => {
+                    let same = |known: &&Arc<RateLimit>| known.is(model, *by);
+                    let known = counts.rates.iter().find(same).cloned();
+                    let rate = known.unwrap_or_else(|| {
+                        let before = before.and_then(|before| before.rates.iter().find(same));
+                        let rate = before.cloned().unwrap_or_else(|| {
+                            Arc::new(RateLimit::new((*model).clone(), by.map(Arc::clone), now, seed))
+                        });
+                        counts.rates.push(Arc::clone(&rate));
+                        rate
+                    });
+                    limits.rates.push(rate);
                 }
-                HttpFilter::AdaptiveConcurrency(model) => {
-                    let before = previous.and_then(|limits| limits.adaptive.as_ref());
-                    let before = before.filter(|old| old.model == *model);
-                    let new = || Arc::new(Adaptive::new(model.clone(), now));
-                    limits.adaptive = Some(before.cloned().unwrap_or_else(new));
+                Step::AdaptiveConcurrency(model) => {
+                    let same = |known: &&Arc<Adaptive>| known.model == **model;
+                    let known = counts.adaptive.iter().find(same).cloned();
+                    let adaptive = known.unwrap_or_else(|| {
+                        let before = before.and_then(|before| before.adaptive.iter().find(same));
+                        let adaptive =
+                            before.cloned().unwrap_or_else(|| Arc::new(Adaptive::new((*model).clone(), now)));
+                        counts.adaptive.push(Arc::clone(&adaptive));
+                        adaptive
+                    });
+                    limits.adaptive = Some(adaptive);
                 }
-                HttpFilter::Authorization(_) | HttpFilter::Fault(_) => {}
+                Step::Authorization(_) | Step::Fault(_) => {}
             }
         }
         limits
@@ -86,8 +118,11 @@ impl RequestLimits {
             return Ok(None);
         }
         for rate in self.rates.iter().filter(|rate| rate.concerns(request, client)) {
-            rate.take(client, now)
-                .map_err(|retry_after| Refusal::Rate { limit: &rate.model.name, retry_after })?;
+            rate.take(client, now).map_err(|retry_after| Refusal::Rate {
+                limit: &rate.model.name,
+                retry_after,
+                answer: &rate.answer,
+            })?;
         }
         let Some(adaptive) = &self.adaptive else { return Ok(None) };
         adaptive.admit(now).map(Some).map_err(|at_once| Refusal::Concurrency { at_once })
@@ -118,7 +153,8 @@ impl fmt::Display for Refusal<'_> {
 mod tests {
     use super::*;
     use http::{HeaderMap, HeaderValue, Method};
-    use tulle_mesh::model::{AdaptiveConcurrency, LocalRateLimit};
+    use tulle_mesh::model::{AdaptiveConcurrency, HttpFilter, LocalRateLimit};
+    use tulle_mesh::route::steps;
 
     fn filters(burst: u32) -> Vec<HttpFilter> {
         vec![
@@ -130,6 +166,7 @@ mod tests {
                 burst,
                 tokens_per_fill: 1,
                 fill_interval: Duration::from_secs(1),
+                answer: RateLimitAnswer::default(),
             }),
             HttpFilter::AdaptiveConcurrency(AdaptiveConcurrency {
                 min_concurrency: 1,
@@ -139,10 +176,16 @@ mod tests {
         ]
     }
 
+    fn limits(filters: &[HttpFilter], before: Option<&Counts>, now: Instant) -> (RequestLimits, Counts) {
+        let mut counts = Counts::default();
+        let limits = RequestLimits::build_at(&steps(filters, &[]), before, &mut counts, now, 1);
+        (limits, counts)
+    }
+
     #[test]
     fn refusals_name_their_limit_and_probes_always_pass() {
         let now = Instant::now();
-        let limits = RequestLimits::build_at(&filters(2), None, now, 1);
+        let (limits, _) = limits(&filters(2), None, now);
         let mut headers = HeaderMap::new();
         let plain = headers.clone();
         let request = RequestView::new(&Method::GET, "a", "/", &plain);
@@ -164,13 +207,42 @@ mod tests {
     #[test]
     fn counts_stay_while_the_limit_does() {
         let now = Instant::now();
-        let first = RequestLimits::build_at(&filters(1)[..1], None, now, 1);
+        let (first, counts) = limits(&filters(1)[..1], None, now);
         let headers = HeaderMap::new();
         let request = RequestView::new(&Method::GET, "a", "/", &headers);
         assert!(first.admit(&request, None, now).is_ok());
-        let same = RequestLimits::build_at(&filters(1)[..1], Some(&first), now, 1);
+        let (same, counts) = limits(&filters(1)[..1], Some(&counts), now);
         assert!(same.admit(&request, None, now).is_err());
-        let other = RequestLimits::build_at(&filters(5)[..1], Some(&first), now, 1);
+        let (other, _) = limits(&filters(5)[..1], Some(&counts), now);
         assert!(other.admit(&request, None, now).is_ok());
+    }
+
+    #[test]
+    fn routes_share_what_is_said_once_and_not_what_is_said_twice() {
+        use tulle_mesh::model::{FilterSettings, ReplaceableFilter};
+        let now = Instant::now();
+        let [HttpFilter::LocalRateLimit(limit), ..] = &filters(1)[..] else { panic!() };
+        let settings = FilterSettings::LocalRateLimit(Some(limit.clone()));
+        let replaceable =
+            ReplaceableFilter { name: "limit".into(), disabled: false, settings: settings.clone() };
+        let chain = [HttpFilter::Replaceable(replaceable)];
+        let said = || Arc::new(FilterOverride { filter: "limit".into(), settings: Some(settings.clone()) });
+        let (one, two) = ([said()], [said()]);
+        let mut counts = Counts::default();
+        let build = |said: &[&[Arc<FilterOverride>]], before: Option<&Counts>, counts: &mut Counts| {
+            RequestLimits::build_at(&steps(&chain, said), before, counts, now, 1)
+        };
+        let headers = HeaderMap::new();
+        let request = RequestView::new(&Method::GET, "a", "/", &headers);
+        let passes = |limits: &RequestLimits| limits.admit(&request, None, now).is_ok();
+        let own = build(&[], None, &mut counts);
+        let first = build(&[&one], None, &mut counts);
+        let beside = build(&[&one], None, &mut counts);
+        let second = build(&[&two], None, &mut counts);
+        assert!(passes(&own) && passes(&first) && !passes(&beside) && passes(&second));
+        // What nobody has changed goes on counting.
+        let mut later = Counts::default();
+        assert!(!passes(&build(&[&two], Some(&counts), &mut later)));
+        assert!(passes(&build(&[&[said()]], Some(&counts), &mut later)));
     }
 }

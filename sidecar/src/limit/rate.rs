@@ -4,17 +4,22 @@
 //! request moves it on by the time that one token takes to come back, unless that would be further ahead than the
 //! whole bucket. So there is nothing to refill, and no lock.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::LocalRateLimit;
+use tulle_mesh::model::{FilterOverride, LocalRateLimit, RateLimitAnswer};
 use tulle_mesh::route::RequestView;
 use twox_hash::XxHash64;
 
 /// A rate limit and its buckets.
 pub(super) struct RateLimit {
     pub(super) model: LocalRateLimit,
+    /// What a request gets that finds no token.
+    pub(super) answer: Arc<RateLimitAnswer>,
+    /// Which part of the routes has put it in the place of the listener's own.
+    by: Option<Arc<FilterOverride>>,
     epoch: Instant,
     pace: Pace,
     buckets: Buckets,
@@ -36,13 +41,24 @@ enum Buckets {
 
 impl RateLimit {
     /// Full buckets. `seed`: random, so that nobody can choose names that share a bucket.
-    pub(super) fn new(model: LocalRateLimit, now: Instant, seed: u64) -> Self {
+    pub(super) fn new(
+        model: LocalRateLimit,
+        by: Option<Arc<FilterOverride>>,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
         let pace = Pace::of(&model);
         let buckets = match model.per_client {
             true => Buckets::PerClient(Clients::new(seed)),
             false => Buckets::Shared(AtomicU64::new(0)),
         };
-        Self { model, epoch: now, pace, buckets }
+        let answer = Arc::new(model.answer.clone());
+        Self { model, answer, by, epoch: now, pace, buckets }
+    }
+
+    /// Whether it is the limit of `model` that stands in the same place. Equal words of two routes are two limits.
+    pub(super) fn is(&self, model: &LocalRateLimit, by: Option<&Arc<FilterOverride>>) -> bool {
+        self.by.as_ref().map(Arc::as_ptr) == by.map(Arc::as_ptr) && self.model == *model
     }
 
     /// Whether the limit is about this request at all.
@@ -149,6 +165,7 @@ mod tests {
             burst,
             tokens_per_fill: tokens,
             fill_interval: Duration::from_secs(1),
+            answer: RateLimitAnswer::default(),
         }
     }
 
@@ -159,7 +176,7 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_the_pace_holds() {
         let start = Instant::now();
-        let limit = RateLimit::new(model(10, 5), start, 1);
+        let limit = RateLimit::new(model(10, 5), None, start, 1);
         assert_eq!((0..20).filter(|_| limit.take(None, start).is_ok()).count(), 5);
         assert_eq!(limit.take(None, start), Err(Duration::from_millis(100)));
         let later = start + Duration::from_millis(100);
@@ -172,7 +189,7 @@ mod tests {
     #[test]
     fn clients_have_their_own_buckets_and_strangers_share_one() {
         let start = Instant::now();
-        let limit = RateLimit::new(LocalRateLimit { per_client: true, ..model(1, 2) }, start, 1);
+        let limit = RateLimit::new(LocalRateLimit { per_client: true, ..model(1, 2) }, None, start, 1);
         let (a, b) = (id("a"), id("b"));
         for client in [Some(&a), Some(&b), None] {
             assert_eq!((0..9).filter(|_| limit.take(client, start).is_ok()).count(), 2, "{client:?}");
@@ -182,7 +199,7 @@ mod tests {
     #[test]
     fn a_flood_of_clients_does_not_grow_the_table_nor_free_a_busy_client() {
         let start = Instant::now();
-        let limit = RateLimit::new(LocalRateLimit { per_client: true, ..model(1, 2) }, start, 1);
+        let limit = RateLimit::new(LocalRateLimit { per_client: true, ..model(1, 2) }, None, start, 1);
         let busy = id("busy");
         let mut passed = 0;
         for n in 0..20_000 {
@@ -202,7 +219,7 @@ mod tests {
         rule.clients = vec!["spiffe://td/ns/a/*".into(), "spiffe://td/ns/b/sa/c".into()];
         let value = HeaderTest::Value(StringMatch::exact("POST"));
         rule.applies_to = vec![HeaderMatch::new(":method", value)];
-        let limit = RateLimit::new(rule, Instant::now(), 1);
+        let limit = RateLimit::new(rule, None, Instant::now(), 1);
         let headers = HeaderMap::new();
         let post = RequestView::new(&Method::POST, "a", "/", &headers);
         let get = RequestView::new(&Method::GET, "a", "/", &headers);
@@ -219,7 +236,7 @@ mod tests {
             tokens in 1u32..50, burst in 1u32..20, steps in proptest::collection::vec(0u64..200, 1..300),
         ) {
             let start = Instant::now();
-            let limit = RateLimit::new(model(tokens, burst), start, 1);
+            let limit = RateLimit::new(model(tokens, burst), None, start, 1);
             let (mut now, mut passed) = (0u64, Vec::new());
             for step in steps {
                 now += step;

@@ -11,20 +11,21 @@ use std::sync::Arc;
 use tulle_mesh::address::{ServicePort, parse_captured_listener, parse_inbound_listener};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    self, Discovery, EndpointAddress, HostPort, HttpFilter, LoadAssignment, Protocol, RouteAction,
-    RouteConfiguration, RouteSource, TrafficDirection,
+    self, Discovery, EndpointAddress, HostPort, LoadAssignment, Protocol, RouteAction, RouteConfiguration,
+    RouteSource, TrafficDirection,
 };
 use tulle_mesh::route::RouteTable;
 use tulle_mesh::xds::Kind;
 
 use super::app;
+use super::filters::Filters;
 use super::{
     BackendRuntime, Chain, ChainProtocol, HttpRoutes, LastUse, Listener, RouteRuntime, Snapshot, TcpRoutes,
 };
 use crate::balance::Cluster;
 use crate::config::Config;
 use crate::dns::{Resolved, Watched};
-use crate::limit::RequestLimits;
+use crate::limit::Counts;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::HttpLabels;
 use crate::tls::Material;
@@ -285,7 +286,7 @@ impl Compiler<'_> {
             Protocol::Tcp(proxy) => ChainProtocol::Tcp(self.tcp(proxy)),
             Protocol::Http(http) => {
                 let previous = previous.and_then(|chain| match &chain.protocol {
-                    ChainProtocol::Http(routes) => Some(&routes.limits),
+                    ChainProtocol::Http(routes) => Some(&routes.counts),
                     ChainProtocol::Tcp(_) => None,
                 });
                 ChainProtocol::Http(Arc::new(self.http(http, table, previous)))
@@ -298,7 +299,7 @@ impl Compiler<'_> {
         &self,
         http: &model::HttpConnection,
         table: Option<&Arc<RouteTable>>,
-        previous: Option<&RequestLimits>,
+        previous: Option<&Counts>,
     ) -> HttpRoutes {
         let name = match &http.routes {
             RouteSource::Named(name) => name,
@@ -306,19 +307,11 @@ impl Compiler<'_> {
         };
         // The control plane says that there are no routes: every request gets a 404.
         let table = table.cloned().unwrap_or_else(|| Arc::new(empty_table(name)));
-        let authorizations = http.filters.iter().filter_map(|filter| match filter {
-            HttpFilter::Authorization(set) => Some(set.clone()),
-            _ => None,
-        });
-        let fault = http.filters.iter().find_map(|filter| match filter {
-            HttpFilter::Fault(fault) => Some(fault.clone()),
-            _ => None,
-        });
+        let mut filters = Filters::new(&http.filters, previous);
         HttpRoutes {
-            authorizer: Authorizer::compile(authorizations.collect()),
-            limits: RequestLimits::build(&http.filters, previous),
-            fault,
-            runtime: table.routes().map(|(_, route)| self.route(route)).collect(),
+            steps: filters.steps(&[]),
+            runtime: table.routes().map(|(_, route)| self.route(route, &mut filters)).collect(),
+            counts: filters.into_counts(),
             table,
             unrouted: self.telemetry.metrics.http(self.labels("", "")),
             spans: http
@@ -333,19 +326,24 @@ impl Compiler<'_> {
         }
     }
 
-    fn route(&self, route: &model::Route) -> RouteRuntime {
+    fn route(&self, route: &model::Route, filters: &mut Filters<'_>) -> RouteRuntime {
         let (backends, mirrors) = match &route.action {
             RouteAction::Forward(forward) => (forward.backends.as_slice(), forward.mirrors.as_slice()),
             RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
                 Default::default()
             }
         };
+        let draws_first = backends.iter().any(model::Backend::has_filters);
         let backends = backends.iter().map(|backend| BackendRuntime {
             cluster: self.cluster(&backend.cluster),
             series: self.telemetry.metrics.http(self.labels(&route.name, &backend.cluster)),
+            steps: (!backend.filters.is_empty()).then(|| filters.steps(&[&backend.filters, &route.filters])),
         });
+        let backends = backends.collect();
         RouteRuntime {
-            backends: backends.collect(),
+            steps: (!route.filters.is_empty()).then(|| filters.steps(&[&route.filters])),
+            draws_first,
+            backends,
             mirrors: mirrors.iter().map(|mirror| self.cluster(&mirror.cluster)).collect(),
             local: self.telemetry.metrics.http(self.labels(&route.name, "")),
         }

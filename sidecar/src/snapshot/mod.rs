@@ -6,6 +6,7 @@
 
 mod app;
 mod build;
+mod filters;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -20,12 +21,13 @@ use tulle_mesh::model;
 use tulle_mesh::route::RouteTable;
 
 use crate::balance::Cluster;
-use crate::limit::RequestLimits;
+use crate::limit::{Counts, RequestLimits};
 use crate::telemetry::Spans;
 use crate::telemetry::metrics::{HttpSeries, TcpSeries};
 use crate::tls::Material;
 
 pub(crate) use build::{Builder, Sources, hosts_of};
+pub(crate) use filters::Filters;
 
 /// All that a worker needs to serve. The default is what a sidecar without any configuration has.
 #[derive(Default)]
@@ -141,12 +143,10 @@ pub(crate) struct HttpRoutes {
     /// Timeouts, limits on heads, tracing and access log. What is compiled below stands here no more: the routes only by
     /// name, and no filters.
     pub(crate) settings: model::HttpConnection,
-    /// Who may ask for what; empty outbound.
-    pub(crate) authorizer: Authorizer,
-    /// Rate and concurrency limits.
-    pub(crate) limits: RequestLimits,
-    /// Faults for routes without their own.
-    pub(crate) fault: Option<model::Fault>,
+    /// What requests pass whose routes say nothing of it.
+    pub(crate) steps: Steps,
+    /// The limits of all steps, for the next version.
+    pub(crate) counts: Counts,
     /// The decision.
     pub(crate) table: Arc<RouteTable>,
     /// What goes with each route, by `RouteId`.
@@ -157,8 +157,22 @@ pub(crate) struct HttpRoutes {
     pub(crate) spans: Option<Spans>,
 }
 
+/// The compiled filters that requests pass before they go on.
+pub(crate) struct Steps {
+    /// Who may ask for what; most often empty outbound.
+    pub(crate) authorizer: Authorizer,
+    /// Rate and concurrency limits.
+    pub(crate) limits: RequestLimits,
+    /// Faults for what has none of its own.
+    pub(crate) fault: Option<model::Fault>,
+}
+
 /// What a route needs at run time, in the order of the model's lists.
 pub(crate) struct RouteRuntime {
+    /// What its requests pass; `None`: what those of all others do.
+    pub(crate) steps: Option<Steps>,
+    /// A backend has steps or faults of its own: it is drawn before they are taken.
+    pub(crate) draws_first: bool,
     /// One for each backend.
     pub(crate) backends: Vec<BackendRuntime>,
     /// One for each mirror; `None` where the cluster does not exist.
@@ -173,6 +187,8 @@ pub(crate) struct BackendRuntime {
     pub(crate) cluster: Option<Arc<Cluster>>,
     /// Counts each request once, whatever the number of attempts.
     pub(crate) series: Arc<HttpSeries>,
+    /// What its requests pass; `None`: what those of its route do.
+    pub(crate) steps: Option<Steps>,
 }
 
 /// The compiled TCP side of a listener.

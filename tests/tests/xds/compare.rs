@@ -42,8 +42,8 @@ pub(crate) const KEPT: &[Kept] = &[
         name: "when to come back",
         reason: "RFC 6585, section 4: a client that is told to wait may be told for how long",
         forgive: |envoy, tulle| {
-            let there = envoy.received.status == 429 && tulle.received.status == 429;
-            there && remove(tulle, "retry-after")
+            let own = envoy.received.status == tulle.received.status && tulle.upstream.is_empty();
+            own && remove(tulle, "retry-after")
         },
     },
     Kept {

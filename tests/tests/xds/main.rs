@@ -11,6 +11,7 @@ mod generate;
 mod hostile;
 mod limits;
 mod paths;
+mod per_route;
 mod policies;
 mod requests;
 mod routing;

@@ -148,6 +148,7 @@ impl<'a> Builder<'a> {
                         response_headers: rule.filters.response_headers.clone(),
                         fault: rule.filters.fault.clone(),
                         cors: rule.filters.cors.clone(),
+                        filters: Vec::new(),
                     };
                     keyed.push((key, &route.subject, made));
                 }

@@ -12,7 +12,6 @@ use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3:
 };
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
-use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
@@ -20,14 +19,14 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use std::time::Duration;
 
-use super::{rate_limit, rbac};
-use crate::model::{AdaptiveConcurrency, Fault, HttpFilter, TrafficDirection};
+use super::{rate_limit, rbac, replaceable};
+use crate::model::{AdaptiveConcurrency, HttpFilter, TrafficDirection};
 use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::route::filters::{CORS, SESSION};
 use crate::xds::{fault, proto};
 
 const ROUTER: &str = "envoy.filters.http.router";
-const ADAPTIVE_CONCURRENCY: &str = "envoy.filters.http.adaptive_concurrency";
+pub(super) const ADAPTIVE_CONCURRENCY: &str = "envoy.filters.http.adaptive_concurrency";
 
 /// Envoy's defaults, by its documentation of the fields.
 const MIN_CONCURRENCY: u32 = 3;
@@ -41,12 +40,22 @@ pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec
     if direction == TrafficDirection::Outbound {
         encoded.push(http_filter(CORS, proto::any(&Cors::default()), true));
     }
-    let has_fault = filters.iter().any(|filter| matches!(filter, HttpFilter::Fault(_)));
+    let has_fault = filters.iter().any(|filter| match filter {
+        HttpFilter::Fault(_) => true,
+        HttpFilter::Replaceable(filter) => filter.name == fault::FILTER,
+        _ => false,
+    });
     if direction == TrafficDirection::Outbound && !has_fault {
         encoded.push(http_filter(fault::FILTER, proto::any(&HttpFault::default()), true));
     }
     for filter in filters {
+        let replaceable = matches!(filter, HttpFilter::Replaceable(_));
         let mut filter = encode_filter(filter);
+        if replaceable {
+            // Its name is how routes speak of it.
+            encoded.push(filter);
+            continue;
+        }
         // gRPC asks for different names; several filters of one kind are numbered.
         let base = filter.name.clone();
         for number in 2.. {
@@ -93,7 +102,7 @@ enum Step {
 fn encode_filter(filter: &HttpFilter) -> pb::HttpFilter {
     match filter {
         HttpFilter::Authorization(set) => {
-            http_filter(&rbac::filter_name(&set.name), rbac::encode_http(set), false)
+            http_filter(&rbac::filter_name(&set.name), rbac::encode_http(std::slice::from_ref(set)), false)
         }
         HttpFilter::LocalRateLimit(limit) => {
             http_filter(&rate_limit::filter_name(&limit.name), rate_limit::encode(limit), true)
@@ -102,6 +111,10 @@ fn encode_filter(filter: &HttpFilter) -> pb::HttpFilter {
             http_filter(ADAPTIVE_CONCURRENCY, proto::any(&encode_concurrency(limit)), true)
         }
         HttpFilter::Fault(fault) => http_filter(fault::FILTER, proto::any(&fault::encode(fault)), true),
+        HttpFilter::Replaceable(filter) => pb::HttpFilter {
+            disabled: filter.disabled,
+            ..http_filter(&filter.name, replaceable::encode(&filter.settings), false)
+        },
     }
 }
 
@@ -115,48 +128,36 @@ fn http_filter(name: &str, config: Any, is_optional: bool) -> pb::HttpFilter {
 }
 
 fn decode_filter(filter: pb::HttpFilter) -> Decoded<Step> {
-    if filter.disabled {
-        // Only a route could switch it on, which is refused there.
-        return Ok(Step::Filters(Vec::new()));
-    }
-    let config = match filter.config_type {
+    let config = match &filter.config_type {
         Some(ConfigType::TypedConfig(config)) => config,
         _ if filter.is_optional => return Ok(Step::Filters(Vec::new())),
         _ => return required(None, "typed_config"),
     };
-    decode_config(&filter.name, &config, filter.is_optional).at("typed_config")
+    decode_config(&filter, config).at("typed_config")
 }
 
-fn decode_config(name: &str, config: &Any, is_optional: bool) -> Decoded<Step> {
+fn decode_config(filter: &pb::HttpFilter, config: &Any) -> Decoded<Step> {
+    let &pb::HttpFilter { ref name, is_optional, disabled, .. } = filter;
+    if let Some(filters) = replaceable::decode(name, disabled, config)? {
+        return Ok(Step::Filters(filters));
+    }
+    if disabled {
+        // What is left are those whose routes bring all that they do.
+        return Ok(Step::Filters(Vec::new()));
+    }
     if proto::is::<Router>(config) {
         let router: Router = proto::unpack(config)?;
         refuse!(router; strict_check_headers, upstream_http_filters, upstream_log, respect_expected_rq_timeout)?;
         return Ok(Step::Router);
     }
-    let filters: Vec<HttpFilter> = if proto::is::<Rbac>(config) {
-        let sets = rbac::decode_http(name, proto::unpack(config)?)?;
-        sets.into_iter().map(HttpFilter::Authorization).collect()
-    } else if proto::is::<HttpFault>(config) {
-        let fault = fault::decode(proto::unpack(config)?)?;
-        // Without delay and abort it only stands there for the sake of the routes.
-        (fault != Fault::default()).then_some(HttpFilter::Fault(fault)).into_iter().collect()
-    } else if proto::is::<concurrency::AdaptiveConcurrency>(config) {
-        let limit = decode_concurrency(proto::unpack(config)?)?;
-        limit.map(HttpFilter::AdaptiveConcurrency).into_iter().collect()
-    } else if proto::is::<Cors>(config) || is_empty_session(config)? {
-        // It only stands there for the sake of the routes.
-        Vec::new()
-    } else if let Some(limit) = rate_limit::decode(config)? {
-        limit.map(HttpFilter::LocalRateLimit).into_iter().collect()
-    } else if is_optional {
-        Vec::new()
-    } else {
-        return Err(FieldError::new(format!(
-            "{:?} is not a known filter: remove it, or mark it is_optional where it may be left out",
-            proto::inner_type(config)
-        )));
-    };
-    Ok(Step::Filters(filters))
+    // The known ones only stand there for the sake of the routes.
+    if proto::is::<Cors>(config) || is_empty_session(config)? || is_optional {
+        return Ok(Step::Filters(Vec::new()));
+    }
+    Err(FieldError::new(format!(
+        "{:?} is not a known filter: remove it, or mark it is_optional where it may be left out",
+        proto::inner_type(config)
+    )))
 }
 
 /// Whether it is the filter for sessions without sessions of its own.
@@ -170,7 +171,7 @@ fn is_empty_session(config: &Any) -> Decoded<bool> {
     Ok(true)
 }
 
-fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcurrency {
+pub(super) fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcurrency {
     let gradient = concurrency::GradientControllerConfig {
         sample_aggregate_percentile: None,
         concurrency_limit_params: Some(ConcurrencyLimitCalculationParams {
@@ -195,7 +196,9 @@ fn encode_concurrency(limit: &AdaptiveConcurrency) -> concurrency::AdaptiveConcu
 }
 
 /// `None` where it is switched off.
-fn decode_concurrency(limit: concurrency::AdaptiveConcurrency) -> Decoded<Option<AdaptiveConcurrency>> {
+pub(super) fn decode_concurrency(
+    limit: concurrency::AdaptiveConcurrency,
+) -> Decoded<Option<AdaptiveConcurrency>> {
     let enabled = limit.enabled.and_then(|flag| flag.default_value).is_none_or(|value| value.value);
     refuse!(limit; concurrency_limit_exceeded_status)?;
     let ConcurrencyControllerConfig::GradientControllerConfig(gradient) =

@@ -26,6 +26,7 @@ mod filters;
 mod http;
 mod rate_limit;
 mod rbac;
+pub(super) mod replaceable;
 mod tcp;
 
 /// How long Envoy looks at a connection before it goes on with what it knows, so that protocols in which the server

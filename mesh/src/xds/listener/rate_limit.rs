@@ -5,19 +5,28 @@
 
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3 as pb;
-use envoy_types::pb::envoy::r#type::v3::TokenBucket;
+use envoy_types::pb::envoy::r#type::v3::{HttpStatus, TokenBucket};
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Any, Value};
+use http::StatusCode;
 
-use crate::model::{HeaderMatch, HeaderTest, LocalRateLimit, PerMillion, Regex, StringMatch};
+use crate::model::{
+    HeaderMatch, HeaderTest, LocalRateLimit, PerMillion, RateLimitAnswer, Regex, StringMatch,
+};
 use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::matching;
 use crate::xds::proto::{self, Fields, Read};
+use crate::xds::route::{self, headers};
 
 const OWN: &str = "type.googleapis.com/tulle.LocalRateLimit";
 
 pub(super) fn filter_name(name: &str) -> String {
     format!("tulle.local_rate_limit.{name}")
+}
+
+/// A filter that limits nothing, for the sake of the routes.
+pub(super) fn encode_none() -> Any {
+    proto::any(&pb::LocalRateLimit { stat_prefix: "none".into(), ..Default::default() })
 }
 
 pub(super) fn encode(limit: &LocalRateLimit) -> Any {
@@ -45,6 +54,16 @@ pub(super) fn decode(config: &Any) -> Decoded<Option<Option<LocalRateLimit>>> {
     decode_own(&fields).at("value").map(|limit| Some(Some(limit)))
 }
 
+/// The same of what a route says, which must hold a bucket.
+pub(super) fn decode_per_route(config: &Any) -> Decoded<Option<Option<LocalRateLimit>>> {
+    if !proto::is::<pb::LocalRateLimit>(config) {
+        return Ok(None);
+    }
+    let limit: pb::LocalRateLimit = proto::unpack(config)?;
+    required(limit.token_bucket.as_ref(), "token_bucket")?;
+    decode_plain(limit).map(Some)
+}
+
 /// Envoy's filter does nothing unless it is enabled and enforced for a part of the requests.
 fn encode_plain(limit: &LocalRateLimit) -> pb::LocalRateLimit {
     let always = |key: &str| RuntimeFractionalPercent {
@@ -61,6 +80,11 @@ fn encode_plain(limit: &LocalRateLimit) -> pb::LocalRateLimit {
         filter_enabled: Some(always("tulle.local_rate_limit.enabled")),
         filter_enforced: Some(always("tulle.local_rate_limit.enforced")),
         enable_retry_after_header: true,
+        rate_limited_as_resource_exhausted: limit.answer.resource_exhausted,
+        response_headers_to_add: headers::add(&limit.answer.headers),
+        // 429 is Envoy's own.
+        status: (limit.answer.status != StatusCode::TOO_MANY_REQUESTS)
+            .then(|| HttpStatus { code: limit.answer.status.as_u16().into() }),
         ..Default::default()
     }
 }
@@ -74,10 +98,16 @@ fn decode_plain(limit: pb::LocalRateLimit) -> Decoded<Option<LocalRateLimit>> {
     )?;
     unsupported(limit.local_cluster_rate_limit.is_some(), "local_cluster_rate_limit", "set the local share")?;
     refuse!(limit;
-        enable_x_ratelimit_headers, rate_limited_as_resource_exhausted, rate_limits,
-        request_headers_to_add_when_not_enforced, response_headers_to_add)?;
-    let status = limit.status.map_or(0, |status| status.code);
-    unsupported(!matches!(status, 0 | 429), "status", "the answer is always 429")?;
+        enable_x_ratelimit_headers, rate_limits, request_headers_to_add_when_not_enforced)?;
+    let answer = RateLimitAnswer {
+        // Envoy takes 429 for what is no error.
+        status: match limit.status.map_or(0, |status| status.code) {
+            ..400 => StatusCode::TOO_MANY_REQUESTS,
+            code => route::decode_status(code.unsigned_abs()).at("status.code")?,
+        },
+        resource_exhausted: limit.rate_limited_as_resource_exhausted,
+        headers: headers::decode("response_headers", limit.response_headers_to_add, Vec::new())?,
+    };
     for (fraction, field) in
         [(&limit.filter_enabled, "filter_enabled"), (&limit.filter_enforced, "filter_enforced")]
     {
@@ -100,6 +130,7 @@ fn decode_plain(limit: pb::LocalRateLimit) -> Decoded<Option<LocalRateLimit>> {
         burst: bucket.max_tokens,
         tokens_per_fill: tokens,
         fill_interval: interval,
+        answer,
     })
     .at("token_bucket")
     .map(Some)
@@ -122,6 +153,7 @@ fn decode_own(fields: &Fields) -> Decoded<LocalRateLimit> {
         burst: required(fields.number("burst")?, "burst")?,
         tokens_per_fill: required(fields.number("tokensPerFill")?, "tokensPerFill")?,
         fill_interval: interval,
+        answer: RateLimitAnswer::default(),
     })
 }
 

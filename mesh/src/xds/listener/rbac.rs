@@ -28,12 +28,25 @@ pub(super) fn filter_name(name: &str) -> String {
     format!("{FILTER_PREFIX}{name}")
 }
 
-pub(super) fn encode_http(set: &Authorization) -> Any {
-    let parts = encode_rules(set).into_iter().map(|rules| {
-        let (rules, shadow_rules) = if set.audit_only { (None, Some(rules)) } else { (Some(rules), None) };
-        http::Rbac { rules, shadow_rules, ..Default::default() }
-    });
-    Any { type_url: http::Rbac::type_url(), value: proto::merged(parts) }
+/// Writes sets as one filter: at most one that is enforced, and one that only reports.
+pub(super) fn encode_http(sets: &[Authorization]) -> Any {
+    Any { type_url: http::Rbac::type_url(), value: proto::merged(http_parts(sets)) }
+}
+
+/// The same as what a route says of the filter.
+pub(super) fn encode_per_route(sets: &[Authorization]) -> Any {
+    let parts = http_parts(sets).map(|rbac| http::RbacPerRoute { rbac: Some(rbac) });
+    Any { type_url: http::RbacPerRoute::type_url(), value: proto::merged(parts) }
+}
+
+fn http_parts(sets: &[Authorization]) -> impl Iterator<Item = http::Rbac> {
+    sets.iter().flat_map(|set| {
+        encode_rules(set).into_iter().map(|rules| {
+            let (rules, shadow_rules) =
+                if set.audit_only { (None, Some(rules)) } else { (Some(rules), None) };
+            http::Rbac { rules, shadow_rules, ..Default::default() }
+        })
+    })
 }
 
 pub(super) fn encode_network(set: &Authorization) -> Any {

@@ -12,9 +12,9 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use http::StatusCode;
 
-use super::{decode_status, headers, policy, rewrite};
+use super::{decode_status, filters, headers, policy, rewrite};
 use crate::model::{
-    Backend, DirectResponse, Forward, HeaderMutations, HostRewrite, Mirror, PerMillion, Redirect, RouteAction,
+    Backend, DirectResponse, Forward, HostRewrite, Mirror, PerMillion, Redirect, RouteAction,
 };
 use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::{matching, proto};
@@ -133,6 +133,7 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
         && backend.weight == 1
         && backend.request_headers.is_empty()
         && backend.response_headers.is_empty()
+        && !backend.has_filters()
     {
         return ClusterSpecifier::Cluster(backend.cluster.clone());
     }
@@ -143,6 +144,7 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
         request_headers_to_remove: headers::remove(&backend.request_headers),
         response_headers_to_add: headers::add(&backend.response_headers),
         response_headers_to_remove: headers::remove(&backend.response_headers),
+        typed_per_filter_config: filters::encode_backend(backend),
         ..Default::default()
     });
     ClusterSpecifier::WeightedClusters(pb::WeightedCluster {
@@ -162,12 +164,7 @@ fn refuse_rest(action: &pb::RouteAction) -> Decoded<()> {
 
 fn decode_backends(specifier: ClusterSpecifier) -> Decoded<Vec<Backend>> {
     match specifier {
-        ClusterSpecifier::Cluster(cluster) => Ok(vec![Backend {
-            cluster: non_empty(cluster, "cluster")?,
-            weight: 1,
-            request_headers: HeaderMutations::default(),
-            response_headers: HeaderMutations::default(),
-        }]),
+        ClusterSpecifier::Cluster(cluster) => Ok(vec![Backend::new(non_empty(cluster, "cluster")?, 1)]),
         ClusterSpecifier::WeightedClusters(weighted) => decode_weighted(weighted).at("weighted_clusters"),
         ClusterSpecifier::ClusterHeader(_) => {
             Err(FieldError::new("is not supported: use cluster or weighted_clusters")).at("cluster_header")
@@ -200,15 +197,11 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
         "make a cluster of its own for the subset",
     )?;
     unsupported(
-        !cluster.typed_per_filter_config.is_empty(),
-        "typed_per_filter_config",
-        "put it on the route",
-    )?;
-    unsupported(
         cluster.host_rewrite_specifier.is_some(),
         "host_rewrite_literal",
         "rewrite the host on the route",
     )?;
+    let (fault, overrides) = filters::decode_backend(&cluster.typed_per_filter_config)?;
     Ok(Backend {
         cluster: non_empty(cluster.name, "name")?,
         weight: required(cluster.weight, "weight")?.value,
@@ -222,6 +215,8 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
             cluster.response_headers_to_add,
             cluster.response_headers_to_remove,
         )?,
+        fault,
+        filters: overrides,
     })
 }
 

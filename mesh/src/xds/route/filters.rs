@@ -1,9 +1,11 @@
 //! Settings of filters for a part of the routes (`typed_per_filter_config`).
 //!
-//! Written are those of a route's faults, cross-origin rules and sessions. The latter two are marked as optional, since
-//! proxyless gRPC has neither and would refuse the whole configuration. Whoever reads may pass over what is optional.
+//! Tulle's control plane writes those of a route's faults, cross-origin rules and sessions. The latter two are marked as optional,
+//! since proxyless gRPC has neither and would refuse the whole configuration. Whoever reads may pass over what is optional.
+//! Of filters for authorization and rate limits, others say more for a part of the routes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
@@ -13,8 +15,9 @@ use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::Sta
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{cors, session};
-use crate::model::{Cors, Fault, Route, RouteAction, Session};
-use crate::xds::error::{At, Decoded, FieldError};
+use crate::model::{Backend, Cors, Fault, FilterOverrides, Route, RouteAction, Session};
+use crate::xds::error::{At, Decoded, FieldError, unsupported};
+use crate::xds::listener::replaceable;
 use crate::xds::{fault, proto};
 
 /// The name of Envoy's filter for cross-origin requests, and so of its settings on a route.
@@ -28,6 +31,7 @@ pub(super) struct Settings {
     pub(super) fault: Option<Fault>,
     pub(super) cors: Option<Cors>,
     pub(super) session: Option<Session>,
+    pub(super) overrides: FilterOverrides,
 }
 
 pub(super) fn encode(route: &Route) -> HashMap<String, Any> {
@@ -41,7 +45,18 @@ pub(super) fn encode(route: &Route) -> HashMap<String, Any> {
     if let Some(session) = session_of(route) {
         settings.insert(SESSION.into(), optional(proto::any(&session::encode(session))));
     }
+    settings.extend(encode_overrides(&route.filters));
     settings
+}
+
+pub(super) fn encode_backend(backend: &Backend) -> HashMap<String, Any> {
+    let fault =
+        backend.fault.as_ref().map(|fault| (fault::FILTER.to_owned(), proto::any(&fault::encode(fault))));
+    fault.into_iter().chain(encode_overrides(&backend.filters)).collect()
+}
+
+fn encode_overrides(filters: &FilterOverrides) -> impl Iterator<Item = (String, Any)> {
+    filters.iter().map(|said| (said.filter.clone(), replaceable::encode_override(said)))
 }
 
 /// What keeps the sessions of a route, if it forwards.
@@ -62,6 +77,15 @@ pub(super) fn decode(filters: &HashMap<String, Any>, watched: Option<Duration>) 
     Ok(settings)
 }
 
+/// Reads the settings of a backend: its faults, and what it says of the listener's filters.
+pub(super) fn decode_backend(filters: &HashMap<String, Any>) -> Decoded<(Option<Fault>, FilterOverrides)> {
+    let Settings { fault, cors, session, overrides } = decode(filters, None)?;
+    for (set, field) in [(cors.is_some(), "cors"), (session.is_some(), "stateful_session")] {
+        unsupported(set, field, "put it on the route").at("typed_per_filter_config")?;
+    }
+    Ok((fault, overrides))
+}
+
 fn optional(config: Any) -> Any {
     proto::any(&pb::FilterConfig { config: Some(config), is_optional: true, disabled: false })
 }
@@ -73,23 +97,23 @@ fn decode_filter(
     settings: &mut Settings,
 ) -> Decoded<()> {
     if !proto::is::<pb::FilterConfig>(config) {
-        return match known(config, watched, settings)? {
+        return match known(name, config, watched, settings)? {
             true => Ok(()),
             false => Err(unknown(config)),
         };
     }
     let wrapper: pb::FilterConfig = proto::unpack(config)?;
     if wrapper.disabled {
-        if name == fault::FILTER {
-            settings.fault = Some(Fault::default());
+        match name {
+            fault::FILTER => settings.fault = Some(Fault::default()),
+            // Without settings of its own a route has none of these anyway.
+            CORS | SESSION => {}
+            _ => settings.overrides.push(Arc::new(replaceable::decode_disabled(name)?)),
         }
-        return match wrapper.is_optional || [fault::FILTER, CORS, SESSION].contains(&name) {
-            true => Ok(()),
-            false => Err(unknown(wrapper.config.as_ref().unwrap_or(config))),
-        };
+        return Ok(());
     }
     let is_known = match &wrapper.config {
-        Some(inner) => known(inner, watched, settings)?,
+        Some(inner) => known(name, inner, watched, settings)?,
         None => false,
     };
     if is_known || wrapper.is_optional {
@@ -99,13 +123,15 @@ fn decode_filter(
 }
 
 /// Takes the settings of a filter; false for one that is not known.
-fn known(config: &Any, watched: Option<Duration>, settings: &mut Settings) -> Decoded<bool> {
+fn known(name: &str, config: &Any, watched: Option<Duration>, settings: &mut Settings) -> Decoded<bool> {
     if proto::is::<HttpFault>(config) {
         settings.fault = Some(fault::decode(proto::unpack(config)?)?);
     } else if proto::is::<CorsPolicy>(config) {
         settings.cors = Some(cors::decode(proto::unpack(config)?)?);
     } else if proto::is::<StatefulSessionPerRoute>(config) {
         settings.session = session::decode(proto::unpack(config)?, watched)?;
+    } else if let Some(said) = replaceable::decode_override(name, config)? {
+        settings.overrides.push(Arc::new(said));
     } else {
         return Ok(false);
     }

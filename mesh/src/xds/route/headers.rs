@@ -12,17 +12,17 @@ use crate::xds::error::{At, Decoded, FieldError, each, required};
 use crate::xds::matching;
 
 /// The values to add, as Envoy holds them.
-pub(super) fn add(mutations: &HeaderMutations) -> Vec<core::HeaderValueOption> {
+pub(in crate::xds) fn add(mutations: &HeaderMutations) -> Vec<core::HeaderValueOption> {
     mutations.change.iter().map(encode_change).collect()
 }
 
 /// The names to remove, as Envoy holds them.
-pub(super) fn remove(mutations: &HeaderMutations) -> Vec<String> {
+pub(in crate::xds) fn remove(mutations: &HeaderMutations) -> Vec<String> {
     mutations.remove.iter().map(|name| name.as_str().to_owned()).collect()
 }
 
 /// Reads the two lists of one direction, `request_headers` or `response_headers`.
-pub(super) fn decode(
+pub(in crate::xds) fn decode(
     direction: &str,
     add: Vec<core::HeaderValueOption>,
     remove: Vec<String>,
@@ -35,7 +35,7 @@ pub(super) fn decode(
 }
 
 /// Changes that do what `first` does and then what `second` does.
-pub(super) fn then(first: HeaderMutations, second: &HeaderMutations) -> HeaderMutations {
+pub(in crate::xds) fn then(first: HeaderMutations, second: &HeaderMutations) -> HeaderMutations {
     let kept = first.change.into_iter().filter(|change| !second.remove.contains(&change.name));
     let change = kept.chain(second.change.iter().cloned()).collect();
     let mut remove = first.remove;

@@ -5,6 +5,7 @@
 //! way round with `most_specific_header_mutations_wins`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::config::route::v3 as pb;
@@ -12,7 +13,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, 
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{action, filters as settings, headers, policy};
-use crate::model::HeaderMutations;
+use crate::model::{FilterOverride, FilterOverrides, HeaderMutations};
 use crate::xds::error::{At, Decoded, each, unsupported};
 
 /// What the routes below inherit. All of it has been read once, so that errors name the place where it stands.
@@ -23,6 +24,8 @@ pub(super) struct Inherited {
     retry: Option<pb::RetryPolicy>,
     mirrors: Vec<RequestMirrorPolicy>,
     filters: HashMap<String, Any>,
+    /// What is said of the listener's filters, one object for all routes that it reaches.
+    overrides: FilterOverrides,
     /// Changes of what is above come before those of what is below.
     outer_first: bool,
 }
@@ -58,7 +61,13 @@ impl Inherited {
             .with_filters(&host.typed_per_filter_config)
     }
 
-    /// The route with all that it inherits.
+    /// What a route inherits of what is said of filters: all but what it says of them itself.
+    pub(super) fn overrides_beside(&self, route: &pb::Route) -> Vec<Arc<FilterOverride>> {
+        let own = &route.typed_per_filter_config;
+        self.overrides.iter().filter(|said| !own.contains_key(&said.filter)).cloned().collect()
+    }
+
+    /// The route with all else that it inherits.
     pub(super) fn apply(&self, mut route: pb::Route) -> Decoded<pb::Route> {
         for (name, config) in &self.filters {
             route.typed_per_filter_config.entry(name.clone()).or_insert_with(|| config.clone());
@@ -121,8 +130,13 @@ impl Inherited {
     }
 
     fn with_filters(mut self, filters: &HashMap<String, Any>) -> Decoded<Self> {
-        settings::decode(filters, None)?;
-        self.filters.extend(filters.iter().map(|(name, config)| (name.clone(), config.clone())));
+        let overrides = settings::decode(filters, None)?.overrides;
+        self.overrides.retain(|said| !filters.contains_key(&said.filter));
+        self.filters.retain(|name, _| !filters.contains_key(name));
+        let of_filter = |name: &String| overrides.iter().any(|said| said.filter == *name);
+        let others = filters.iter().filter(|(name, _)| !of_filter(name));
+        self.filters.extend(others.map(|(name, config)| (name.clone(), config.clone())));
+        self.overrides.extend(overrides);
         Ok(self)
     }
 

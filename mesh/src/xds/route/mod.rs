@@ -26,7 +26,7 @@ use crate::model::{Domain, Origin, PathMatch, Route, RouteAction, RouteConfigura
 mod action;
 mod cors;
 pub(super) mod filters;
-mod headers;
+pub(super) mod headers;
 mod inherit;
 mod matches;
 mod policy;
@@ -35,7 +35,7 @@ mod session;
 
 /// Writes a route configuration as bytes: the same model always gives the same. A route's settings of filters are a map,
 /// whose entries `prost` writes in no fixed order; so they are written one by one, and each is a message that its
-/// reader merges with the rest of the route.
+/// reader merges with the rest of the route. A backend's are written so as well.
 pub fn encode_bytes(routes: &RouteConfiguration) -> Vec<u8> {
     let configuration = encode(routes);
     let virtual_hosts = configuration.virtual_hosts.into_iter().map(|mut host| {
@@ -52,7 +52,55 @@ fn route_bytes(mut route: pb::Route) -> Vec<u8> {
     let settings = settings
         .into_iter()
         .map(|entry| pb::Route { typed_per_filter_config: [entry].into(), ..Default::default() });
-    proto::merged(std::iter::once(route).chain(settings))
+    let clusters = take_backends(&mut route).into_iter().map(backend_bytes).collect::<Vec<_>>();
+    let mut bytes = proto::merged(std::iter::once(route).chain(settings));
+    if !clusters.is_empty() {
+        let weighted_clusters = Some(Weighted { clusters });
+        bytes.extend(Backends { route: Some(Forwarded { weighted_clusters }) }.encode_to_vec());
+    }
+    bytes
+}
+
+/// The weighted clusters of a route, out of it.
+fn take_backends(route: &mut pb::Route) -> Vec<pb::weighted_cluster::ClusterWeight> {
+    use pb::{route::Action, route_action::ClusterSpecifier};
+    match &mut route.action {
+        Some(Action::Route(forward)) => match &mut forward.cluster_specifier {
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => std::mem::take(&mut weighted.clusters),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+fn backend_bytes(mut backend: pb::weighted_cluster::ClusterWeight) -> Vec<u8> {
+    let settings: BTreeMap<_, _> = std::mem::take(&mut backend.typed_per_filter_config).into_iter().collect();
+    let settings = settings.into_iter().map(|entry| pb::weighted_cluster::ClusterWeight {
+        typed_per_filter_config: [entry].into(),
+        ..Default::default()
+    });
+    proto::merged(std::iter::once(backend).chain(settings))
+}
+
+/// `Route` with nothing but its weighted clusters, as bytes.
+#[derive(Clone, PartialEq, Message)]
+struct Backends {
+    #[prost(message, optional, tag = "2")]
+    route: Option<Forwarded>,
+}
+
+/// `RouteAction` with nothing but the same.
+#[derive(Clone, PartialEq, Message)]
+struct Forwarded {
+    #[prost(message, optional, tag = "3")]
+    weighted_clusters: Option<Weighted>,
+}
+
+/// `WeightedCluster` with nothing but the same.
+#[derive(Clone, PartialEq, Message)]
+struct Weighted {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    clusters: Vec<Vec<u8>>,
 }
 
 /// `RouteConfiguration`, as far as it is written, with virtual hosts as bytes.
@@ -152,7 +200,13 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
         return Err(FieldError::new("is empty: name at least one host, or \"*\"")).at("domains");
     }
     let halves = host.routes.into_iter().enumerate().map(|(index, route)| {
-        inherited.apply(route).and_then(|route| decode_route(route, index)).at_item("routes", index)
+        let said = inherited.overrides_beside(&route);
+        let decoded = inherited.apply(route).and_then(|route| decode_route(route, index));
+        let decoded = decoded.map(|(mut route, half)| {
+            route.filters.extend(said);
+            (route, half)
+        });
+        decoded.at_item("routes", index)
     });
     let routes = join_halves(halves.collect::<Decoded<_>>()?);
     Ok(VirtualHost { name: host.name, domains: each("domains", host.domains, decode_domain)?, routes })
@@ -249,6 +303,7 @@ fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)
         )?,
         fault: settings.fault,
         cors: settings.cors,
+        filters: settings.overrides,
     };
     if let RouteAction::Forward(forward) = &mut decoded.action {
         forward.session = settings.session;

@@ -254,6 +254,7 @@ fn authorization_is_never_optional_and_names_of_filters_differ() {
         per_client: false,
         burst: 1,
         tokens_per_fill: 1,
+        answer: RateLimitAnswer::default(),
         fill_interval: Duration::from_secs(1),
     };
     let filters = vec![

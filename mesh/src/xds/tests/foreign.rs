@@ -145,11 +145,14 @@ fn a_rate_limit_that_is_not_enforced_is_off() {
             filter_enforced: enforced.map(matching::runtime_fraction),
             ..Default::default()
         };
-        decode_filters(vec![("limit", proto::any(&config))])
+        match decode_filters(vec![("limit", proto::any(&config))]).remove(0) {
+            HttpFilter::Replaceable(filter) => filter.settings,
+            other => panic!("{other:?}"),
+        }
     };
-    assert_eq!(filter(None), []);
-    let filters = filter(Some(PerMillion::ALL));
-    let [HttpFilter::LocalRateLimit(limit)] = filters.as_slice() else { panic!("{filters:?}") };
+    assert_eq!(filter(None), FilterSettings::LocalRateLimit(None));
+    let settings = filter(Some(PerMillion::ALL));
+    let FilterSettings::LocalRateLimit(Some(limit)) = settings else { panic!("{settings:?}") };
     assert_eq!((limit.burst, limit.tokens_per_fill), (10, 1));
 }
 
@@ -167,10 +170,10 @@ fn rules_and_shadow_rules_are_two_sets() {
         // Without rules, the filter lets all pass.
         ("nothing", proto::any(&http_rbac::Rbac::default())),
     ]);
-    let sets: Vec<_> = filters
-        .iter()
-        .map(|filter| match filter {
-            HttpFilter::Authorization(set) => (set.name.as_str(), set.action, set.audit_only),
+    let sets: Vec<_> = crate::route::steps(&filters, &[])
+        .into_iter()
+        .map(|(step, _)| match step {
+            crate::route::Step::Authorization(set) => (set.name.as_str(), set.action, set.audit_only),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -303,16 +306,23 @@ fn set(name: &str, value: &str) -> core::HeaderValueOption {
     }
 }
 
-fn decode_filters(filters: Vec<(&str, Any)>) -> Vec<HttpFilter> {
-    let router = ("router", proto::any(&Router::default()));
-    let filter = |(name, config): (&str, Any)| http_pb::HttpFilter {
+pub(super) fn decode_filters(filters: Vec<(&str, Any)>) -> Vec<HttpFilter> {
+    decode_http_filters(filters.into_iter().map(|(name, config)| http_filter(name, config)).collect())
+}
+
+fn http_filter(name: &str, config: Any) -> http_pb::HttpFilter {
+    http_pb::HttpFilter {
         name: name.into(),
         config_type: Some(http_pb::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
-    };
+    }
+}
+
+pub(super) fn decode_http_filters(filters: Vec<http_pb::HttpFilter>) -> Vec<HttpFilter> {
+    let router = http_filter("router", proto::any(&Router::default()));
     let rds = http_pb::Rds { config_source: proto::ads(), route_config_name: "r".into() };
     let manager = http_pb::HttpConnectionManager {
-        http_filters: filters.into_iter().chain([router]).map(filter).collect(),
+        http_filters: filters.into_iter().chain([router]).collect(),
         route_specifier: Some(http_pb::http_connection_manager::RouteSpecifier::Rds(rds)),
         ..Default::default()
     };

@@ -6,6 +6,7 @@ mod arbitrary;
 mod emitted;
 mod foreign;
 mod names;
+mod per_route;
 mod refused;
 
 /// Any resource of any type.

@@ -84,16 +84,16 @@ fn headers_that_are_not_valid_are_refused() {
 
 #[test]
 fn a_filter_of_a_route_that_is_not_known_is_refused_unless_it_is_optional() {
-    let mut rbac = route(PathSpecifier::Prefix("/".into()), forward("a"));
-    let config = proto::any(&http_rbac::RbacPerRoute::default());
-    rbac.typed_per_filter_config.insert("auth".into(), config.clone());
-    let error = refused_route(rbac.clone());
+    let mut message = route(PathSpecifier::Prefix("/".into()), forward("a"));
+    let config = proto::any(&http_rbac::Rbac::default());
+    message.typed_per_filter_config.insert("auth".into(), config.clone());
+    let error = refused_route(message.clone());
     let expected =
-        "routes[0].typed_per_filter_config[\"auth\"]: \"envoy.extensions.filters.http.rbac.v3.RBACPerRoute\"";
+        "routes[0].typed_per_filter_config[\"auth\"]: \"envoy.extensions.filters.http.rbac.v3.RBAC\"";
     assert!(error.contains(expected), "{error}");
     let optional = route_pb::FilterConfig { config: Some(config), is_optional: true, disabled: false };
-    rbac.typed_per_filter_config.insert("auth".into(), proto::any(&optional));
-    assert!(route::decode(configuration(vec![host(&["*"], vec![rbac])])).is_ok());
+    message.typed_per_filter_config.insert("auth".into(), proto::any(&optional));
+    assert!(route::decode(configuration(vec![host(&["*"], vec![message])])).is_ok());
 }
 
 #[test]

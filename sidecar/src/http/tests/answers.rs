@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use tulle_mesh::model::{
     Action, AdaptiveConcurrency, Authorization, DirectResponse, Fault, FaultAbort, FaultDelay, HttpFilter,
-    LocalRateLimit, PerMillion, Permission, Policy, Principal, Redirect, RouteAction, StringMatch,
+    LocalRateLimit, PerMillion, Permission, Policy, Principal, RateLimitAnswer, Redirect, RouteAction,
+    StringMatch,
 };
 
 use super::app::{App, Say};
@@ -125,6 +126,7 @@ fn a_rate_limit_says_when_to_come_back() {
             burst: 1,
             tokens_per_fill: 1,
             fill_interval: Duration::from_secs(60),
+            answer: RateLimitAnswer::default(),
         })];
         let mesh = setup.build();
         assert_eq!(mesh.send(post("a")).await.status, 200);

@@ -11,8 +11,8 @@ use http_body_util::BodyExt;
 use tokio::net::{TcpListener, TcpStream};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    self, Authorization, Backend, Domain, Forward, HttpConnection, HttpFilter, LoadBalancer, PathMatch,
-    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TrafficDirection, VirtualHost,
+    self, Backend, Domain, Forward, HttpConnection, HttpFilter, LoadBalancer, PathMatch, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteSource, TrafficDirection, VirtualHost,
 };
 use tulle_mesh::route::RouteTable;
 
@@ -22,8 +22,9 @@ use crate::http::body::{Body, BodyError};
 use crate::http::proxy::{Downstream, Proxy, Target};
 use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http1, serve_http2};
 use crate::io::{Prefixed, Stream};
-use crate::limit::RequestLimits;
-use crate::snapshot::{BackendRuntime, Chain, ChainProtocol, HttpRoutes, Listener, RouteRuntime, Snapshot};
+use crate::snapshot::{
+    BackendRuntime, Chain, ChainProtocol, Filters, HttpRoutes, Listener, RouteRuntime, Snapshot,
+};
 use crate::telemetry::metrics::{HttpLabels, Registry};
 use crate::tls::{self, Material};
 use crate::worker::Worker;
@@ -263,23 +264,19 @@ fn routes(
     let domains = vec![Domain::Exact("cart.shop".into())];
     let host = VirtualHost { name: "cart".into(), domains, routes: vec![route.clone()] };
     let configuration = RouteConfiguration { name: "cart".into(), virtual_hosts: vec![host] };
-    let sets: Vec<Authorization> = filters
-        .iter()
-        .filter_map(|filter| match filter {
-            HttpFilter::Authorization(set) => Some(set.clone()),
-            _ => None,
-        })
-        .collect();
     let clusters: HashMap<&str, &Arc<Cluster>> =
         [("cart", cluster)].into_iter().chain(mirror.map(|mirror| ("mirror", mirror))).collect();
     let runtime = match &route.action {
         RouteAction::Forward(forward) => RouteRuntime {
+            steps: None,
+            draws_first: false,
             backends: forward
                 .backends
                 .iter()
                 .map(|backend| BackendRuntime {
                     cluster: clusters.get(backend.cluster.as_str()).map(|cluster| Arc::clone(cluster)),
                     series: series("all", &backend.cluster),
+                    steps: None,
                 })
                 .collect(),
             mirrors: forward
@@ -289,13 +286,19 @@ fn routes(
                 .collect(),
             local: series("all", ""),
         },
-        _ => RouteRuntime { backends: Vec::new(), mirrors: Vec::new(), local: series("all", "") },
+        _ => RouteRuntime {
+            steps: None,
+            draws_first: false,
+            backends: Vec::new(),
+            mirrors: Vec::new(),
+            local: series("all", ""),
+        },
     };
+    let mut filters = Filters::new(filters, None);
     HttpRoutes {
         settings: HttpConnection::new(RouteSource::Named("cart".into())),
-        authorizer: Authorizer::compile(sets),
-        limits: RequestLimits::build(filters, None),
-        fault: None,
+        steps: filters.steps(&[]),
+        counts: filters.into_counts(),
         table: Arc::new(RouteTable::compile(&configuration).expect("valid")),
         runtime: vec![runtime],
         unrouted: series("", ""),

@@ -1,4 +1,4 @@
-use super::route::fault;
+use super::route::{fault, mutations};
 use super::*;
 
 pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
@@ -98,18 +98,60 @@ fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
         concurrency.prop_map(HttpFilter::AdaptiveConcurrency),
         // A fault that does nothing is not kept: it stands for "routes may have faults".
         fault().prop_filter("does something", |f| *f != Fault::default()).prop_map(HttpFilter::Fault),
+        replaceable().prop_map(HttpFilter::Replaceable),
     ];
     vec(filter, 0..4)
         .prop_map(|mut filters| {
             // Sets are told apart by their names.
             for (index, filter) in filters.iter_mut().enumerate() {
-                if let HttpFilter::Authorization(set) = filter {
-                    set.name = format!("{index}-{}", set.name);
+                match filter {
+                    HttpFilter::Authorization(set) => set.name = format!("{index}-{}", set.name),
+                    HttpFilter::Replaceable(filter) => rename(filter, &format!("{index}-{}", filter.name)),
+                    _ => {}
                 }
             }
             filters
         })
         .boxed()
+}
+
+fn replaceable() -> BoxedStrategy<ReplaceableFilter> {
+    (name(), any::<bool>(), settings())
+        .prop_map(|(name, disabled, settings)| {
+            let mut filter = ReplaceableFilter { name: String::new(), disabled, settings };
+            rename(&mut filter, &name);
+            filter
+        })
+        .boxed()
+}
+
+/// Sets have the name of their filter.
+fn rename(filter: &mut ReplaceableFilter, name: &str) {
+    name.clone_into(&mut filter.name);
+    if let FilterSettings::Authorization(sets) = &mut filter.settings {
+        sets.iter_mut().for_each(|set| name.clone_into(&mut set.name));
+    }
+}
+
+/// Settings that a route may have, too.
+pub(super) fn settings() -> BoxedStrategy<FilterSettings> {
+    let sets = (of(authorization(true)), of(authorization(true))).prop_map(|(enforced, reported)| {
+        let with =
+            |set: Option<Authorization>, audit_only| set.map(|set| Authorization { audit_only, ..set });
+        let sets = [with(enforced, false), with(reported, true)];
+        FilterSettings::Authorization(sets.into_iter().flatten().collect())
+    });
+    let answer =
+        (400..600_u16, any::<bool>(), mutations()).prop_map(|(status, resource_exhausted, headers)| {
+            let headers = HeaderMutations { remove: Vec::new(), ..headers };
+            RateLimitAnswer { status: status.try_into().expect("a status"), resource_exhausted, headers }
+        });
+    let limit = (rate_limit(), answer).prop_map(|(limit, answer)| {
+        let (applies_to, clients) = (Vec::new(), Vec::new());
+        let limit = LocalRateLimit { applies_to, clients, per_client: false, answer, ..limit };
+        FilterSettings::LocalRateLimit(Some(limit))
+    });
+    prop_oneof![sets, limit].boxed()
 }
 
 fn rate_limit() -> BoxedStrategy<LocalRateLimit> {
@@ -122,6 +164,7 @@ fn rate_limit() -> BoxedStrategy<LocalRateLimit> {
             burst,
             tokens_per_fill,
             fill_interval,
+            answer: RateLimitAnswer::default(),
         },
     );
     let conditions = (vec(header_match(), 0..3), vec(text(), 0..3), any::<bool>());

@@ -37,18 +37,14 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
 }
 
 fn route() -> BoxedStrategy<Route> {
-    (name(), of(origin()), route_match(), action(), mutations(), mutations(), of(fault()), of(cors()))
-        .prop_map(|(name, origin, matches, action, request_headers, response_headers, fault, cors)| Route {
-            name,
-            origin,
-            matches,
-            action,
-            request_headers,
-            response_headers,
-            fault,
-            cors,
-        })
-        .boxed()
+    let plain =
+        (name(), of(origin()), route_match(), action(), mutations(), mutations(), of(fault()), of(cors()));
+    let plain =
+        plain.prop_map(|(name, origin, matches, action, request_headers, response_headers, fault, cors)| {
+            let plain = Route::new(name, matches, action);
+            Route { origin, request_headers, response_headers, fault, cors, ..plain }
+        });
+    (plain, overrides()).prop_map(|(route, filters)| Route { filters, ..route }).boxed()
 }
 
 fn origin() -> impl Strategy<Value = Origin> {
@@ -138,21 +134,34 @@ fn forward() -> BoxedStrategy<Forward> {
         .boxed()
 }
 
+/// What is said of filters, in the order of their names.
+fn overrides() -> BoxedStrategy<FilterOverrides> {
+    vec(of(super::listener::settings()), 0..3)
+        .prop_map(|said| {
+            let said = said.into_iter().enumerate().map(|(index, mut settings)| {
+                let filter = format!("filter{index}");
+                if let Some(FilterSettings::Authorization(sets)) = &mut settings {
+                    sets.iter_mut().for_each(|set| set.name.clone_from(&filter));
+                }
+                std::sync::Arc::new(FilterOverride { filter, settings })
+            });
+            said.collect()
+        })
+        .boxed()
+}
+
 fn backends() -> BoxedStrategy<Vec<Backend>> {
-    let backend = (name(), 0..1000_u32, mutations(), mutations()).prop_map(
-        |(cluster, weight, request_headers, response_headers)| Backend {
+    let backend = (name(), 0..1000_u32, mutations(), mutations(), of(fault()), overrides()).prop_map(
+        |(cluster, weight, request_headers, response_headers, fault, filters)| Backend {
             cluster,
             weight,
             request_headers,
             response_headers,
+            fault,
+            filters,
         },
     );
-    let plain = name().prop_map(|cluster| Backend {
-        cluster,
-        weight: 1,
-        request_headers: HeaderMutations::default(),
-        response_headers: HeaderMutations::default(),
-    });
+    let plain = name().prop_map(|cluster| Backend::new(cluster, 1));
     prop_oneof![
         plain.prop_map(|backend| vec![backend]),
         vec(backend, 1..4).prop_map(|mut backends| {
@@ -254,7 +263,7 @@ pub(super) fn fault() -> BoxedStrategy<Fault> {
         .boxed()
 }
 
-fn mutations() -> BoxedStrategy<HeaderMutations> {
+pub(super) fn mutations() -> BoxedStrategy<HeaderMutations> {
     let op = select(vec![HeaderOp::Append, HeaderOp::AddIfAbsent, HeaderOp::Set, HeaderOp::SetIfPresent]);
     // Visible ASCII with percent signs, and bytes that are not UTF-8.
     let value = vec(prop_oneof![0x20..0x7f_u8, Just(b'%'), 0x80..=0xff_u8], 0..8);

@@ -1,0 +1,47 @@
+//! Compiles the filters of a listener, once for all routes and again for each that says something of them.
+
+use std::sync::Arc;
+
+use tulle_mesh::authorize::Authorizer;
+use tulle_mesh::model::{FilterOverride, HttpFilter};
+use tulle_mesh::route::{Step, steps};
+
+use super::Steps;
+use crate::limit::{Counts, RequestLimits};
+
+/// The filters of a listener, and the limits that were made of them.
+pub(crate) struct Filters<'a> {
+    own: &'a [HttpFilter],
+    before: Option<&'a Counts>,
+    counts: Counts,
+}
+
+impl<'a> Filters<'a> {
+    /// `before` are the limits of the listener's last version.
+    pub(crate) fn new(own: &'a [HttpFilter], before: Option<&'a Counts>) -> Self {
+        Self { own, before, counts: Counts::default() }
+    }
+
+    /// What requests pass of which this is said, the nearest to them first.
+    pub(crate) fn steps(&mut self, said: &[&[Arc<FilterOverride>]]) -> Steps {
+        let steps = steps(self.own, said);
+        let authorizations = steps.iter().filter_map(|(step, _)| match step {
+            Step::Authorization(set) => Some((*set).clone()),
+            _ => None,
+        });
+        let fault = steps.iter().find_map(|(step, _)| match step {
+            Step::Fault(fault) => Some((*fault).clone()),
+            _ => None,
+        });
+        Steps {
+            authorizer: Authorizer::compile(authorizations.collect()),
+            limits: RequestLimits::build(&steps, self.before, &mut self.counts),
+            fault,
+        }
+    }
+
+    /// All limits that were made.
+    pub(crate) fn into_counts(self) -> Counts {
+        self.counts
+    }
+}
