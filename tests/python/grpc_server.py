@@ -31,7 +31,8 @@ handlers = grpc.method_handlers_generic_handler("test.Echo", {
     "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
     "Both": grpc.stream_stream_rpc_method_handler(both),
 })
-server = grpc.server(concurrent.futures.ThreadPoolExecutor(16))
+# Half as patient as usual with clients that ping for no reason (gRFC A8), so that who does so is found out in half the time.
+server = grpc.server(concurrent.futures.ThreadPoolExecutor(16), options=[("grpc.http2.max_ping_strikes", 1)])
 server.add_generic_rpc_handlers((handlers,))
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()

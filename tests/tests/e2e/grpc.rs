@@ -1,6 +1,9 @@
 //! HTTP/2 and gRPC, with independent clients and servers.
 
+use std::time::Duration;
+
 use tokio::process::Command;
+use tokio::time::timeout;
 use tulle_tests::{Program, output_of, python};
 
 use crate::Pair;
@@ -12,6 +15,19 @@ async fn grpc_of_all_kinds_passes() {
     let mut command = python("grpc_client.py");
     command.arg(pair.port().to_string());
     let output = output_of(command).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{output:?}");
+}
+
+/// A server ends the connection of who pings it while nothing is said (gRFC A8), and every call on it.
+#[tokio::test]
+async fn a_silent_call_goes_on() {
+    let app = Program::python("grpc_server.py", &[]).await;
+    let pair = Pair::start(app.address, "grpc").await;
+    let mut command = python("grpc_silent.py");
+    // As long as the server bears three pings that are half a minute apart.
+    command.args([&pair.port().to_string(), "95"]).kill_on_drop(true);
+    let output =
+        timeout(Duration::from_secs(120), command.output()).await.expect("it ends").expect("it runs");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{output:?}");
 }
 
