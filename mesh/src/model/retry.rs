@@ -8,7 +8,7 @@ use serde::Serialize;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
-    /// From the end of the request to the start of the response, with all attempts.
+    /// From the end of the request to that of the response, with all attempts.
     pub request: Option<Duration>,
     /// Without a byte in either direction.
     pub idle: Option<Duration>,

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::{Body, BodyError};
+use super::deadline::Named;
 use super::exchange::{Exchange, Problem};
 use super::respond;
 use crate::error::body_details;
+use crate::retry::replay::Replay;
 
 /// A body whose end is reported.
 pub(crate) struct Accounted {
@@ -26,30 +28,50 @@ pub(crate) struct Accounted {
     limits: Option<Box<Limits>>,
 }
 
+/// How long an answer may take. `None` and zero: as long as it does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StreamLimits {
+    /// Without a frame in either direction.
+    pub(super) idle: Option<Duration>,
+    /// From the end of the request to that of the answer.
+    pub(super) answer: Option<Duration>,
+    /// Until when, and by what name.
+    pub(super) until: Option<(std::time::Instant, Named)>,
+}
+
 /// The timers of a route that has them.
 struct Limits {
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    idle: Option<Timer>,
     /// How much of the request had come when the idle timer was set.
     request_bytes: u64,
-    whole: Option<(Duration, Pin<Box<Sleep>>)>,
+    /// Set once the request is there.
+    answer: Option<Timer>,
+    unset_answer: Option<Duration>,
+    until: Option<(&'static str, Timer)>,
+}
+
+/// A limit, and the wait for it.
+type Timer = (Duration, Pin<Box<Sleep>>);
+
+fn timer(limit: Duration, from: Instant) -> Timer {
+    (limit, Box::pin(sleep_until(from + limit)))
 }
 
 impl Accounted {
-    /// Wraps the body of the answer of `exchange`. `idle` and `whole` limit the time without a frame in either direction,
-    /// and that of the whole stream from the arrival of the request on.
-    pub(super) fn new(
-        body: Body,
-        exchange: Box<Exchange>,
-        bodiless: bool,
-        idle: Option<Duration>,
-        whole: Option<Duration>,
-    ) -> Self {
-        let timer =
-            |limit: Duration, from: Instant| (limit, Box::pin(tokio::time::sleep_until(from + limit)));
-        let limits = (idle.is_some() || whole.is_some()).then(|| {
-            let idle = idle.map(|limit| timer(limit, Instant::now()));
-            let whole = whole.map(|limit| timer(limit, exchange.begun.into()));
-            Box::new(Limits { idle, request_bytes: exchange.body.bytes(), whole })
+    /// Wraps the body of the answer of `exchange`.
+    pub(super) fn new(body: Body, exchange: Box<Exchange>, bodiless: bool, limits: StreamLimits) -> Self {
+        let set = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
+        let (idle, answer) = (set(limits.idle), set(limits.answer));
+        let limits = (idle.is_some() || answer.is_some() || limits.until.is_some()).then(|| {
+            Box::new(Limits {
+                idle: idle.map(|limit| timer(limit, Instant::now())),
+                request_bytes: exchange.body.bytes(),
+                answer: None,
+                unset_answer: answer,
+                until: limits
+                    .until
+                    .map(|(end, (name, limit))| (name, (limit, Box::pin(sleep_until(end.into()))))),
+            })
         });
         Self { body, exchange: Some(exchange), bodiless, limits }
     }
@@ -63,13 +85,20 @@ impl Accounted {
 }
 
 impl Limits {
-    fn poll(&mut self, cx: &mut Context<'_>, request_bytes: u64) -> Option<Problem> {
-        let mut over = |timer: &mut Option<(Duration, Pin<Box<Sleep>>)>| {
-            let (limit, sleep) = timer.as_mut()?;
+    fn poll(&mut self, cx: &mut Context<'_>, request: &Replay) -> Option<Problem> {
+        if let Some(limit) = self.unset_answer
+            && let Poll::Ready(ended) = request.poll_ended(cx)
+        {
+            self.unset_answer = None;
+            self.answer = Some(timer(limit, ended.into()));
+        }
+        let mut over = |timer: Option<&mut Timer>| {
+            let (limit, sleep) = timer?;
             sleep.as_mut().poll(cx).is_ready().then_some(*limit)
         };
+        let request_bytes = request.bytes();
         let idle = loop {
-            let idle = over(&mut self.idle);
+            let idle = over(self.idle.as_mut());
             if idle.is_none() || request_bytes == self.request_bytes {
                 break idle;
             }
@@ -79,11 +108,17 @@ impl Limits {
                 sleep.as_mut().reset(Instant::now() + *limit);
             }
         };
-        let (name, limit) = match idle {
-            Some(limit) => ("idle", limit),
-            None => ("maxStreamDuration", over(&mut self.whole)?),
+        let (token, name, limit) = match idle {
+            Some(limit) => ("connection_read_timeout", "idle", limit),
+            None => match over(self.answer.as_mut()) {
+                Some(limit) => ("http_response_timeout", "request", limit),
+                None => {
+                    let (name, timer) = self.until.as_mut()?;
+                    ("http_response_timeout", *name, over(Some(timer))?)
+                }
+            },
         };
-        Some(("connection_read_timeout", format!("the timeout {name}={limit:?} is over")))
+        Some((token, format!("the timeout {name}={limit:?} is over")))
     }
 
     fn moved(&mut self) {
@@ -105,8 +140,8 @@ impl http_body::Body for Accounted {
         let next = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(next) => next,
             Poll::Pending => {
-                let sent = this.exchange.as_ref().map_or(0, |exchange| exchange.body.bytes());
-                let over = this.limits.as_mut().and_then(|limits| limits.poll(cx, sent));
+                let timed = this.limits.as_mut().zip(this.exchange.as_ref());
+                let over = timed.and_then(|(limits, exchange)| limits.poll(cx, &exchange.body));
                 let Some(problem) = over else { return Poll::Pending };
                 this.body = Body::Empty;
                 this.finish(Some(problem), false);

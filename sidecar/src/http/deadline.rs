@@ -20,6 +20,11 @@ const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeou
 /// A timeout's name and value, for the answer that says that it is over.
 pub(crate) type Named = (&'static str, Duration);
 
+/// A route's timeouts, where the connection manager says how long a stream may last unless the route does.
+pub(super) fn timeouts(route: &Timeouts, max_stream: Option<Duration>) -> Timeouts {
+    Timeouts { max_stream: route.max_stream.or(max_stream), ..*route }
+}
+
 /// The limits of one request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
@@ -74,11 +79,16 @@ impl Deadline {
         }
     }
 
+    /// What ends the request, or its answer, so long after the arrival.
+    pub(super) fn from_arrival(&self) -> Option<(Instant, Named)> {
+        self.caller.into_iter().chain(self.stream).min_by_key(|(end, _)| *end)
+    }
+
     /// Waits until the request, whose body is `body`, has taken too long: what is over. `per_try` limits the attempt
     /// that begins now, and also counts from the end of the body.
     pub(crate) async fn over(&self, body: &Replay, per_try: Option<Duration>) -> Over {
         let from_arrival = async {
-            match self.caller.into_iter().chain(self.stream).min_by_key(|(end, _)| *end) {
+            match self.from_arrival() {
                 Some((end, named)) => {
                     sleep_until(end.into()).await;
                     Over::Request(named)

@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -17,6 +17,8 @@ use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Cors, RouteAction, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
 
+use super::accounted::StreamLimits;
+use super::deadline::{self, Deadline};
 use super::headers;
 use super::proxy::Downstream;
 use super::respond::Asker;
@@ -290,15 +292,21 @@ impl Exchange {
         self.request.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
     }
 
-    /// How long the answer may be without a frame, and how long the whole stream may last; zero is no limit.
-    pub(super) fn stream_limits(&self) -> (Option<Duration>, Option<Duration>) {
-        let Some((routes, route)) = self.routes.as_ref().zip(self.route) else { return (None, None) };
+    /// How long the answer may take.
+    pub(super) fn stream_limits(&self) -> StreamLimits {
+        let Some((routes, route)) = self.routes.as_ref().zip(self.route) else {
+            return StreamLimits::default();
+        };
         match &routes.table.route(route).action {
             RouteAction::Forward(forward) => {
-                let whole = forward.timeouts.max_stream.or(routes.settings.max_stream_duration);
-                (forward.timeouts.idle, whole)
+                let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
+                StreamLimits {
+                    idle: timeouts.idle,
+                    answer: timeouts.request,
+                    until: Deadline::new(&self.request.headers, &timeouts, self.begun).from_arrival(),
+                }
             }
-            _ => (None, None),
+            _ => StreamLimits::default(),
         }
     }
 

@@ -16,12 +16,12 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
 use tulle_mesh::model::{
-    Backend, Fault, Forward, HostRewrite, Route, RouteAction, Timeouts, TrafficDirection, UpstreamProtocol,
+    Backend, Fault, Forward, HostRewrite, Route, RouteAction, TrafficDirection, UpstreamProtocol,
 };
 use tulle_mesh::route::{RouteId, filter, split};
 
 use super::body::{Body, BodyError};
-use super::deadline::{Deadline, Over};
+use super::deadline::{self, Deadline, Over};
 use super::exchange::Exchange;
 use super::headers::{self, Origin};
 use super::proxy::{Answered, Proxy, Target};
@@ -176,10 +176,7 @@ impl Proxy {
             [] => None,
             policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
         };
-        let timeouts = Timeouts {
-            max_stream: forward.timeouts.max_stream.or(routes.settings.max_stream_duration),
-            ..forward.timeouts
-        };
+        let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
         let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.begun);
         Ok(Plan { route, runtime, forward, backend, cluster, target, hash, cookie, held, deadline })
     }

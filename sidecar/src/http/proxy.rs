@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tulle_mesh::authorize::{Facts, Verdict};
@@ -243,14 +242,12 @@ impl Handler for Proxy {
         }
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
-        let (idle, whole) = exchange.stream_limits();
-        if let (Some(tunnel), Some(idle)) = (&mut tunnel, idle) {
+        let limits = exchange.stream_limits();
+        if let (Some(tunnel), Some(idle)) = (&mut tunnel, limits.idle) {
             tunnel.set_idle_timeout(idle);
         }
-        let limit = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
         let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
-        let response =
-            response.map(|body| Accounted::new(body, exchange, bodiless, limit(idle), limit(whole)));
+        let response = response.map(|body| Accounted::new(body, exchange, bodiless, limits));
         Reply { response, tunnel, close }
     }
 }

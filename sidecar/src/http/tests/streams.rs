@@ -10,7 +10,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tulle_mesh::model::UpstreamProtocol;
+use tulle_mesh::model::{Timeouts, UpstreamProtocol};
 
 use super::app::{App, Say};
 use super::harness::{Mesh, Setup, get, grpc};
@@ -99,15 +99,20 @@ fn an_endpoint_that_is_unavailable_in_its_trailers_is_ejected_and_one_that_denie
 fn a_stream_ends_with_its_timeouts_which_are_recorded() {
     on_a_worker(async {
         let limit = Some(Duration::from_millis(40));
-        for (idle, max_stream) in [(limit, None), (None, limit)] {
+        let none = Timeouts { request: None, idle: None, max_stream: None };
+        for (timeouts, told) in [
+            (Timeouts { idle: limit, ..none }, "connection_read_timeout"),
+            (Timeouts { max_stream: limit, ..none }, "http_response_timeout"),
+            (Timeouts { request: limit, ..none }, "http_response_timeout"),
+        ] {
             let app =
                 App::new(|_| Say::Raw("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".into())).await;
             let mut setup = Setup::new(&[app.address]);
-            (setup.forward().timeouts.idle, setup.forward().timeouts.max_stream) = (idle, max_stream);
+            setup.forward().timeouts = timeouts.clone();
             let mesh = setup.build();
             let got = mesh.send(get()).await;
             assert_eq!((got.status.as_u16(), got.body), (200, Err(BodyError::Idle)));
-            assert_eq!(mesh.metric(COUNT, &["connection_read_timeout"]), 1);
+            assert_eq!(mesh.metric(COUNT, &[told]), 1, "{timeouts:?}");
         }
     });
 }

@@ -145,6 +145,9 @@ fn failure(error: &h2::Error) -> SendError {
     match body_error(error) {
         BodyError::Reset(code) if error.is_remote() => match h2::Reason::from(code) {
             h2::Reason::REFUSED_STREAM => SendError::NotProcessed("the endpoint refused the stream"),
+            h2::Reason::PROTOCOL_ERROR => {
+                SendError::Protocol(reset_by_peer(h2::Reason::PROTOCOL_ERROR).into())
+            }
             reason => SendError::Reset(reset_by_peer(reason)),
         },
         BodyError::Reset(_) => SendError::Protocol(error.to_string()),
