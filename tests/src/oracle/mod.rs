@@ -5,6 +5,7 @@
 //! with ours.
 
 mod ads;
+mod http2;
 mod outcome;
 mod resources;
 mod scripted;
@@ -12,6 +13,8 @@ mod scripted;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use http::Request;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -20,6 +23,7 @@ use tulle_cli::local::{Process, Sidecar, fetch};
 use crate::{LIMIT, python_program, wait_for};
 use ads::Ads;
 pub use ads::Answered;
+pub use http2::Http2;
 pub use outcome::{Outcome, Received, Then};
 pub use resources::{cluster, endpoints, listener, manager, route_configuration, typed};
 pub use scripted::{Scripted, Scripts};
@@ -150,6 +154,22 @@ impl Oracle {
     pub async fn both(&self, request: &[u8], script: &str) -> [Outcome; 2] {
         let [envoy, tulle] = self.sides;
         [self.one(envoy, request, script).await, self.one(tulle, request, script).await]
+    }
+
+    /// As [`Oracle::both`], over HTTP/2.
+    pub async fn both_over_http2(&self, request: &Request<Bytes>, script: &str) -> [Outcome; 2] {
+        let one = |side: Side| async move {
+            let case = self.case(side, script);
+            let received = http2::send(side.address, request.clone(), &case).await;
+            Outcome { received, upstream: self.scripts.take(&case) }.normalised(side.address, &self.upstreams)
+        };
+        let [envoy, tulle] = self.sides;
+        [one(envoy).await, one(tulle).await]
+    }
+
+    /// Another upstream, which speaks HTTP/2 and knows scripts of its own.
+    pub async fn http2_upstream(&self, name: &str) -> Http2 {
+        Http2::start(name, self.scripts.clone()).await
     }
 
     /// Sends the same request so often to either: all at the same time, but none before the `first` of them have reached an

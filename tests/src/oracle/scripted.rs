@@ -55,7 +55,7 @@ impl Scripts {
     }
 
     /// Notes an attempt: what it is to meet.
-    fn next(&self, cluster: &str, seen: Seen) -> String {
+    pub(super) fn next(&self, cluster: &str, seen: Seen) -> String {
         let mut all = self.all();
         let Some(case) = all.get_mut(seen.header(CASE)) else { return "ok".into() };
         let at = case.seen.len().min(case.script.len() - 1);
@@ -112,6 +112,12 @@ async fn serve(mut stream: TcpStream, cluster: Arc<str>, scripts: Scripts) {
                 let _ = stream.write_all(&bytes).await;
                 true
             }
+            Act::SayAndHang(bytes) => {
+                let _ = stream.write_all(&bytes).await;
+                // Until the other end gives up.
+                let _ = stream.read(&mut [0; 64]).await;
+                true
+            }
             Act::Reset => {
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
                 true
@@ -137,6 +143,7 @@ enum Act {
     /// What comes after goes back as it came.
     Switch(Vec<u8>),
     SayAndClose(Vec<u8>),
+    SayAndHang(Vec<u8>),
     Reset,
     Hang,
 }
@@ -175,6 +182,12 @@ fn answer(word: &str, cluster: &str, request: &Seen) -> Act {
         "late" => return Act::SayAndClose(format!("HTTP/1.1 200 OK\r\nx-cluster: {cluster}\r\n\r\nuntil the end").into_bytes()),
         "goodbye" => return Act::SayAndClose(plain("200 OK", "connection: close\r\n", "ok")),
         "half" => return Act::SayAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".to_vec()),
+        // In the middle of a head, of a body, and of a chunk.
+        "stall-head" => return Act::SayAndHang(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
+        "stall" => return Act::SayAndHang(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".to_vec()),
+        "stall-chunk" => {
+            return Act::SayAndHang(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n5\r\nxx".to_vec());
+        }
         "cut" => {
             return Act::SayAndClose(
                 b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n5\r\nxx".to_vec(),

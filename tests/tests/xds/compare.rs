@@ -34,6 +34,61 @@ pub(crate) const KEPT: &[Kept] = &[
         },
     },
     Kept {
+        name: "unprocessed requests",
+        reason: "what no endpoint has looked at (REFUSED_STREAM, a GOAWAY before it) goes elsewhere, whatever its method",
+        forgive: |envoy, tulle| {
+            let headers = &envoy.received.headers;
+            let message = headers.iter().find(|(name, _)| name == "grpc-message").map(|(_, message)| message);
+            let there = tulle.upstream.len() > envoy.upstream.len()
+                && message.unwrap_or(&envoy.received.body).ends_with("remote refused stream reset");
+            if there {
+                tulle.clone_from(envoy);
+            }
+            there
+        },
+    },
+    Kept {
+        name: "codes of resets",
+        reason: "an answer that its endpoint resets is reset with the same code, which says why; Envoy calls all of them an error \
+                 of its own",
+        forgive: |envoy, tulle| {
+            let [theirs, ours] = [&mut *envoy, &mut *tulle].map(|outcome| {
+                let cut = outcome.received.then == Then::CutShort;
+                outcome
+                    .received
+                    .headers
+                    .iter_mut()
+                    .find(|(name, _)| cut && name == "reset")
+                    .map(|(_, code)| code)
+            });
+            let (Some(theirs), Some(ours)) = (theirs, ours) else { return false };
+            let there = theirs == INTERNAL_ERROR && theirs != ours;
+            ours.clone_from(theirs);
+            there
+        },
+    },
+    Kept {
+        name: "gRPC deadlines",
+        reason: "gRPC: a call whose time is over ends with DEADLINE_EXCEEDED; Envoy calls the service unavailable",
+        forgive: |envoy, tulle| {
+            let over = |(name, message): &(String, String)| {
+                name == "grpc-message" && message == "upstream request timeout"
+            };
+            if !envoy.received.headers.iter().any(over) {
+                return false;
+            }
+            let [theirs, ours] = [&*envoy, &*tulle]
+                .map(|outcome| outcome.received.headers.iter().position(|(name, _)| name == "grpc-status"));
+            let (Some(theirs), Some(ours)) = (theirs, ours) else { return false };
+            let theirs = &mut envoy.received.headers[theirs].1;
+            let there = theirs == "14" && tulle.received.headers[ours].1 == "4";
+            if there {
+                *theirs = "4".into();
+            }
+            there
+        },
+    },
+    Kept {
         name: "local replies",
         reason: "what the sidecar itself answers says why in words of its own, and in a Proxy-Status header (RFC 9209)",
         forgive: local_reply,
@@ -165,6 +220,14 @@ pub(crate) const KEPT: &[Kept] = &[
         },
     },
     Kept {
+        name: "time that is left",
+        reason: "the next hop is told how much of a call's time is left, also where only the route limits it",
+        forgive: |envoy, tulle| {
+            let theirs = forget(envoy, |name, _| name == "grpc-timeout");
+            forget(tulle, |name, _| name == "grpc-timeout") || theirs
+        },
+    },
+    Kept {
         name: "count of attempts",
         reason: "a request that is a retry says so: along a chain of hops retries share one budget",
         forgive: |_, tulle| forget(tulle, |name, _| name == "x-envoy-attempt-count"),
@@ -175,6 +238,9 @@ pub(crate) const KEPT: &[Kept] = &[
         forgive: |envoy, _| remove(envoy, "x-drop"),
     },
 ];
+
+/// HTTP/2's code for a fault of who says it.
+const INTERNAL_ERROR: &str = "2";
 
 /// Envoy's own words for what it could not do.
 const ENVOYS_WORDS: &[&str] = &[

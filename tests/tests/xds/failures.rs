@@ -81,7 +81,20 @@ async fn timeouts_end_what_envoys_end() {
         json!({ "timeout": "0.3s", "retry_policy": none }),
         json!({ "timeout": "5s", "retry_policy": each }),
     ];
-    compare(&timeouts, &["hang", "hang,ok", "503,hang,ok", "ok"], &["local replies"]).await;
+    compare(
+        &timeouts,
+        &["hang", "hang,ok", "503,hang,ok", "ok", "stall-head", "stall-head,ok"],
+        &["local replies"],
+    )
+    .await;
+    // A head that has been passed on can't be taken back: what is missing never comes.
+    let whole = [json!({ "timeout": "0.3s" }), json!({ "timeout": "0.3s", "retry_policy": each_again() })];
+    compare(&whole, &["stall", "stall-chunk"], &[]).await;
+}
+
+/// Tries again whatever fails, but no attempt is given up before the whole request is.
+fn each_again() -> Value {
+    json!({ "retry_on": "5xx,reset", "num_retries": 2, "retry_back_off": { "base_interval": "0.001s" } })
 }
 
 /// Each script under each action, with a method that is safe and one that is not.

@@ -79,6 +79,45 @@ async fn faults_meet_whom_envoys_meet() {
     tally.end(&["local replies"]);
 }
 
+#[tokio::test]
+async fn a_share_of_faults_is_the_same_share() {
+    const TIMES: u32 = 400;
+    let mut oracle = Oracle::start().await;
+    let shares = [
+        (1, "HUNDRED", 0.01),
+        (50, "HUNDRED", 0.5),
+        (900_000, "MILLION", 0.9),
+        (2_500, "TEN_THOUSAND", 0.25),
+    ];
+    let route = |(index, (numerator, denominator, _)): (usize, &(u32, &str, f64))| {
+        let percentage = json!({ "numerator": numerator, "denominator": denominator });
+        let config = fault(json!({ "abort": { "http_status": 503, "percentage": percentage } }));
+        json!({
+            "match": { "path": format!("/{index}") },
+            "route": { "cluster": "a" },
+            "typed_per_filter_config": { "envoy.filters.http.fault": config },
+        })
+    };
+    let routes: Vec<_> = shares.iter().enumerate().map(route).collect();
+    oracle.manager(filters()).await;
+    oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": routes })]).await;
+    for (index, (.., share)) in shares.iter().enumerate() {
+        let request = format!("GET /{index} HTTP/1.1\r\nhost: h.test\r\n\r\n");
+        let mut failed = [0_u32; 2];
+        for _ in 0..TIMES {
+            let outcomes = oracle.both(request.as_bytes(), "ok").await;
+            for (outcome, failed) in outcomes.iter().zip(&mut failed) {
+                *failed += u32::from(outcome.received.status == 503);
+            }
+        }
+        // Five standard deviations: once in a million runs.
+        let (mean, off) = (f64::from(TIMES) * share, (f64::from(TIMES) * share * (1.0 - share)).sqrt() * 5.0);
+        for (who, failed) in ["envoy", "tulle"].into_iter().zip(failed) {
+            assert!((f64::from(failed) - mean).abs() <= off, "{who}: {failed} of {TIMES} failed, of {share}");
+        }
+    }
+}
+
 /// What a gRPC client is told.
 fn grpc_status(outcome: &Outcome) -> (u16, String) {
     let headers = &outcome.received.headers;

@@ -9,6 +9,7 @@ mod faults;
 mod fields;
 mod generate;
 mod hostile;
+mod http2;
 mod limits;
 mod paths;
 mod per_route;
