@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, Resource as Wire, ResourceError,
@@ -94,6 +95,8 @@ pub(crate) struct Held {
     pub(crate) aliases: Vec<Arc<str>>,
     /// As it was received.
     pub(crate) raw: Any,
+    /// When it came with this content.
+    pub(crate) updated: SystemTime,
 }
 
 /// What is known of a name.
@@ -162,9 +165,12 @@ impl Cache {
                 let aliases = wire.aliases.iter().map(|alias| alias.as_str().into()).collect();
                 // The same content again (after a reconnect) stays the same object, so that nothing is built anew.
                 let same = self.shelves[kind].held.get(&name).filter(|held| held.raw == raw);
+                let updated = same.map_or_else(SystemTime::now, |held| held.updated);
                 let value = same.map(|held| held.value.clone()).map_or_else(|| decode(kind, &name, &raw), Ok);
                 match value {
-                    Ok(value) => self.hold(kind, name, Held { value, version: wire.version, aliases, raw }),
+                    Ok(value) => {
+                        self.hold(kind, name, Held { value, version: wire.version, aliases, raw, updated });
+                    }
                     Err(problem) => {
                         self.shelves[kind].rejected.insert(name, problem.clone());
                         problems.push(problem);

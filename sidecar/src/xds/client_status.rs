@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use envoy_types::pb::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::status::v3::ClientConfig;
 use envoy_types::pb::envoy::service::status::v3::client_config::GenericXdsConfig;
+use envoy_types::pb::google::protobuf::Timestamp;
 use tulle_mesh::xds::Kind;
 
 use super::cache::{Cache, Knowledge, Names};
@@ -22,6 +24,7 @@ pub(super) fn client_config(node: Node, cache: &Cache, wanted: &Names) -> Client
             configs.push(GenericXdsConfig {
                 version_info: held.version.clone(),
                 xds_config: (kind != Kind::Secret).then(|| held.raw.clone()),
+                last_updated: timestamp(held.updated),
                 ..config(kind, name, ClientResourceStatus::Acked, rejected.get(name).copied())
             });
         }
@@ -38,6 +41,15 @@ pub(super) fn client_config(node: Node, cache: &Cache, wanted: &Names) -> Client
     }
     configs.sort_by(|a, b| (&a.type_url, &a.name).cmp(&(&b.type_url, &b.name)));
     ClientConfig { node: Some(node), generic_xds_configs: configs, ..ClientConfig::default() }
+}
+
+/// `None` for what is before 1970, which only a wrong clock tells.
+fn timestamp(time: SystemTime) -> Option<Timestamp> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(Timestamp {
+        seconds: i64::try_from(since.as_secs()).ok()?,
+        nanos: since.subsec_nanos().cast_signed(),
+    })
 }
 
 fn config(

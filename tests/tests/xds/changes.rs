@@ -84,6 +84,9 @@ async fn of_a_response_with_one_bad_resource_the_good_ones_are_taken() {
     );
     assert_eq!((&bad["clientStatus"], &bad["xdsConfig"]["connectTimeout"]), (&json!("NACKED"), &json!("5s")));
     assert_eq!(bad["errorState"]["details"], json!(tulle.error), "{bad}");
+    // What is in force of the bad one is as old as ever; of the good one it has just come.
+    let since = |one: &Value| one["lastUpdated"].as_str().expect("it is told").to_owned();
+    assert!(since(&bad) < since(&good), "{bad} {good}");
     // What comes after is taken as ever.
     oracle.push(vec![endpoints("b", &[c])]).await;
     both_come_to(&oracle, "b", ["c", "c"]).await;
