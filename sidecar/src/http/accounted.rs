@@ -25,7 +25,16 @@ pub(crate) struct Accounted {
     exchange: Option<Box<Exchange>>,
     /// The client gets no body, whatever there is.
     bodiless: bool,
-    limits: Option<Box<Limits>>,
+    timers: Timers,
+}
+
+/// Most answers are there at once, and need none.
+enum Timers {
+    /// Nothing had to be waited for so far.
+    Unset,
+    /// There are no limits, or the answer is over.
+    Unlimited,
+    Set(Box<Limits>),
 }
 
 /// How long an answer may take. `None` and zero: as long as it does.
@@ -59,32 +68,43 @@ fn timer(limit: Duration, from: Instant) -> Timer {
 
 impl Accounted {
     /// Wraps the body of the answer of `exchange`.
-    pub(super) fn new(body: Body, exchange: Box<Exchange>, bodiless: bool, limits: StreamLimits) -> Self {
-        let set = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
-        let (idle, answer) = (set(limits.idle), set(limits.answer));
-        let limits = (idle.is_some() || answer.is_some() || limits.until.is_some()).then(|| {
-            Box::new(Limits {
-                idle: idle.map(|limit| timer(limit, Instant::now())),
-                request_bytes: exchange.body.bytes(),
-                answer: None,
-                unset_answer: answer,
-                until: limits
-                    .until
-                    .map(|(end, (name, limit))| (name, (limit, Box::pin(sleep_until(end.into()))))),
-            })
-        });
-        Self { body, exchange: Some(exchange), bodiless, limits }
+    pub(super) fn new(body: Body, exchange: Box<Exchange>, bodiless: bool) -> Self {
+        Self { body, exchange: Some(exchange), bodiless, timers: Timers::Unset }
+    }
+
+    /// While a frame is waited for: what has taken too long.
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Option<Problem> {
+        let exchange = self.exchange.as_ref()?;
+        if matches!(self.timers, Timers::Unset) {
+            self.timers = Limits::set(&exchange.stream_limits(), exchange.body.bytes());
+        }
+        match &mut self.timers {
+            Timers::Set(limits) => limits.poll(cx, &exchange.body),
+            _ => None,
+        }
     }
 
     fn finish(&mut self, problem: Option<Problem>, blamed: bool) {
         if let Some(mut exchange) = self.exchange.take() {
             exchange.finish(problem, blamed);
         }
-        self.limits = None;
+        self.timers = Timers::Unlimited;
     }
 }
 
 impl Limits {
+    fn set(limits: &StreamLimits, request_bytes: u64) -> Timers {
+        let some = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
+        let (idle, answer) = (some(limits.idle), some(limits.answer));
+        if idle.is_none() && answer.is_none() && limits.until.is_none() {
+            return Timers::Unlimited;
+        }
+        let until =
+            limits.until.map(|(end, (name, limit))| (name, (limit, Box::pin(sleep_until(end.into())))));
+        let idle = idle.map(|limit| timer(limit, Instant::now()));
+        Timers::Set(Box::new(Self { idle, request_bytes, answer: None, unset_answer: answer, until }))
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, request: &Replay) -> Option<Problem> {
         if let Some(limit) = self.unset_answer
             && let Poll::Ready(ended) = request.poll_ended(cx)
@@ -140,15 +160,13 @@ impl http_body::Body for Accounted {
         let next = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(next) => next,
             Poll::Pending => {
-                let timed = this.limits.as_mut().zip(this.exchange.as_ref());
-                let over = timed.and_then(|(limits, exchange)| limits.poll(cx, &exchange.body));
-                let Some(problem) = over else { return Poll::Pending };
+                let Some(problem) = this.poll_limits(cx) else { return Poll::Pending };
                 this.body = Body::Empty;
                 this.finish(Some(problem), false);
                 return Poll::Ready(Some(Err(BodyError::Idle)));
             }
         };
-        if let Some(limits) = &mut this.limits {
+        if let Timers::Set(limits) = &mut this.timers {
             limits.moved();
         }
         match &next {

@@ -80,7 +80,7 @@ impl Deadline {
     }
 
     /// What ends the request, or its answer, so long after the arrival.
-    pub(super) fn from_arrival(&self) -> Option<(Instant, Named)> {
+    pub(super) fn until(&self) -> Option<(Instant, Named)> {
         self.caller.into_iter().chain(self.stream).min_by_key(|(end, _)| *end)
     }
 
@@ -88,7 +88,7 @@ impl Deadline {
     /// that begins now, and also counts from the end of the body.
     pub(crate) async fn over(&self, body: &Replay, per_try: Option<Duration>) -> Over {
         let from_arrival = async {
-            match self.from_arrival() {
+            match self.until() {
                 Some((end, named)) => {
                     sleep_until(end.into()).await;
                     Over::Request(named)

@@ -303,7 +303,7 @@ impl Exchange {
                 StreamLimits {
                     idle: timeouts.idle,
                     answer: timeouts.request,
-                    until: Deadline::new(&self.request.headers, &timeouts, self.begun).from_arrival(),
+                    until: Deadline::new(&self.request.headers, &timeouts, self.begun).until(),
                 }
             }
             _ => StreamLimits::default(),

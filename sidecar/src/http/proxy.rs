@@ -242,12 +242,13 @@ impl Handler for Proxy {
         }
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
-        let limits = exchange.stream_limits();
-        if let (Some(tunnel), Some(idle)) = (&mut tunnel, limits.idle) {
+        if let Some(tunnel) = &mut tunnel
+            && let Some(idle) = exchange.stream_limits().idle
+        {
             tunnel.set_idle_timeout(idle);
         }
         let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
-        let response = response.map(|body| Accounted::new(body, exchange, bodiless, limits));
+        let response = response.map(|body| Accounted::new(body, exchange, bodiless));
         Reply { response, tunnel, close }
     }
 }
