@@ -33,6 +33,8 @@ pub struct Facts<'a> {
     pub peer: Option<&'a SpiffeId>,
     /// The peer's own address.
     pub source_ip: IpAddr,
+    /// The client's, as far as the proxies before are believed.
+    pub remote_ip: IpAddr,
     /// The address that the peer addressed.
     pub destination: SocketAddr,
     /// The SNI.

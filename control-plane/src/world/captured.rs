@@ -34,7 +34,13 @@ impl Inbound<'_> {
         // How peers ask for a port of this address, whatever its number.
         let names = [format!("*._.{}", sni_host(ip))];
         chains.extend(self.chains(workload, services, &any_port(0), &names, report));
-        Listener { name: captured_listener(ip), direction: TrafficDirection::Inbound, address: None, chains }
+        Listener {
+            proxy_protocol: None,
+            name: captured_listener(ip),
+            direction: TrafficDirection::Inbound,
+            address: None,
+            chains,
+        }
     }
 
     /// Whether peers speak mTLS to the ports of a workload that no manifest names.

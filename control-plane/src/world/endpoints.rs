@@ -207,5 +207,5 @@ fn assignment(name: String, found: Vec<Placed>) -> LoadAssignment {
             }
         })
         .collect();
-    LoadAssignment { name, localities }
+    LoadAssignment { overprovisioning: None, name, localities }
 }

@@ -138,6 +138,7 @@ impl Inbound<'_> {
     ) -> Listener {
         let names = server_names(workload, services, port, address);
         Listener {
+            proxy_protocol: None,
             name: inbound_listener(address),
             direction: TrafficDirection::Inbound,
             address: Some(address),

@@ -42,6 +42,7 @@ pub(super) fn listener(
     };
     let address = service.cluster_ips.first().map(|ip| SocketAddr::new(*ip, port.number));
     let made = |chains| Listener {
+        proxy_protocol: None,
         name: port.service.to_string(),
         direction: TrafficDirection::Outbound,
         address,
@@ -82,6 +83,7 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
     let http = http_chain(RouteSource::Inline(routes), None, telemetry);
     let tcp = TcpRule { name: "default".into(), server_names: Vec::new(), backends: vec![(cluster, 1)] };
     Listener {
+        proxy_protocol: None,
         name: address.to_string(),
         direction: TrafficDirection::Outbound,
         // All ports of an address are no place to listen on.
@@ -108,7 +110,6 @@ pub(super) fn cluster(
         None => Discovery::Eds(name.clone()),
     };
     Cluster {
-        discovery,
         load_balancer: traffic::load_balancer(policy),
         connect_timeout: connection.and_then(|settings| settings.connect_timeout).map(|time| time.get()),
         idle_timeout: traffic::idle(policy),
@@ -117,7 +118,7 @@ pub(super) fn cluster(
         outlier_detection: traffic::outlier_detection(policy),
         tls: service.external_name.is_none().then(|| mesh_tls(port.cluster().sni())),
         protocol: upstream(port.protocol),
-        name,
+        ..Cluster::new(name, discovery)
     }
 }
 

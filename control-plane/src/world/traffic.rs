@@ -102,6 +102,9 @@ pub(super) fn retry(
     }
     let backoff = settings.and_then(|settings| settings.backoff).map_or(BACKOFF, |backoff| backoff.get());
     Some(RetryPolicy {
+        headers: Vec::new(),
+        request_headers: Vec::new(),
+        rate_limited: None,
         on,
         statuses,
         attempts: settings.and_then(|settings| settings.attempts).unwrap_or(ATTEMPTS),

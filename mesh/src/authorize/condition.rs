@@ -46,6 +46,7 @@ pub(super) enum Leaf {
     RequestedServerName(StringMatch),
     Authenticated(Option<StringMatch>),
     SourceIp(IpNet),
+    RemoteIp(IpNet),
 }
 
 impl Condition {
@@ -92,6 +93,7 @@ impl Leaf {
                 condition.as_ref().is_none_or(|condition| condition.matches(peer.as_str()))
             })),
             Self::SourceIp(net) => Some(net.contains(&facts.source_ip.to_canonical())),
+            Self::RemoteIp(net) => Some(net.contains(&facts.remote_ip.to_canonical())),
         }
     }
 }
@@ -123,6 +125,7 @@ impl From<Principal> for Condition {
             Principal::Not(inner) => Self::Not(Box::new((*inner).into())),
             Principal::Authenticated(condition) => Self::Leaf(Leaf::Authenticated(condition)),
             Principal::SourceIp(net) => Self::Leaf(Leaf::SourceIp(net)),
+            Principal::RemoteIp(net) => Self::Leaf(Leaf::RemoteIp(net)),
             Principal::Header(header) => Self::Leaf(Leaf::Header(header)),
             Principal::UrlPath(condition) => Self::Leaf(Leaf::UrlPath(path::condition(condition))),
         }

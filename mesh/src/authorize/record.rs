@@ -79,6 +79,8 @@ pub enum FactKind {
     Identity,
     /// The peer's address.
     SourceIp,
+    /// The client's address, behind proxies that are believed.
+    RemoteIp,
     /// The port that was addressed.
     DestinationPort,
     /// The address that was addressed.
@@ -233,6 +235,9 @@ impl FailedFact {
             Leaf::SourceIp(net) => {
                 (FactKind::SourceIp, format!("in {net}"), Some(facts.source_ip.to_string()))
             }
+            Leaf::RemoteIp(net) => {
+                (FactKind::RemoteIp, format!("in {net}"), Some(facts.remote_ip.to_string()))
+            }
         };
         let on_http = matches!(leaf, Leaf::Header(_) | Leaf::UrlPath(_));
         Self {
@@ -301,6 +306,7 @@ impl fmt::Display for FactKind {
         match self {
             Self::Identity => f.write_str("identity"),
             Self::SourceIp => f.write_str("source address"),
+            Self::RemoteIp => f.write_str("client address"),
             Self::DestinationPort => f.write_str("port"),
             Self::DestinationIp => f.write_str("destination address"),
             Self::ServerName => f.write_str("server name"),

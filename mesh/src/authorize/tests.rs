@@ -32,6 +32,7 @@ impl Asked {
         ask(&Facts {
             peer: self.peer.as_ref(),
             source_ip: "::ffff:10.1.2.3".parse().unwrap(),
+            remote_ip: "::ffff:10.3.2.1".parse().unwrap(),
             destination: "10.0.0.9:8080".parse().unwrap(),
             server_name: Some("outbound_.80_._.cart"),
             request: request.as_ref(),
@@ -144,6 +145,8 @@ fn each_condition_sees_its_fact() {
         // The address is IPv4, mapped into IPv6.
         (Principal::SourceIp(net("10.1.0.0/16")), true, true),
         (Principal::SourceIp(net("10.2.0.0/16")), false, false),
+        (Principal::RemoteIp(net("10.3.0.0/16")), true, true),
+        (Principal::RemoteIp(net("10.1.0.0/16")), false, false),
         (Principal::Header(header("x", "1")), true, true),
         (Principal::UrlPath(StringMatch::exact("/b")), false, false),
         (Principal::And(vec![Principal::Any, Principal::Authenticated(None)]), true, false),

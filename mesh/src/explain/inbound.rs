@@ -31,6 +31,7 @@ pub(super) fn arrive(
     let connection = Facts {
         peer: question.client.filter(|_| tls.is_some()),
         source_ip: question.source_ip,
+        remote_ip: question.source_ip,
         destination: address,
         server_name: tls.map(|tls| tls.sni.as_str()),
         request: None,

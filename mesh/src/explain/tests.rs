@@ -42,6 +42,7 @@ impl Mesh {
         let address: SocketAddr = address.parse().unwrap();
         self.clusters.push(cluster(name, Discovery::Eds(name.into())));
         self.assignments.push(LoadAssignment {
+            overprovisioning: None,
             name: name.into(),
             localities: vec![LocalityEndpoints {
                 locality: model::Locality::default(),
@@ -65,6 +66,7 @@ impl Mesh {
             chains.push(chain(None, http(Vec::new(), filters)));
         }
         self.inbound.push(Listener {
+            proxy_protocol: None,
             name: crate::address::inbound_listener(address),
             direction: TrafficDirection::Inbound,
             address: Some(address),
@@ -117,6 +119,7 @@ fn http(routes: Vec<Route>, filters: Vec<HttpFilter>) -> Protocol {
 
 fn outbound(protocol: Protocol) -> Listener {
     Listener {
+        proxy_protocol: None,
         name: "cart:80".into(),
         direction: TrafficDirection::Outbound,
         address: None,
@@ -164,6 +167,9 @@ fn a_request_is_followed_to_the_verdict_of_each_endpoint() {
     forward.path_rewrite = Some(PathRewrite::Prefix("/v2".into()));
     forward.timeouts.request = Some(Duration::from_secs(2));
     forward.retry = Some(RetryPolicy {
+        headers: Vec::new(),
+        request_headers: Vec::new(),
+        rate_limited: None,
         on: vec![RetryOn::GatewayError, RetryOn::Status],
         statuses: vec![429],
         attempts: 2,

@@ -84,6 +84,8 @@ pub enum Principal {
     Authenticated(Option<StringMatch>),
     /// The peer's own address.
     SourceIp(IpNet),
+    /// The client's address, as far as the listener believes the proxies before it.
+    RemoteIp(IpNet),
     /// On a header.
     Header(HeaderMatch),
     /// On the path without its query.

@@ -30,6 +30,10 @@ pub struct Cluster {
     pub tls: Option<UpstreamTls>,
     /// Which HTTP the endpoints speak.
     pub protocol: UpstreamProtocol,
+    /// The endpoints of a priority are alike, wherever they are; else the weights of their localities hold.
+    pub ignores_localities: bool,
+    /// What the health of an endpoint may be that a session stays with.
+    pub sessions: SessionHealth,
 }
 
 impl Cluster {
@@ -46,6 +50,8 @@ impl Cluster {
             outlier_detection: None,
             tls: None,
             protocol: UpstreamProtocol::Downstream,
+            ignores_localities: false,
+            sessions: SessionHealth::default(),
         }
     }
 }
@@ -74,6 +80,25 @@ pub struct HostPort {
     pub host: String,
     /// The port.
     pub port: u16,
+}
+
+/// With which endpoints a session stays (Envoy's `override_host_status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionHealth {
+    /// Healthy ones.
+    pub healthy: bool,
+    /// Those that take nothing else any more.
+    pub draining: bool,
+    /// Those that the control plane calls unhealthy, or that are left out for a while.
+    pub unhealthy: bool,
+}
+
+impl Default for SessionHealth {
+    /// Healthy ones alone.
+    fn default() -> Self {
+        Self { healthy: true, draining: false, unhealthy: false }
+    }
 }
 
 /// How an endpoint is chosen among the healthy ones of the best priority.

@@ -14,13 +14,17 @@ pub struct LoadAssignment {
     pub name: String,
     /// By place.
     pub localities: Vec<LocalityEndpoints>,
+    /// How far the usable endpoints of a priority or place may stand in for those that are not, in percent; `None`: 140, by which
+    /// it keeps its whole share while 5 in 7 are usable. Never 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overprovisioning: Option<u32>,
 }
 
 impl LoadAssignment {
     /// Endpoints of which no place is known.
     pub fn new(name: impl Into<String>, endpoints: Vec<Endpoint>) -> Self {
         let place = LocalityEndpoints { locality: Locality::default(), priority: 0, weight: 1, endpoints };
-        Self { name: name.into(), localities: vec![place] }
+        Self { name: name.into(), localities: vec![place], overprovisioning: None }
     }
 
     /// All endpoints, whatever their place and health.

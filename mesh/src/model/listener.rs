@@ -19,6 +19,21 @@ pub struct Listener {
     pub address: Option<SocketAddr>,
     /// Tried by how specific their conditions are, as in Envoy; never empty.
     pub chains: Vec<FilterChain>,
+    /// A proxy in front tells whose connection it is, before its first byte; `None`: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Connections begin with a header of the PROXY protocol, which names the client. Where they go stays what was dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyProtocol {
+    /// Connections without a header are taken, too.
+    pub optional: bool,
+    /// Version 1, a line of text, is understood; else what begins so is no header.
+    pub version_1: bool,
+    /// The same of version 2, which is binary.
+    pub version_2: bool,
 }
 
 /// Which side of the application a listener serves.
@@ -119,6 +134,8 @@ pub struct HttpConnection {
     pub max_concurrent_streams: Option<u32>,
     /// What is done to paths before anything is decided by them.
     pub paths: PathHandling,
+    /// Who the client is where proxies stand before, and what the next hop is told of it.
+    pub forwarding: Forwarding,
     /// Span settings, or `None` for none.
     pub tracing: Option<Tracing>,
     /// A line per request, or `None` for none.
@@ -140,10 +157,25 @@ impl HttpConnection {
             max_headers: None,
             max_concurrent_streams: None,
             paths: PathHandling::default(),
+            forwarding: Forwarding::default(),
             tracing: None,
             access_log: None,
         }
     }
+}
+
+/// Who the client of a request is, and what X-Forwarded-For and X-Forwarded-Proto say to the next hop. The default is Envoy's: the
+/// last address in X-Forwarded-For is believed, and the field stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Forwarding {
+    /// The connection is the client's own: its address counts, and is added to X-Forwarded-For.
+    pub use_remote_address: bool,
+    /// So many addresses from the end of X-Forwarded-For are those of proxies that are trusted, or, with
+    /// `use_remote_address`, one less.
+    pub trusted_hops: u32,
+    /// The address of the connection is not added even so.
+    pub skip_append: bool,
 }
 
 /// What is done to a request's path before policies and routes see it. The default is nothing, as in Envoy.

@@ -18,8 +18,8 @@ mod session;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
-    Cluster, Discovery, HostPort, Limits, LoadBalancer, OutlierDetection, RetryBudget, SuccessRate,
-    UpstreamProtocol, UpstreamTls,
+    Cluster, Discovery, HostPort, Limits, LoadBalancer, OutlierDetection, RetryBudget, SessionHealth,
+    SuccessRate, UpstreamProtocol, UpstreamTls,
 };
 pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
@@ -29,14 +29,14 @@ pub use filter::{
     RateLimitAnswer, ReplaceableFilter,
 };
 pub use listener::{
-    AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, HttpConnection,
-    Listener, PathHandling, Protocol, RouteSource, TcpProxy, Tracing, TrafficDirection, Transport,
-    Underscores,
+    AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding,
+    HttpConnection, Listener, PathHandling, Protocol, ProxyProtocol, RouteSource, TcpProxy, Tracing,
+    TrafficDirection, Transport, Underscores,
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,
 };
-pub use retry::{RetryOn, RetryPolicy, Timeouts};
+pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
 pub use route::{
     Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HeaderMutation,
     HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, Route, RouteAction,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use http::HeaderName;
 use serde::Serialize;
+
+use super::HeaderMatch;
 
 /// How long things may take; `None` takes the sidecar's default, zero means no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -25,6 +28,12 @@ pub struct RetryPolicy {
     /// On which statuses, with [`RetryOn::Status`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub statuses: Vec<u16>,
+    /// On which headers of an answer, with [`RetryOn::Headers`]: one must match.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    /// It is for requests that match one of these alone; empty: for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub request_headers: Vec<HeaderMatch>,
     /// The most retries after the first attempt.
     pub attempts: u32,
     /// The limit on each attempt.
@@ -33,6 +42,30 @@ pub struct RetryPolicy {
     pub backoff: Duration,
     /// The longest pause.
     pub max_backoff: Duration,
+    /// By which headers an answer tells for how long to pause; `None`: by Retry-After, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limited: Option<RateLimitedBackoff>,
+}
+
+/// Pauses that an answer asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimitedBackoff {
+    /// The first that is there and can be read counts. Never empty.
+    pub reset: Vec<ResetHeader>,
+    /// What asks for longer than this is passed over.
+    pub max: Duration,
+}
+
+/// A header that tells when to come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResetHeader {
+    /// Its name.
+    #[serde(serialize_with = "super::route::header_name::serialize")]
+    pub name: HeaderName,
+    /// It holds a time, in seconds since 1970; else how many seconds to wait.
+    pub is_time: bool,
 }
 
 /// What may be tried again, by Envoy's names (`retry_on`).
@@ -56,6 +89,9 @@ pub enum RetryOn {
     /// A status of the policy's list.
     #[serde(rename = "retriable-status-codes")]
     Status,
+    /// A header of the policy's list.
+    #[serde(rename = "retriable-headers")]
+    Headers,
     /// gRPC status 1.
     Cancelled,
     /// gRPC status 4.
@@ -70,7 +106,7 @@ pub enum RetryOn {
 
 impl RetryOn {
     /// Every condition with its Envoy name.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 13] = [
         (Self::ServerError, "5xx"),
         (Self::GatewayError, "gateway-error"),
         (Self::Reset, "reset"),
@@ -78,6 +114,7 @@ impl RetryOn {
         (Self::RefusedStream, "refused-stream"),
         (Self::Retriable4xx, "retriable-4xx"),
         (Self::Status, "retriable-status-codes"),
+        (Self::Headers, "retriable-headers"),
         (Self::Cancelled, "cancelled"),
         (Self::DeadlineExceeded, "deadline-exceeded"),
         (Self::Internal, "internal"),

@@ -241,6 +241,9 @@ pub struct Backend {
     pub request_headers: HeaderMutations,
     /// Changes to responses from there.
     pub response_headers: HeaderMutations,
+    /// A new host for its requests, unless the route has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_rewrite: Option<String>,
     /// Injected delay and failure, in place of the route's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
@@ -257,6 +260,7 @@ impl Backend {
             weight,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
+            host_rewrite: None,
             fault: None,
             filters: FilterOverrides::new(),
         }
@@ -289,6 +293,9 @@ pub enum HostRewrite {
     Literal(String),
     /// The chosen endpoint's host name.
     Endpoint,
+    /// The value of this header; without it, the host stays.
+    #[serde(serialize_with = "header_name::serialize")]
+    Header(HeaderName),
 }
 
 /// A copy of requests.

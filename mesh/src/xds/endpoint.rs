@@ -30,6 +30,10 @@ pub fn encode(assignment: &LoadAssignment) -> pb::ClusterLoadAssignment {
     pb::ClusterLoadAssignment {
         cluster_name: assignment.name.clone(),
         endpoints: assignment.localities.iter().map(encode_locality).collect(),
+        policy: assignment.overprovisioning.map(|factor| pb::cluster_load_assignment::Policy {
+            overprovisioning_factor: proto::u32_value(factor),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -46,9 +50,7 @@ pub fn decode(message: pb::ClusterLoadAssignment) -> Result<LoadAssignment, XdsE
 /// Reads a load assignment within another resource.
 pub(super) fn decode_assignment(message: pb::ClusterLoadAssignment) -> Decoded<LoadAssignment> {
     unsupported(!message.named_endpoints.is_empty(), "named_endpoints", "list endpoints in lb_endpoints")?;
-    if let Some(policy) = &message.policy {
-        decode_policy(policy).at("policy")?;
-    }
+    let overprovisioning = message.policy.as_ref().map_or(Ok(None), decode_policy).at("policy")?;
     let name = non_empty(message.cluster_name, "cluster_name")?;
     let localities = each("endpoints", message.endpoints, decode_locality)?;
     let priorities: HashSet<u32> = localities.iter().map(|locality| locality.priority).collect();
@@ -59,7 +61,7 @@ pub(super) fn decode_assignment(message: pb::ClusterLoadAssignment) -> Decoded<L
         )))
         .at("endpoints");
     }
-    Ok(LoadAssignment { name, localities })
+    Ok(LoadAssignment { name, localities, overprovisioning })
 }
 
 fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
@@ -76,14 +78,13 @@ fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
     }
 }
 
-fn decode_policy(policy: &pb::cluster_load_assignment::Policy) -> Decoded<()> {
+fn decode_policy(policy: &pb::cluster_load_assignment::Policy) -> Decoded<Option<u32>> {
     refuse!(policy; drop_overloads, endpoint_stale_after, weighted_priority_health)?;
-    let factor = policy.overprovisioning_factor.map_or(OVERPROVISIONING, |factor| factor.value);
-    unsupported(factor != OVERPROVISIONING, "overprovisioning_factor", "use 140")
+    match policy.overprovisioning_factor.map(|factor| factor.value) {
+        Some(0) => Err(FieldError::new("is 0: use at least 1")).at("overprovisioning_factor"),
+        factor => Ok(factor),
+    }
 }
-
-/// Envoy's default, in percent.
-const OVERPROVISIONING: u32 = 140;
 
 fn decode_locality(group: pb::LocalityLbEndpoints) -> Decoded<LocalityEndpoints> {
     unsupported(group.lb_config.is_some(), "lb_config", "list endpoints in lb_endpoints")?;

@@ -48,6 +48,7 @@ impl Cluster {
         seed: u64,
     ) -> Arc<Self> {
         let builder = Builder::new(own, &model, previous, now);
+        let overprovisioning = endpoints.and_then(|assignment| assignment.overprovisioning);
         let localities = endpoints.map(|assignment| assignment.localities.as_slice()).unwrap_or_default();
         let placed = localities
             .iter()
@@ -61,7 +62,7 @@ impl Cluster {
         };
         Arc::new(Self {
             name: model.name.as_str().into(),
-            endpoints: EndpointSet::new(placed, model.load_balancer, seed),
+            endpoints: EndpointSet::new(placed, &model, overprovisioning, seed),
             model,
             state,
         })

@@ -45,20 +45,29 @@ impl Cluster {
             .ok_or(NoEndpoint)
     }
 
-    /// Whether a session can stay at `address`: an endpoint that is usable and not ejected.
+    /// Whether a session can stay at `address`: an endpoint that is usable for it and not ejected.
     pub(crate) fn holds(&self, address: SocketAddr) -> bool {
         let now = Instant::now();
-        self.endpoint_at(address).is_some_and(|endpoint| endpoint.stats.standing(now) != Standing::Out)
+        let stands = |endpoint: &Arc<Endpoint>| endpoint.stats.standing(now) != Standing::Out;
+        self.endpoint_at(address).is_some_and(|endpoint| self.model.sessions.unhealthy || stands(endpoint))
     }
 
     /// The endpoint at `address` for a request of a session that it holds; `None` where another must be found.
     pub(crate) fn pick_held(&self, address: SocketAddr, pick: &Pick<'_>) -> Option<&Arc<Endpoint>> {
         let endpoint = self.endpoint_at(address)?;
+        if self.model.sessions.unhealthy {
+            return (!pick.tried.contains(&endpoint.id)).then_some(endpoint);
+        }
         (Tier::Fresh.admits(endpoint, pick) && self.enter(endpoint, pick.now)).then_some(endpoint)
     }
 
     fn endpoint_at(&self, address: SocketAddr) -> Option<&Arc<Endpoint>> {
-        let usable = |endpoint: &&Arc<Endpoint>| endpoint.model.health == Health::Healthy;
+        let sessions = &self.model.sessions;
+        let usable = |endpoint: &&Arc<Endpoint>| match endpoint.model.health {
+            Health::Healthy => sessions.healthy,
+            Health::Draining => sessions.draining,
+            Health::Unhealthy => sessions.unhealthy,
+        };
         self.endpoints.iter().filter(usable).find(|endpoint| endpoint.address == address)
     }
 

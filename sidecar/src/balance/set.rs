@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tulle_mesh::model::{Health, LoadBalancer, LocalityEndpoints};
+use tulle_mesh::model::{Cluster, Health, LoadBalancer, LocalityEndpoints};
 
 use super::Endpoint;
 use super::maglev::Table;
@@ -136,8 +136,14 @@ impl Draws {
 pub(super) type Placed<'a> = (&'a LocalityEndpoints, Vec<Arc<Endpoint>>);
 
 impl EndpointSet {
-    /// Prepares `localities` for `balancer`. `seed`: random, for the start of round robins.
-    pub(super) fn new(localities: Vec<Placed<'_>>, balancer: LoadBalancer, seed: u64) -> Self {
+    /// Prepares `localities` for the balancer of `cluster`. `seed`: random, for the start of round robins.
+    pub(super) fn new(
+        localities: Vec<Placed<'_>>,
+        cluster: &Cluster,
+        overprovisioning: Option<u32>,
+        seed: u64,
+    ) -> Self {
+        let factor = overprovisioning.unwrap_or(OVERPROVISIONING).into();
         let mut draws = Draws(seed);
         let all: Vec<_> = localities.iter().flat_map(|(_, endpoints)| endpoints).cloned().collect();
         let spare = [Health::Draining, Health::Unhealthy]
@@ -155,16 +161,16 @@ impl EndpointSet {
                 let usable: Vec<_> = endpoints.iter().filter(|e| is_healthy(e)).cloned().collect();
                 total += endpoints.len();
                 if !usable.is_empty() {
-                    let available = availability(usable.len(), endpoints.len());
+                    let available = availability(usable.len(), endpoints.len(), factor);
                     parts.push((u64::from(place.weight.max(1)) * available, usable));
                 }
             }
             let healthy: usize = parts.iter().map(|(_, usable)| usable.len()).sum();
             if healthy > 0 {
-                let load = availability(healthy, total).min(left);
+                let load = availability(healthy, total, factor).min(left);
                 left -= load;
                 loads.push(load);
-                priorities.push(Priority::new(parts, balancer, &mut draws));
+                priorities.push(Priority::new(parts, cluster, &mut draws));
             }
         }
         // What no priority has room for goes to them in proportion, as in Envoy.
@@ -179,8 +185,10 @@ impl EndpointSet {
 }
 
 impl Priority {
-    fn new(mut parts: Vec<(u64, Vec<Arc<Endpoint>>)>, balancer: LoadBalancer, draws: &mut Draws) -> Self {
-        if let LoadBalancer::RingHash { .. } | LoadBalancer::Maglev { .. } = balancer {
+    fn new(mut parts: Vec<(u64, Vec<Arc<Endpoint>>)>, cluster: &Cluster, draws: &mut Draws) -> Self {
+        let balancer = cluster.load_balancer;
+        let hashed = matches!(balancer, LoadBalancer::RingHash { .. } | LoadBalancer::Maglev { .. });
+        if hashed || cluster.ignores_localities {
             // A ring or a table keeps a key in its place; localities don't divide it.
             parts = vec![(1, parts.into_iter().flat_map(|(_, endpoints)| endpoints).collect())];
         }
@@ -213,8 +221,11 @@ fn is_healthy(endpoint: &Arc<Endpoint>) -> bool {
     endpoint.model.health == Health::Healthy
 }
 
-/// The share of its load that a priority or locality can take, in percent: all of it while at least 5 in 7 of its
-/// endpoints are usable, less below (Envoy's overprovisioning factor of 140 %).
-fn availability(usable: usize, all: usize) -> u64 {
-    (usable as u64 * 140 / all.max(1) as u64).clamp(1, 100)
+/// The share of its load that a priority or locality can take, in percent: all of it while so many of its endpoints are
+/// usable that with `factor`, in percent, they make up for the others, less below.
+fn availability(usable: usize, all: usize, factor: u64) -> u64 {
+    (usable as u64 * factor / all.max(1) as u64).clamp(1, 100)
 }
+
+/// Envoy's factor where nothing is said: all of the load while at least 5 in 7 endpoints are usable.
+const OVERPROVISIONING: u32 = 140;

@@ -26,7 +26,7 @@ fn place(priority: u32, weight: u32, endpoints: Vec<model::Endpoint>) -> Localit
 }
 
 fn assignment(localities: Vec<LocalityEndpoints>) -> LoadAssignment {
-    LoadAssignment { name: String::new(), localities }
+    LoadAssignment { overprovisioning: None, name: String::new(), localities }
 }
 
 fn of(n: u8) -> LoadAssignment {
@@ -236,6 +236,10 @@ fn a_lower_priority_takes_what_the_upper_has_no_room_for() {
     assert_eq!(share_of_lower(&upper), 0, "8 of 10 carry all of it");
     upper[..5].iter_mut().for_each(|e| e.health = Health::Unhealthy);
     assert!((2700..3300).contains(&share_of_lower(&upper)), "5 of 10 carry 70 %");
+    let both = assignment(vec![place(1, 1, lower.clone()), place(0, 1, upper.clone())]);
+    let strict = LoadAssignment { overprovisioning: Some(100), ..both };
+    let shares = shares(&build(model(LoadBalancer::PeakEwma), &strict, None, now), 10_000, now, &[]);
+    assert!((4700..5300).contains(&shares[&100]), "5 of 10 carry half where nobody stands in for others");
     upper.iter_mut().for_each(|e| e.health = Health::Unhealthy);
     assert_eq!(share_of_lower(&upper), 10_000);
 }
@@ -246,8 +250,38 @@ fn localities_share_by_weight() {
     let near = place(0, 9, vec![endpoint(0)]);
     let far = place(0, 1, vec![endpoint(1), endpoint(2), endpoint(3)]);
     let cluster = build(model(LoadBalancer::PeakEwma), &assignment(vec![near, far]), None, now);
-    let shares = shares(&cluster, 10_000, now, &[]);
-    assert!((8700..9300).contains(&shares[&0]), "{shares:?}");
+    let weighed = shares(&cluster, 10_000, now, &[]);
+    assert!((8700..9300).contains(&weighed[&0]), "{weighed:?}");
+
+    let near = place(0, 9, vec![endpoint(0)]);
+    let far = place(0, 1, vec![endpoint(1), endpoint(2), endpoint(3)]);
+    let alike = model::Cluster { ignores_localities: true, ..model(LoadBalancer::RoundRobin) };
+    let cluster = build(alike, &assignment(vec![near, far]), None, now);
+    assert_eq!(shares(&cluster, 400, now, &[])[&0], 100, "an endpoint is an endpoint, wherever it is");
+}
+
+#[test]
+fn a_session_stays_where_it_is_told_to() {
+    let now = Instant::now();
+    let mut endpoints = vec![endpoint(0), endpoint(1), endpoint(2)];
+    endpoints[1].health = Health::Draining;
+    endpoints[2].health = Health::Unhealthy;
+    let all = assignment(vec![place(0, 1, endpoints)]);
+    let held = |healthy, draining, unhealthy| {
+        let sessions = model::SessionHealth { healthy, draining, unhealthy };
+        let cluster = build(model::Cluster { sessions, ..model(LoadBalancer::RoundRobin) }, &all, None, now);
+        let pick = Pick { now, random: 1, hash: None, tried: &[] };
+        [0, 1, 2].map(|n| {
+            let address = nth(&cluster, n).address;
+            let holds = cluster.holds(address);
+            assert_eq!(cluster.pick_held(address, &pick).is_some(), holds);
+            holds
+        })
+    };
+    assert_eq!(held(true, false, false), [true, false, false]);
+    assert_eq!(held(true, true, false), [true, true, false]);
+    assert_eq!(held(false, false, true), [false, false, true]);
+    assert_eq!(held(false, false, false), [false, false, false]);
 }
 
 #[test]

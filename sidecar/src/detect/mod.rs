@@ -5,15 +5,19 @@
 //! about a client that says nothing: how long to wait for it is the caller's matter.
 
 mod client_hello;
+mod proxied;
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tulle_mesh::model::ProxyProtocol;
 
 pub(crate) use self::client_hello::ClientHello;
+use self::proxied::{Header, NoHeader};
 use crate::io::Prefixed;
 use crate::upstream::HttpVersion;
 
@@ -88,6 +92,39 @@ impl Detector {
                 Read::Some => {}
                 Read::End if self.is_silent() => return Ok(None),
                 Read::End | Read::Late => return Ok(Some(HttpVersion::Http1)),
+            }
+        }
+    }
+
+    /// Reads the header that a proxy in front writes first: whose connection it tells this to be, `None` where it tells
+    /// nothing. What follows it stays for detection. Cancel-safe as [`Detector::detect`].
+    ///
+    /// # Errors
+    /// When the connection fails, or does not begin as `how` wants.
+    pub(crate) async fn proxied(
+        &mut self,
+        socket: &mut TcpStream,
+        how: ProxyProtocol,
+    ) -> io::Result<Option<SocketAddr>> {
+        let broken = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        loop {
+            match proxied::parse(&self.read, how) {
+                Ok(Header { len, client }) => {
+                    self.read.advance(len);
+                    if self.read.is_empty() {
+                        self.begun = None;
+                    }
+                    return Ok(client);
+                }
+                Err(NoHeader::Absent) if how.optional => return Ok(None),
+                Err(NoHeader::Absent) => return broken("it does not begin with a PROXY header"),
+                Err(NoHeader::Broken) => return broken("its PROXY header is broken"),
+                Err(NoHeader::More(_)) => {}
+            }
+            match self.read_more(socket).await? {
+                Read::Some => {}
+                Read::End if self.is_silent() && how.optional => return Ok(None),
+                Read::End | Read::Late => return broken("its PROXY header is not whole"),
             }
         }
     }

@@ -80,8 +80,13 @@ impl Proxy {
 
     /// Connects to an endpoint of `cluster`; to another one where that fails.
     async fn dial(&self, exchange: &mut Exchange, cluster: &Arc<Cluster>) -> Result<Tunnel, RequestError> {
-        let rules =
-            Rules { policy: None, idempotent: false, is_retry: false, direction: TrafficDirection::Outbound };
+        let rules = Rules {
+            policy: None,
+            concerned: true,
+            idempotent: false,
+            is_retry: false,
+            direction: TrafficDirection::Outbound,
+        };
         cluster.count_request(exchange.begun);
         let mut tried = SmallVec::<[u64; 4]>::new();
         let mut permit = None;

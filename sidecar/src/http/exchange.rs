@@ -5,7 +5,7 @@
 //! request, also for a client that has gone away.
 
 use std::cell::OnceCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -19,10 +19,10 @@ use tulle_mesh::route::{RequestView, RouteId};
 
 use super::accounted::StreamLimits;
 use super::deadline::{self, Deadline};
-use super::headers;
 use super::proxy::Downstream;
 use super::respond::Asker;
 use super::upgrade::Carried;
+use super::{forwarded, headers};
 use crate::balance::{InFlight, Outcome, Permit};
 use crate::retry::replay::Replay;
 use crate::snapshot::{Current, HttpRoutes};
@@ -40,6 +40,8 @@ pub(super) struct Exchange {
     pub(super) body: Replay,
     /// It is a gRPC call.
     pub(super) grpc: bool,
+    /// Who the client is, where that was asked before its head was changed.
+    pub(super) client: Option<IpAddr>,
     /// Becomes its `x-request-id` where it brings none.
     pub(super) id: u128,
     start: SystemTime,
@@ -108,6 +110,7 @@ impl Exchange {
             grpc,
             id: u128::from(worker.draw_u64()) << 64 | u128::from(worker.draw_u64()),
             request,
+            client: None,
             start: SystemTime::now(),
             begun,
             current: None,
@@ -136,6 +139,13 @@ impl Exchange {
         let authority = headers::authority(&self.request);
         RequestView::new(&self.request.method, authority, path, &self.request.headers)
             .with_scheme(headers::scheme(&self.request.headers))
+    }
+
+    /// The client's address, as far as its listener believes the proxies before.
+    pub(super) fn client_ip(&self) -> IpAddr {
+        let peer = self.downstream.peer.ip();
+        let how = self.routes.as_ref().map(|routes| routes.settings.forwarding).unwrap_or_default();
+        self.client.unwrap_or_else(|| forwarded::client(&self.request.headers, &how, peer))
     }
 
     /// The cross-origin rules of its route.

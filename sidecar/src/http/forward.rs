@@ -171,7 +171,7 @@ impl Proxy {
             None => None,
         };
         let mut cookie = None;
-        let client = self.downstream.peer.ip();
+        let client = exchange.client_ip();
         let hash = match &forward.hash[..] {
             [] => None,
             policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
@@ -192,6 +192,7 @@ impl Proxy {
     ) -> Result<Answered, RequestError> {
         let rules = Rules {
             policy: plan.forward.retry.as_ref(),
+            concerned: retry::concerns(plan.forward.retry.as_ref(), &exchange.view()),
             idempotent: retry::is_idempotent(&exchange.request.method, &exchange.request.headers),
             is_retry: headers::is_retry(&exchange.request.headers),
             direction: exchange.direction(),
@@ -278,7 +279,7 @@ impl Proxy {
             never = arrival(slot, &exchange.body), if slot.is_some() => match never {},
         };
         match sent {
-            Ok(Ok(answer)) => answered(exchange, &plan.cluster, endpoint, answer),
+            Ok(Ok(answer)) => answered(exchange, plan, endpoint, answer),
             Ok(Err(error)) => failed(exchange, endpoint, error),
             Err(over) => timed_out(exchange, over),
         }
@@ -302,7 +303,7 @@ impl Proxy {
         let mut headers = headers::request(head, origin, exchange.id);
         filter::mutate_headers(&plan.backend.request_headers, &mut headers);
         filter::mutate_headers(&plan.route.request_headers, &mut headers);
-        rewrite_host(plan.forward, endpoint, &mut headers);
+        rewrite_host(plan, endpoint, &mut headers);
         if let Some(trace) = exchange.span_of_attempt() {
             trace.inject(&mut headers);
         }
@@ -353,12 +354,12 @@ async fn arrival(slot: Option<&Slot>, body: &Replay) -> Infallible {
     pending().await
 }
 
-fn answered(exchange: &mut Exchange, cluster: &Cluster, endpoint: &Endpoint, mut answer: Answer) -> Tried {
+fn answered(exchange: &mut Exchange, plan: &Plan<'_>, endpoint: &Endpoint, mut answer: Answer) -> Tried {
     let status = answer.response.status();
     let response_headers = answer.response.headers_mut();
     let mark = headers::Outcome::take(response_headers, endpoint.tls.is_some());
     let grpc_status = if exchange.grpc { respond::grpc_status(response_headers) } else { None };
-    let failed = cluster.blames(status) || grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
+    let failed = plan.cluster.blames(status) || grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
     let not_processed = mark == Some(headers::Outcome::NotProcessed);
     // What is no failure yet may still become one; the end of the body tells.
     let outcome = match (not_processed, failed) {
@@ -366,11 +367,14 @@ fn answered(exchange: &mut Exchange, cluster: &Cluster, endpoint: &Endpoint, mut
         (false, true) => Some(Outcome::Failure),
         (false, false) => None,
     };
-    let retry_after = retry::retry_after(response_headers);
+    let policy = plan.forward.retry.as_ref();
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let retry_after = retry::retry_after(policy, response_headers, now);
+    let named = retry::is_named(policy, response_headers);
     exchange.answered(status, grpc_status, outcome);
     let end = match not_processed {
         true => End::NotProcessed { connect: false },
-        false => End::Answer { status, grpc_status, mesh_made: mark.is_some(), retry_after },
+        false => End::Answer { status, grpc_status, mesh_made: mark.is_some(), named, retry_after },
     };
     Tried { result: Ok(answer), end: Some(end), mesh_made: mark.is_some() }
 }
@@ -446,16 +450,22 @@ pub(super) fn version(cluster: &Cluster, downstream: Version) -> HttpVersion {
     }
 }
 
-/// Host, which goes before what the URI says in both versions of HTTP.
-fn rewrite_host(forward: &Forward, endpoint: &Endpoint, headers: &mut HeaderMap) {
-    let host = match &forward.host_rewrite {
-        Some(HostRewrite::Literal(host)) => host,
-        Some(HostRewrite::Endpoint) if !endpoint.model.hostname.is_empty() => &endpoint.model.hostname,
-        Some(HostRewrite::Endpoint) | None => return,
+/// Host, which goes before what the URI says in both versions of HTTP: first the backend's, then the route's.
+fn rewrite_host(plan: &Plan<'_>, endpoint: &Endpoint, headers: &mut HeaderMap) {
+    if let Some(host) = plan.backend.host_rewrite.as_deref().and_then(|host| HeaderValue::from_str(host).ok())
+    {
+        headers.insert(HOST, host);
+    }
+    let host = match &plan.forward.host_rewrite {
+        Some(HostRewrite::Literal(host)) => HeaderValue::from_str(host).ok(),
+        Some(HostRewrite::Endpoint) => HeaderValue::from_str(&endpoint.model.hostname).ok(),
+        Some(HostRewrite::Header(name)) => headers.get(name).cloned(),
+        None => None,
     };
-    let Ok(host) = HeaderValue::from_str(host) else { return };
+    let Some(host) = host.filter(|host| !host.is_empty()) else { return };
     let Some(before) = headers.insert(HOST, host) else { return };
-    if forward.tell_original_host && headers.get_all(FORWARDED_HOST).iter().next_back() != Some(&before) {
+    let told = headers.get_all(FORWARDED_HOST).iter().next_back() == Some(&before);
+    if plan.forward.tell_original_host && !told {
         headers.append(FORWARDED_HOST, before);
     }
 }

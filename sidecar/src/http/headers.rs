@@ -21,7 +21,7 @@ pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("x-tulle-outcome"
 pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// The client's proven identity, for the application (Envoy's name and form).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");

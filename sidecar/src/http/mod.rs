@@ -9,6 +9,7 @@ mod destination;
 mod exchange;
 mod fault;
 mod forward;
+mod forwarded;
 pub(crate) mod h1;
 pub(crate) mod h2;
 mod hash;

@@ -22,7 +22,7 @@ use super::exchange::Exchange;
 use super::forward::Drawn;
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
-use super::{cors, fault, headers, paths, respond};
+use super::{cors, fault, forwarded, headers, paths, respond};
 use crate::error::RequestError;
 use crate::limit::{Refusal, Slot};
 use crate::snapshot::{HttpRoutes, Steps};
@@ -32,8 +32,10 @@ use crate::worker::Worker;
 pub(crate) struct Downstream {
     /// Which side of the application it is on.
     pub(crate) direction: TrafficDirection,
-    /// The client's address.
+    /// The client's address; behind a proxy that speaks the PROXY protocol, the one that it tells.
     pub(crate) peer: SocketAddr,
+    /// The other end of the connection itself.
+    pub(crate) direct: SocketAddr,
     /// The address that the client dialled.
     pub(crate) local: SocketAddr,
     /// The address that is meant, where the connection names one.
@@ -102,6 +104,9 @@ impl Proxy {
         exchange.routes = Some(routes.clone());
         exchange.start_trace();
         headers::underscores(&mut exchange.request.headers, routes.settings.underscores)?;
+        if routes.settings.forwarding.use_remote_address {
+            exchange.client = Some(forwarded::mark(exchange, &routes.settings.forwarding));
+        }
         if let Some(response) = paths::apply(exchange, &routes.settings.paths)? {
             return Ok(Answered { response, tunnel: None, problem: None });
         }
@@ -142,7 +147,8 @@ impl Proxy {
         let view = exchange.view();
         let facts = Facts {
             peer: downstream.identity.as_ref(),
-            source_ip: downstream.peer.ip(),
+            source_ip: downstream.direct.ip(),
+            remote_ip: exchange.client_ip(),
             destination: match &downstream.target {
                 Target::Application { address, .. } => *address,
                 Target::Service(_) | Target::Authority => downstream.local,

@@ -71,7 +71,8 @@ impl Detached {
 /// Serves a connection on `worker` until its end.
 pub(crate) fn serve(worker: &Rc<Worker>, accepted: Accepted, open: OpenConnection) {
     let Accepted { socket, client, place, destination, start, begun } = accepted;
-    let connection = Connection { worker: worker.clone(), place, client, destination, start, begun };
+    let connection =
+        Connection { worker: worker.clone(), place, client, direct: client, destination, start, begun };
     tokio::task::spawn_local(async move {
         match &connection.place.role {
             Role::Proxy => connection.forward_proxy(socket).await,
@@ -88,6 +89,8 @@ pub(super) struct Connection {
     pub(super) worker: Rc<Worker>,
     pub(super) place: Arc<Place>,
     pub(super) client: SocketAddr,
+    /// The other end of the connection itself; another where a proxy in front tells who the client is.
+    pub(super) direct: SocketAddr,
     /// The address that the client dialled.
     pub(super) destination: SocketAddr,
     start: SystemTime,
@@ -115,6 +118,16 @@ impl Connection {
         match self.place.is_inbound() {
             true => TrafficDirection::Inbound,
             false => TrafficDirection::Outbound,
+        }
+    }
+
+    /// The same connection, whose client is another where one is told.
+    pub(super) fn of(&self, client: Option<SocketAddr>) -> Self {
+        Self {
+            worker: self.worker.clone(),
+            place: self.place.clone(),
+            client: client.unwrap_or(self.client),
+            ..*self
         }
     }
 
@@ -177,7 +190,8 @@ impl Connection {
         }
         let facts = Facts {
             peer: identity,
-            source_ip: self.client.ip(),
+            source_ip: self.direct.ip(),
+            remote_ip: self.client.ip(),
             destination: self.destination,
             server_name,
             request: None,

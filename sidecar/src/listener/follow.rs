@@ -47,11 +47,39 @@ impl Connection {
         listener: &Arc<Listener>,
         silence: Duration,
     ) {
+        let mut detector = Detector::default();
+        let behind;
+        let connection = match listener.model.proxy_protocol {
+            None => self,
+            Some(how) => {
+                let told = self.while_idle(silence, detector.proxied(&mut socket, how)).await;
+                let Some(Ok(client)) = told else {
+                    if let Some(Err(error)) = told {
+                        tracing::debug!(client = %self.client, %error, "a connection does not say whose it is");
+                    }
+                    self.refused(Refusal::Unproxied);
+                    return Stream::from(socket).reset();
+                };
+                behind = self.of(client);
+                &behind
+            }
+        };
+        connection.detected(socket, detector, current, listener, silence).await;
+    }
+
+    /// Finds the chain by what the client says.
+    async fn detected(
+        &self,
+        mut socket: TcpStream,
+        mut detector: Detector,
+        current: &Current,
+        listener: &Arc<Listener>,
+        silence: Duration,
+    ) {
         let chains = &listener.model.chains;
         if let Some(index) = chain::undisputed(chains, self.destination.port()) {
-            return self.undisputed(socket, current, listener, index, silence).await;
+            return self.undisputed((socket, detector), current, listener, index, silence).await;
         }
-        let mut detector = Detector::default();
         let at_once = tokio::time::timeout(SILENCE, detector.detect(&mut socket)).await;
         let spoken = match (at_once, self.silent_chain(listener)) {
             (Ok(spoken), _) => Some(spoken),
@@ -71,7 +99,7 @@ impl Connection {
 
     async fn undisputed(
         &self,
-        socket: TcpStream,
+        (socket, detector): (TcpStream, Detector),
         current: &Current,
         listener: &Arc<Listener>,
         index: usize,
@@ -84,10 +112,10 @@ impl Connection {
                     return Stream::from(socket).reset();
                 }
                 let options = ServerOptions::from(&routes.settings);
-                self.http_only(socket, self.target(listener, index), &options, silence).await;
+                self.http_only((socket, detector), self.target(listener, index), &options, silence).await;
             }
             _ => {
-                let stream = Prefixed::new(bytes::Bytes::new(), socket);
+                let stream = detector.into_stream(socket);
                 self.enter(stream, None, None, current, listener, index).await;
             }
         }

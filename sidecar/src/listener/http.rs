@@ -25,12 +25,11 @@ impl Connection {
     /// Serves plaintext that can only be HTTP, of either version.
     pub(super) async fn http_only(
         &self,
-        mut socket: TcpStream,
+        (mut socket, mut detector): (TcpStream, Detector),
         target: Target,
         options: &ServerOptions,
         silence: Duration,
     ) {
-        let mut detector = Detector::default();
         // A client that says nothing, or is gone, needs no answer.
         let said = self.while_idle(silence, detector.http_version(&mut socket)).await;
         let Some(Ok(Some(version))) = said else { return };
@@ -49,6 +48,7 @@ impl Connection {
         let downstream = Downstream {
             direction: self.direction(),
             peer: self.client,
+            direct: self.direct,
             local: self.destination,
             original: self.original(),
             identity,

@@ -18,7 +18,13 @@ use crate::worker::NoListener;
 impl Connection {
     /// Serves the forward proxy. What is no HTTP is answered with 400 by the HTTP server.
     pub(super) async fn forward_proxy(&self, socket: TcpStream) {
-        self.http_only(socket, Target::Authority, &ServerOptions::default(), SILENCE_LIMIT).await;
+        self.http_only(
+            (socket, Detector::default()),
+            Target::Authority,
+            &ServerOptions::default(),
+            SILENCE_LIMIT,
+        )
+        .await;
     }
 
     /// Serves a local port that stands for `name`. Its configuration is asked for at once, because a server that speaks

@@ -20,6 +20,8 @@ pub(crate) enum Refusal {
     Handshake,
     /// The client took too long to say what it wants.
     Silent,
+    /// It does not begin with the header of the PROXY protocol that its listener wants.
+    Unproxied,
     /// Policy denies it.
     Denied,
     /// It was made to a port for captured connections, and nobody has redirected it there.
@@ -33,12 +35,13 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::NoListener,
         Self::NoChain,
         Self::NoCertificate,
         Self::Handshake,
         Self::Silent,
+        Self::Unproxied,
         Self::Denied,
         Self::Loop,
         Self::Spoofed,
@@ -53,6 +56,7 @@ impl Refusal {
             Self::NoCertificate => "no_certificate",
             Self::Handshake => "handshake",
             Self::Silent => "silent",
+            Self::Unproxied => "unproxied",
             Self::Denied => "denied",
             Self::Loop => "loop",
             Self::Spoofed => "spoofed",
@@ -72,6 +76,7 @@ impl fmt::Display for Refusal {
             Self::NoCertificate => "this workload has no certificate yet",
             Self::Handshake => "the handshake failed",
             Self::Silent => "the client did not say in time what it wants",
+            Self::Unproxied => "it does not begin with the PROXY header that is wanted here",
             Self::Denied => "policy denies it",
             Self::Loop => "it came straight to a port for redirected connections, or was going to one",
             Self::Spoofed => "it was redirected here, but was not going to an address of this workload",

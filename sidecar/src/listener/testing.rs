@@ -88,6 +88,7 @@ impl TcpChain {
 pub(crate) fn listener(metrics: &Registry, chains: Vec<TcpChain>) -> Listener {
     let (chains, models) = chains.into_iter().map(|chain| build(metrics, chain)).unzip();
     let model = model::Listener {
+        proxy_protocol: None,
         name: "test".into(),
         direction: TrafficDirection::Outbound,
         address: None,

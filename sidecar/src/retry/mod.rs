@@ -11,8 +11,10 @@ pub(crate) mod replay;
 
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use tulle_mesh::model::{RetryOn, RetryPolicy, TrafficDirection};
+use tulle_mesh::route::RequestView;
 
 /// The most retries of a request whose route has no policy.
 const DEFAULT_RETRIES: u32 = 3;
@@ -39,6 +41,8 @@ pub(crate) enum End {
         grpc_status: Option<u32>,
         /// It is an answer of the mesh, not of the application.
         mesh_made: bool,
+        /// A header of the answer is one of the policy's list.
+        named: bool,
         /// How long the endpoint asks to wait.
         retry_after: Option<Duration>,
     },
@@ -49,6 +53,8 @@ pub(crate) enum End {
 pub(crate) struct Rules<'a> {
     /// The route's policy.
     pub(crate) policy: Option<&'a RetryPolicy>,
+    /// The policy is for this request, too.
+    pub(crate) concerned: bool,
     /// Twice is as good as once.
     pub(crate) idempotent: bool,
     /// The request is itself a retry of the hop before.
@@ -98,12 +104,13 @@ impl Rules<'_> {
     }
 
     fn policy_says(&self, end: End) -> bool {
-        let Some(policy) = self.policy else { return false };
+        let Some(policy) = self.policy.filter(|_| self.concerned) else { return false };
         policy.on.iter().any(|on| match (on, end) {
             (RetryOn::ServerError, End::Answer { status, .. }) => status.is_server_error(),
             (RetryOn::GatewayError, End::Answer { status, .. }) => is_gateway_error(status),
             (RetryOn::Retriable4xx, End::Answer { status, .. }) => status == StatusCode::CONFLICT,
             (RetryOn::Status, End::Answer { status, .. }) => policy.statuses.contains(&status.as_u16()),
+            (RetryOn::Headers, End::Answer { named, .. }) => named,
             (on, End::Answer { grpc_status: Some(grpc), .. }) => grpc_condition(*on) == Some(grpc),
             // Without an answer; Envoy makes a 504 or 503 of these, which the first two are for.
             (RetryOn::ServerError | RetryOn::GatewayError | RetryOn::Reset, End::Reset | End::TimedOut) => {
@@ -120,10 +127,42 @@ pub(crate) fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
     method.is_safe() || headers.contains_key("idempotency-key")
 }
 
-/// Reads `Retry-After` in seconds; dates are not honoured, as the clocks may differ.
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+/// Whether a policy is for requests with such a head.
+pub(crate) fn concerns(policy: Option<&RetryPolicy>, request: &RequestView<'_>) -> bool {
+    policy.is_none_or(|policy| {
+        let wanted = &policy.request_headers;
+        wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(request.values(&wanted.name)))
+    })
+}
+
+/// Whether an answer has one of the headers that a policy names.
+pub(crate) fn is_named(policy: Option<&RetryPolicy>, headers: &HeaderMap) -> bool {
+    policy.is_some_and(|policy| {
+        policy.headers.iter().any(|wanted| {
+            let values = headers.get_all(&wanted.name).iter();
+            wanted.matches(values.map(|value| String::from_utf8_lossy(value.as_bytes())))
+        })
+    })
+}
+
+/// How long an answer asks to wait: by the headers that `policy` names, else by `Retry-After` in seconds; its dates are not
+/// honoured, as the clocks may differ. `now` is the time since 1970.
+pub(crate) fn retry_after(
+    policy: Option<&RetryPolicy>,
+    headers: &HeaderMap,
+    now: impl FnOnce() -> Duration,
+) -> Option<Duration> {
+    let seconds =
+        |name: &HeaderName| -> Option<u64> { headers.get(name)?.to_str().ok()?.trim().parse().ok() };
+    let Some(limited) = policy.and_then(|policy| policy.rate_limited.as_ref()) else {
+        return seconds(&RETRY_AFTER).map(Duration::from_secs);
+    };
+    let now = now();
+    limited.reset.iter().find_map(|header| {
+        let asked = Duration::from_secs(seconds(&header.name)?);
+        let asked = if header.is_time { asked.checked_sub(now)? } else { asked };
+        (asked <= limited.max).then_some(asked)
+    })
 }
 
 fn is_gateway_error(status: StatusCode) -> bool {

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use tulle_mesh::model::{HeaderMatch, HeaderTest, RateLimitedBackoff, ResetHeader, StringMatch};
 
 use super::*;
 
@@ -7,6 +8,7 @@ const NO_CONNECTION: End = End::NotProcessed { connect: true };
 
 fn rules(method: &Method) -> Rules<'static> {
     Rules {
+        concerned: true,
         policy: None,
         idempotent: is_idempotent(method, &HeaderMap::new()),
         is_retry: false,
@@ -16,11 +18,14 @@ fn rules(method: &Method) -> Rules<'static> {
 
 fn answer(status: u16, mesh_made: bool) -> End {
     let status = StatusCode::from_u16(status).expect("valid");
-    End::Answer { status, grpc_status: None, mesh_made, retry_after: None }
+    End::Answer { status, grpc_status: None, mesh_made, named: false, retry_after: None }
 }
 
 fn policy(on: &[RetryOn]) -> RetryPolicy {
     RetryPolicy {
+        headers: Vec::new(),
+        request_headers: Vec::new(),
+        rate_limited: None,
         on: on.to_vec(),
         statuses: vec![418],
         attempts: 2,
@@ -89,6 +94,7 @@ fn each_condition_of_a_policy_means_what_it_means_in_envoy() {
         status: StatusCode::OK,
         grpc_status: Some(status),
         mesh_made: false,
+        named: false,
         retry_after: None,
     };
     let table: [(RetryOn, Vec<End>, Vec<End>); 12] = [
@@ -134,6 +140,53 @@ fn retries_end_where_the_policy_says() {
 }
 
 #[test]
+fn a_policy_that_names_headers_goes_by_them() {
+    let exact =
+        |name: &str, value: &str| HeaderMatch::new(name, HeaderTest::Value(StringMatch::exact(value)));
+    let named = RetryPolicy { headers: vec![exact("x-again", "yes")], ..policy(&[RetryOn::Headers]) };
+    let mut headers = HeaderMap::new();
+    assert!(!is_named(None, &headers) && !is_named(Some(&named), &headers));
+    headers.insert("x-again", "yes".parse().expect("valid"));
+    assert!(is_named(Some(&named), &headers));
+    let end = |named| End::Answer {
+        status: StatusCode::OK,
+        grpc_status: None,
+        mesh_made: false,
+        named,
+        retry_after: None,
+    };
+    let rules = Rules { policy: Some(&named), ..rules(&Method::POST) };
+    assert!(rules.decide(end(true), 0, 0).is_some());
+    assert_eq!(rules.decide(end(false), 0, 0), None);
+    let stranger = Rules { concerned: false, ..rules };
+    assert_eq!(stranger.decide(end(true), 0, 0), None);
+    assert!(stranger.decide(NOT_PROCESSED, 0, 0).is_some(), "what is safe stays so");
+
+    let wanted = RetryPolicy { request_headers: vec![exact("x-again", "yes")], ..policy(&[]) };
+    let view = |headers| RequestView::new(&Method::GET, "a", "/", headers);
+    assert!(concerns(Some(&wanted), &view(&headers)) && concerns(None, &view(&headers)));
+    assert!(!concerns(Some(&wanted), &view(&HeaderMap::new())));
+}
+
+#[test]
+fn an_answer_asks_for_a_pause_by_the_headers_that_are_named() {
+    let header = |name: &'static str, is_time| ResetHeader { name: HeaderName::from_static(name), is_time };
+    let reset = vec![header("x-at", true), header("x-in", false)];
+    let limited = RateLimitedBackoff { reset, max: Duration::from_secs(60) };
+    let limited = RetryPolicy { rate_limited: Some(limited), ..policy(&[]) };
+    let asked = |fields: &[(&'static str, &str)]| {
+        let fields = fields.iter();
+        let headers = fields.map(|(n, v)| (HeaderName::from_static(n), v.parse().expect("valid"))).collect();
+        retry_after(Some(&limited), &headers, || Duration::from_millis(1_000_500)).map(|d| d.as_millis())
+    };
+    assert_eq!(asked(&[("x-in", " 7 ")]), Some(7000));
+    assert_eq!(asked(&[("x-in", "7"), ("x-at", "1002")]), Some(1500));
+    assert_eq!(asked(&[("x-in", "7"), ("x-at", "999")]), Some(7000), "over already");
+    assert_eq!(asked(&[("x-in", "61")]), None, "too long");
+    assert_eq!(asked(&[("x-in", "soon"), ("retry-after", "7")]), None);
+}
+
+#[test]
 fn retry_after_is_waited_for() {
     let policy = policy(&[RetryOn::ServerError]);
     let rules = Rules { policy: Some(&policy), ..rules(&Method::GET) };
@@ -142,7 +195,8 @@ fn retry_after_is_waited_for() {
         status: StatusCode::SERVICE_UNAVAILABLE,
         grpc_status: None,
         mesh_made: false,
-        retry_after: retry_after(&headers),
+        named: false,
+        retry_after: retry_after(None, &headers, || panic!("no time is asked for")),
     };
     assert_eq!(rules.decide(end, 0, u64::MAX), Some(Duration::from_secs(3)));
 }

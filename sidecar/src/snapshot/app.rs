@@ -54,6 +54,8 @@ fn cluster(
         }),
         tls: None,
         protocol: model::UpstreamProtocol::Downstream,
+        ignores_localities: false,
+        sessions: model::SessionHealth::default(),
     };
     Cluster::build(Arc::new(model), endpoints, None, series)
 }

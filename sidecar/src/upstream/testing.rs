@@ -10,7 +10,7 @@ use http::{Request, Response, StatusCode};
 use tokio::net::TcpListener;
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
-    self, Discovery, EndpointAddress, Limits, LoadAssignment, LoadBalancer, UpstreamProtocol, UpstreamTls,
+    self, Discovery, EndpointAddress, Limits, LoadAssignment, LoadBalancer, UpstreamTls,
 };
 
 use super::{Answer, HttpVersion, Pools, SendError, SendOptions};
@@ -71,16 +71,10 @@ impl Upstream {
         };
         let assignment = LoadAssignment::new("test", vec![endpoint]);
         let cluster = model::Cluster {
-            name: "test".into(),
-            discovery: Discovery::Static(assignment.clone()),
             load_balancer: LoadBalancer::RoundRobin,
-            connect_timeout: None,
-            idle_timeout: None,
-            max_requests_per_connection: None,
             limits,
-            outlier_detection: None,
             tls,
-            protocol: UpstreamProtocol::Downstream,
+            ..model::Cluster::new("test", Discovery::Static(assignment.clone()))
         };
         let cluster = Cluster::build(Arc::new(cluster), Some(&assignment), None, Arc::default());
         let endpoint = Arc::clone(cluster.endpoints.iter().next().expect("one endpoint"));

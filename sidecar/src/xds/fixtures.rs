@@ -11,6 +11,7 @@ use super::testing::CART;
 pub(crate) fn http_listener(name: &str, direction: TrafficDirection, routes: RouteSource) -> Listener {
     let http = HttpConnection::new(routes);
     Listener {
+        proxy_protocol: None,
         name: name.into(),
         direction,
         address: tulle_mesh::address::parse_inbound_listener(name),
@@ -48,5 +49,5 @@ pub(crate) fn endpoints(name: &str, addresses: &[[u8; 4]]) -> LoadAssignment {
     });
     let locality = Locality { region: "here".into(), ..Locality::default() };
     let place = LocalityEndpoints { locality, priority: 0, weight: 1, endpoints: endpoints.collect() };
-    LoadAssignment { name: name.into(), localities: vec![place] }
+    LoadAssignment { overprovisioning: None, name: name.into(), localities: vec![place] }
 }

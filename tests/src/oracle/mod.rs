@@ -109,6 +109,14 @@ impl Oracle {
         self.push(vec![listener(SERVICE, port, &manager("routes", settings))]).await;
     }
 
+    /// The same, with filters that connections pass before they are looked at.
+    pub async fn listening(&mut self, settings: Value, filters: Value) {
+        let port = self.sides[0].address;
+        let mut listener = listener(SERVICE, port, &manager("routes", settings));
+        listener["listener_filters"] = filters;
+        self.push(vec![listener]).await;
+    }
+
     /// Puts resources in force with both, and waits until both have taken them.
     ///
     /// # Panics
@@ -170,6 +178,12 @@ impl Oracle {
     /// Another upstream, which speaks HTTP/2 and knows scripts of its own.
     pub async fn http2_upstream(&self, name: &str) -> Http2 {
         Http2::start(name, self.scripts.clone()).await
+    }
+
+    /// Sends one request to Envoy, or to the sidecar.
+    pub async fn one_of(&self, envoy: bool, request: &[u8], script: &str) -> Outcome {
+        let [theirs, ours] = self.sides;
+        self.one(if envoy { theirs } else { ours }, request, script).await
     }
 
     /// Sends the same request so often to either: all at the same time, but none before the `first` of them have reached an
@@ -246,8 +260,10 @@ pub fn all_clusters() -> Value {
 
 /// The request with the header by which its upstream knows its script, as the last of its head.
 fn marked(request: &[u8], case: &str) -> Vec<u8> {
-    let end = request.windows(4).position(|four| four == b"\r\n\r\n").map_or(request.len(), |end| end + 2);
-    let (head, rest) = request.split_at(end);
+    // The PROXY protocol has empty lines in its signature.
+    let proxied = request.windows(5).position(|five| five == b"QUIT\n").unwrap_or_default();
+    let end = request[proxied..].windows(4).position(|four| four == b"\r\n\r\n");
+    let (head, rest) = request.split_at(end.map_or(request.len(), |end| proxied + end + 2));
     [head, format!("{}: {case}\r\n", scripted::CASE).as_bytes(), rest].concat()
 }
 

@@ -202,6 +202,12 @@ fn answer(word: &str, cluster: &str, request: &Seen) -> Act {
         "fin" => return Act::SayAndClose(Vec::new()),
         "rst" => return Act::Reset,
         "hang" => return Act::Hang,
+        tagged if tagged.contains('+') => {
+            // A status, and a header with its value.
+            let parts: Vec<&str> = tagged.split('+').collect();
+            let [status, name, value] = parts[..] else { panic!("{tagged:?} is not STATUS+NAME+VALUE") };
+            plain(&format!("{status} X"), &format!("{name}: {value}\r\n"), "tagged")
+        }
         status if status.parse::<u16>().is_ok_and(|status| (200..600).contains(&status)) => {
             plain(&format!("{status} X"), "", status)
         }

@@ -14,6 +14,8 @@ mod limits;
 mod paths;
 mod per_route;
 mod policies;
+mod proxied;
 mod requests;
+mod retried;
 mod routing;
 mod shares;

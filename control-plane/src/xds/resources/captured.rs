@@ -77,6 +77,7 @@ impl View {
             }
             Some(_) => return None,
             None => left_alone(&self.world).any(|left| left == address).then(|| Listener {
+                proxy_protocol: None,
                 name: name.into(),
                 direction: TrafficDirection::Outbound,
                 address: Some(address),

@@ -158,7 +158,13 @@ pub(super) fn encode(resource: &Resource, client: &Client) -> Arc<Encoded> {
 fn client_end(listener: &Listener, name: &str) -> Option<Listener> {
     let chain = listener.chains.iter().find(|chain| matches!(chain.protocol, Protocol::Http(_)))?;
     let chain = FilterChain { matches: ChainMatch::default(), ..chain.clone() };
-    Some(Listener { name: name.into(), address: None, chains: vec![chain], direction: listener.direction })
+    Some(Listener {
+        proxy_protocol: None,
+        name: name.into(),
+        address: None,
+        chains: vec![chain],
+        direction: listener.direction,
+    })
 }
 
 /// Such a server can't tell plaintext from mTLS: where both may come, it takes mTLS alone. `None` for what is no HTTP.
@@ -181,6 +187,7 @@ fn server(listener: &Listener, name: &str, address: SocketAddr) -> Option<Listen
         ..chain.clone()
     };
     Some(Listener {
+        proxy_protocol: None,
         name: name.into(),
         address: Some(address),
         chains: vec![chain],

@@ -28,6 +28,9 @@ use crate::xds::Client;
 
 mod balance;
 mod limits;
+mod localities;
+
+use localities::Localities;
 
 /// The key of a cluster's HTTP settings.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -44,6 +47,7 @@ pub fn encode_for(cluster: &Cluster, client: &Client) -> pb::Cluster {
         connect_timeout: cluster.connect_timeout.map(proto::duration),
         circuit_breakers: limits::encode(&cluster.limits),
         outlier_detection: cluster.outlier_detection.as_ref().map(limits::encode_outliers),
+        common_lb_config: localities::encode(cluster),
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_http(cluster))].into(),
         ..Default::default()
     };
@@ -69,6 +73,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
     unsupported(subsets, "lb_subset_config", "make a cluster of its own for each subset")?;
     unsupported(!message.filters.is_empty(), "filters", "leave them out")?;
     refuse_rest(&message)?;
+    let Localities { ignored, sessions } = localities::decode(message.common_lb_config.as_ref())?;
     let Http { protocol, idle_timeout, max_requests_per_connection } = decode_http(&message)?;
     let discovery = decode_discovery(&message, &name)?;
     let load_balancer = match discovery {
@@ -93,6 +98,8 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
             message.transport_socket_matcher.is_some(),
         )?,
         protocol,
+        ignores_localities: ignored,
+        sessions,
         name,
     })
 }
@@ -245,8 +252,7 @@ fn encode_http(cluster: &Cluster) -> Any {
 #[expect(deprecated, reason = "other control planes may still send old fields")]
 fn refuse_rest(message: &pb::Cluster) -> Decoded<()> {
     refuse!(message;
-        close_connections_on_host_health_failure, common_http_protocol_options,
-        connection_pool_per_downstream_connection, dns_lookup_family, dns_resolution_config, dns_resolvers,
+        close_connections_on_host_health_failure, connection_pool_per_downstream_connection, dns_lookup_family, dns_resolution_config, dns_resolvers,
         health_checks, http_protocol_options, protocol_selection,
         typed_dns_resolver_config, upstream_bind_config, upstream_config, upstream_http_protocol_options,
         use_tcp_for_dns_lookups)?;
@@ -254,21 +260,18 @@ fn refuse_rest(message: &pb::Cluster) -> Decoded<()> {
         refuse!(original; http_header_name, metadata_key, upstream_port_override, use_http_header)
             .at("original_dst_lb_config")?;
     }
-    message.common_lb_config.as_ref().map_or(Ok(()), refuse_balancing).at("common_lb_config")
-}
-
-fn refuse_balancing(common: &pb::cluster::CommonLbConfig) -> Decoded<()> {
-    use pb::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig;
-    refuse!(common; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status)?;
-    let zones = matches!(common.locality_config_specifier, Some(ZoneAwareLbConfig(_)));
-    unsupported(zones, "zone_aware_lb_config", "use locality_weighted_lb_config")
+    Ok(())
 }
 
 fn refuse_options(options: &http_pb::HttpProtocolOptions) -> Decoded<()> {
     refuse!(options;
         hash_policy, header_validation_config, http_filters, outlier_detection, request_mirror_policies,
         retry_policy, upstream_http_protocol_options)?;
-    let common = options.common_http_protocol_options.as_ref();
+    refuse_common(options.common_http_protocol_options.as_ref())
+}
+
+/// Refuses what is of no use towards endpoints.
+fn refuse_common(common: Option<&core::HttpProtocolOptions>) -> Decoded<()> {
     proto::refuse_common(common)?;
     common.map_or(Ok(()), |common| {
         refuse!(common; headers_with_underscores_action, max_headers_count, max_stream_duration)
@@ -290,12 +293,18 @@ fn decode_http(message: &pb::Cluster) -> Decoded<Http> {
     let field = "typed_extension_protocol_options";
     let options: &HashMap<String, Any> = &message.typed_extension_protocol_options;
     let most = |limit: Option<UInt32Value>| limit.map(|limit| limit.value);
-    let older = most(message.max_requests_per_connection);
+    let older_common = message.common_http_protocol_options.as_ref();
+    refuse_common(older_common)?;
+    let older = older_common.and_then(|common| most(common.max_requests_per_connection));
+    let older = older.or(most(message.max_requests_per_connection));
     let Some(config) = options.get(HTTP_OPTIONS) else {
         let http2 = message.http2_protocol_options.is_some();
         return Ok(Http {
             protocol: if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
-            idle_timeout: None,
+            idle_timeout: proto::decode_duration(
+                older_common.and_then(|common| common.idle_timeout),
+                "common_http_protocol_options.idle_timeout",
+            )?,
             max_requests_per_connection: older.filter(|most| *most > 0),
         });
     };

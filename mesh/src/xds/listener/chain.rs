@@ -62,6 +62,7 @@ fn refuse_proxy_header(chain: &pb::FilterChain) -> Decoded<()> {
     refuse!(chain; ; switches use_proxy_proto)
 }
 
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, and few exist at a time")]
 enum NetworkFilter {
     Authorization(Vec<Authorization>),
     Protocol(Protocol),

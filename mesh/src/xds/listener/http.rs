@@ -9,13 +9,13 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     ServerHeaderTransformation, SetCurrentClientCertDetails, Tracing as TracingPb, UpgradeConfig,
 };
 use envoy_types::pb::envoy::r#type::v3::Percent;
-use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 use prost::Message;
 
 use super::{access_log, filters};
 use crate::model::{
-    EscapedSlashes, HttpConnection, PathHandling, PerMillion, RouteSource, Tracing, TrafficDirection,
-    Underscores,
+    EscapedSlashes, Forwarding, HttpConnection, PathHandling, PerMillion, RouteSource, Tracing,
+    TrafficDirection, Underscores,
 };
 use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use crate::xds::{Client, proto, route};
@@ -85,6 +85,9 @@ fn encode(
         access_log: connection.access_log.iter().map(access_log::encode).collect(),
         normalize_path: proto::bool_value(connection.paths.normalize),
         merge_slashes: connection.paths.merge_slashes,
+        use_remote_address: connection.forwarding.use_remote_address.then_some(BoolValue { value: true }),
+        xff_num_trusted_hops: connection.forwarding.trusted_hops,
+        skip_xff_append: connection.forwarding.skip_append,
         path_with_escaped_slashes_action: encode_escaped_slashes(connection.paths.escaped_slashes) as i32,
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
         route_specifier: match &connection.routes {
@@ -151,6 +154,11 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
             escaped_slashes: decode_escaped_slashes(manager.path_with_escaped_slashes_action)
                 .at("path_with_escaped_slashes_action")?,
         },
+        forwarding: Forwarding {
+            use_remote_address: manager.use_remote_address.is_some_and(|on| on.value),
+            trusted_hops: manager.xff_num_trusted_hops,
+            skip_append: manager.skip_xff_append,
+        },
         tracing: manager.tracing.map(|tracing| decode_tracing(tracing).at("tracing")).transpose()?,
         access_log: access_log::decode(manager.access_log)?,
     })
@@ -161,8 +169,7 @@ fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
         always_set_request_id_in_response, append_x_forwarded_port, early_header_mutation_extensions,
         forward_client_cert_matcher, local_reply_config, original_ip_detection_extensions,
         path_normalization_options, request_id_extension, request_timeout, scheme_header_transformation,
-        strip_matching_host_port, strip_port_mode, strip_trailing_host_dot, typed_header_validation_config, via,
-        xff_num_trusted_hops;
+        strip_matching_host_port, strip_port_mode, strip_trailing_host_dot, typed_header_validation_config, via;
         switches add_user_agent)?;
     let common = manager.common_http_protocol_options.as_ref();
     proto::refuse_common(common)?;

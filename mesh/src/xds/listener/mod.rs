@@ -24,6 +24,7 @@ pub mod captured;
 mod chain;
 mod filters;
 mod http;
+mod proxied;
 mod rate_limit;
 mod rbac;
 pub(super) mod replaceable;
@@ -59,7 +60,9 @@ pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
     } else {
         message.filter_chains =
             listener.chains.iter().map(|chain| chain::encode(chain, listener.direction, client)).collect();
-        inspect(&mut message, inspectors(&listener.chains));
+        // A proxy's header stands before all that the others look at.
+        let proxied = listener.proxy_protocol.map(proxied::encode);
+        inspect(&mut message, proxied.into_iter().chain(inspectors(&listener.chains)).collect());
     }
     message
 }
@@ -81,7 +84,8 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
     unsupported(message.udp_listener_config.is_some(), "udp_listener_config", "only TCP is served")?;
     unsupported(message.listener_specifier.is_some(), "internal_listener", "use an address")?;
     refuse!(message; additional_addresses; switches transparent)?;
-    each("listener_filters", message.listener_filters, decode_listener_filter)?;
+    let filters = each("listener_filters", message.listener_filters, proxied::decode)?;
+    let proxy_protocol = filters.into_iter().flatten().next();
     // What names no direction and is no gRPC client's listener takes connections in.
     let direction = match core::TrafficDirection::try_from(message.traffic_direction) {
         Ok(core::TrafficDirection::Outbound) => TrafficDirection::Outbound,
@@ -98,7 +102,7 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
         }
         None => decode_chains(message.filter_chains, message.default_filter_chain)?,
     };
-    Ok(Listener { name, direction, address, chains })
+    Ok(Listener { name, direction, address, chains, proxy_protocol })
 }
 
 /// The name of the chain is the connection manager's prefix for statistics.
@@ -107,6 +111,7 @@ fn encode_api_listener(listener: &Listener, client: &Client) -> Option<Any> {
         [FilterChain { name, matches, tls: None, authorization, protocol: Protocol::Http(http) }]
             if listener.direction == TrafficDirection::Outbound
                 && *matches == ChainMatch::default()
+                && listener.proxy_protocol.is_none()
                 && authorization.is_empty() =>
         {
             Some(http::encode_any(http, name, listener.direction, client))
@@ -166,14 +171,6 @@ fn decode_address(address: Option<core::Address>) -> Decoded<Option<SocketAddr>>
         }
         Some(_) => required(None, "socket_address"),
     }
-}
-
-/// A connection that starts with another proxy's header would be taken for something else.
-fn decode_listener_filter(filter: pb::ListenerFilter) -> Decoded<()> {
-    let is_proxy_protocol = filter.name == "envoy.filters.listener.proxy_protocol";
-    let discovered = matches!(filter.config_type, Some(pb::listener_filter::ConfigType::ConfigDiscovery(_)));
-    unsupported(discovered, "config_discovery", "use typed_config")?;
-    unsupported(is_proxy_protocol, "name", "connections come without a PROXY header: leave the filter out")
 }
 
 /// Puts listener filters in place: what they look at may never come, so that nothing waits for it for long.

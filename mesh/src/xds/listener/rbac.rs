@@ -100,7 +100,9 @@ fn asks_requester(principal: &Principal) -> bool {
         Principal::Header(_) | Principal::UrlPath(_) => true,
         Principal::And(all) | Principal::Or(all) => all.iter().any(asks_requester),
         Principal::Not(inner) => asks_requester(inner),
-        Principal::Any | Principal::Authenticated(_) | Principal::SourceIp(_) => false,
+        Principal::Any | Principal::Authenticated(_) | Principal::SourceIp(_) | Principal::RemoteIp(_) => {
+            false
+        }
     }
 }
 
@@ -247,6 +249,7 @@ fn encode_principal(principal: &Principal) -> pb::Principal {
                 principal_name: name.as_ref().map(matching::string),
             }),
             Principal::SourceIp(range) => Identifier::DirectRemoteIp(encode_range(*range)),
+            Principal::RemoteIp(range) => Identifier::RemoteIp(encode_range(*range)),
             Principal::Header(header) => Identifier::Header(matching::header(header)),
             Principal::UrlPath(path) => Identifier::UrlPath(encode_path(path)),
         }),
@@ -273,13 +276,17 @@ fn decode_principal(principal: pb::Principal) -> Decoded<Principal> {
         Identifier::DirectRemoteIp(range) | Identifier::SourceIp(range) => {
             return decode_range(range).at("direct_remote_ip").map(Principal::SourceIp);
         }
+        Identifier::RemoteIp(range) => {
+            return decode_range(range).at("remote_ip").map(Principal::RemoteIp);
+        }
         Identifier::Header(header) => {
             return matching::decode_header(header).at("header").map(Principal::Header);
         }
         Identifier::UrlPath(path) => return decode_path(path).at("url_path").map(Principal::UrlPath),
         Identifier::Any(false) => "any must be true: use not_id",
-        Identifier::RemoteIp(_) => "remote_ip goes by a header that clients can set: use direct_remote_ip",
-        _ => "this identifier is not supported: use authenticated, direct_remote_ip, header or url_path",
+        _ => {
+            "this identifier is not supported: use authenticated, direct_remote_ip, remote_ip, header or url_path"
+        }
     };
     Err(FieldError::new(problem))
 }

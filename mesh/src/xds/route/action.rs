@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
 };
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight::HostRewriteSpecifier as BackendHost;
 use http::StatusCode;
 
 use super::{decode_status, filters, headers, policy, rewrite};
@@ -75,6 +76,7 @@ fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
             HostRewrite::Endpoint => {
                 HostRewriteSpecifier::AutoHostRewrite(proto::bool_value(true).unwrap_or_default())
             }
+            HostRewrite::Header(name) => HostRewriteSpecifier::HostRewriteHeader(name.as_str().into()),
         }),
         ..Default::default()
     }
@@ -100,10 +102,15 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
             (!host.is_empty()).then_some(HostRewrite::Literal(host))
         }
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+            Some(HostRewrite::Header(matching::header_name(&name).at("host_rewrite_header")?))
+        }
         Some(HostRewriteSpecifier::AutoHostRewrite(auto)) => auto.value.then_some(HostRewrite::Endpoint),
         Some(_) => {
-            return Err(FieldError::new("is not supported: use host_rewrite_literal or auto_host_rewrite"))
-                .at("host_rewrite_specifier");
+            return Err(FieldError::new(
+                "is not supported: use host_rewrite_literal, host_rewrite_header or auto_host_rewrite",
+            ))
+            .at("host_rewrite_specifier");
         }
     };
     Ok(Forward {
@@ -133,6 +140,7 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
         && backend.weight == 1
         && backend.request_headers.is_empty()
         && backend.response_headers.is_empty()
+        && backend.host_rewrite.is_none()
         && !backend.has_filters()
     {
         return ClusterSpecifier::Cluster(backend.cluster.clone());
@@ -144,6 +152,7 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
         request_headers_to_remove: headers::remove(&backend.request_headers),
         response_headers_to_add: headers::add(&backend.response_headers),
         response_headers_to_remove: headers::remove(&backend.response_headers),
+        host_rewrite_specifier: backend.host_rewrite.clone().map(BackendHost::HostRewriteLiteral),
         typed_per_filter_config: filters::encode_backend(backend),
         ..Default::default()
     });
@@ -196,11 +205,6 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
         "metadata_match",
         "make a cluster of its own for the subset",
     )?;
-    unsupported(
-        cluster.host_rewrite_specifier.is_some(),
-        "host_rewrite_literal",
-        "rewrite the host on the route",
-    )?;
     let (fault, overrides) = filters::decode_backend(&cluster.typed_per_filter_config)?;
     Ok(Backend {
         cluster: non_empty(cluster.name, "name")?,
@@ -215,6 +219,10 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
             cluster.response_headers_to_add,
             cluster.response_headers_to_remove,
         )?,
+        host_rewrite: cluster
+            .host_rewrite_specifier
+            .map(|BackendHost::HostRewriteLiteral(host)| host)
+            .filter(|host| !host.is_empty()),
         fault,
         filters: overrides,
     })

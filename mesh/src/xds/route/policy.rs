@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, RetryHostPredicate};
+use envoy_types::pb::envoy::config::route::v3::retry_policy::{
+    RateLimitedRetryBackOff, ResetHeader as ResetHeaderPb, ResetHeaderFormat, RetryBackOff,
+    RetryHostPredicate,
+};
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{
     ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter,
 };
@@ -12,8 +15,8 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
 };
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 
-use crate::model::{HashPolicy, RetryOn, RetryPolicy, Timeouts};
-use crate::xds::error::{At, Decoded, FieldError, non_empty, refuse, required, unsupported};
+use crate::model::{HashPolicy, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
+use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::{matching, proto};
 
 /// How often Envoy draws another endpoint for a retry when it draws one that failed already.
@@ -22,6 +25,8 @@ const HOST_SELECTION_ATTEMPTS: i64 = 3;
 /// Envoy's pause before the first retry where none is configured; the longest pause is ten times the first.
 const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 const MAX_BACKOFF_FACTOR: u32 = 10;
+/// What an answer may ask for at most where nothing is configured.
+const MAX_RATE_LIMITED_BACKOFF: Duration = Duration::from_secs(300);
 
 /// gRPC knows no `timeout`; it cuts a call's deadline to `grpc_timeout_header_max`, or else to
 /// `max_stream_duration`. So the shorter of both limits goes there too. Envoy looks at it for requests with a
@@ -63,6 +68,9 @@ pub(super) fn encode_retry(retry: &RetryPolicy) -> Option<pb::RetryPolicy> {
         per_try_timeout: retry.per_try_timeout.map(proto::duration),
         retry_host_predicate: vec![other_endpoint],
         host_selection_retry_max_attempts: HOST_SELECTION_ATTEMPTS,
+        retriable_headers: retry.headers.iter().map(matching::header).collect(),
+        retriable_request_headers: retry.request_headers.iter().map(matching::header).collect(),
+        rate_limited_retry_back_off: retry.rate_limited.as_ref().map(encode_rate_limited),
         retriable_status_codes: retry.statuses.iter().map(|status| u32::from(*status)).collect(),
         retry_back_off: Some(RetryBackOff {
             base_interval: Some(proto::duration(retry.backoff)),
@@ -75,12 +83,7 @@ pub(super) fn encode_retry(retry: &RetryPolicy) -> Option<pb::RetryPolicy> {
 /// A condition that is not known is passed over, as in Envoy: less is tried again, and nothing that was not asked for.
 pub(super) fn decode_retry(retry: pb::RetryPolicy) -> Decoded<Option<RetryPolicy>> {
     refuse!(retry;
-        per_try_idle_timeout, rate_limited_retry_back_off, retriable_headers, retry_options_predicates, retry_priority)?;
-    unsupported(
-        !retry.retriable_request_headers.is_empty(),
-        "retriable_request_headers",
-        "match in the route",
-    )?;
+        per_try_idle_timeout, retry_options_predicates, retry_priority)?;
     let attempts = retry.num_retries.map_or(1, |attempts| attempts.value);
     let on = retry.retry_on.split(',').map(str::trim);
     let on = on.filter_map(|on| RetryOn::ALL.iter().find(|(_, name)| *name == on).map(|(known, _)| *known));
@@ -103,8 +106,47 @@ pub(super) fn decode_retry(retry: pb::RetryPolicy) -> Decoded<Option<RetryPolicy
         per_try_timeout: proto::decode_duration(retry.per_try_timeout, "per_try_timeout")?,
         backoff,
         max_backoff,
+        headers: each("retriable_headers", retry.retriable_headers, matching::decode_header)?,
+        request_headers: each(
+            "retriable_request_headers",
+            retry.retriable_request_headers,
+            matching::decode_header,
+        )?,
+        rate_limited: retry
+            .rate_limited_retry_back_off
+            .map(|limited| decode_rate_limited(limited).at("rate_limited_retry_back_off"))
+            .transpose()?,
     };
     Ok((attempts > 0).then_some(policy))
+}
+
+fn encode_rate_limited(limited: &RateLimitedBackoff) -> RateLimitedRetryBackOff {
+    let header = |header: &ResetHeader| ResetHeaderPb {
+        name: header.name.as_str().into(),
+        format: match header.is_time {
+            true => ResetHeaderFormat::UnixTimestamp as i32,
+            false => ResetHeaderFormat::Seconds as i32,
+        },
+    };
+    RateLimitedRetryBackOff {
+        reset_headers: limited.reset.iter().map(header).collect(),
+        max_interval: Some(proto::duration(limited.max)),
+    }
+}
+
+fn decode_rate_limited(limited: RateLimitedRetryBackOff) -> Decoded<RateLimitedBackoff> {
+    let reset = each("reset_headers", limited.reset_headers, |header| {
+        let is_time = match ResetHeaderFormat::try_from(header.format) {
+            Ok(format) => format == ResetHeaderFormat::UnixTimestamp,
+            Err(_) => return Err(FieldError::new(format!("{} is not a format", header.format))).at("format"),
+        };
+        Ok(ResetHeader { name: matching::header_name(&header.name).at("name")?, is_time })
+    })?;
+    if reset.is_empty() {
+        return Err(FieldError::new("is empty: name a header")).at("reset_headers");
+    }
+    let max = proto::decode_positive(limited.max_interval, "max_interval")?;
+    Ok(RateLimitedBackoff { reset, max: max.unwrap_or(MAX_RATE_LIMITED_BACKOFF) })
 }
 
 pub(super) fn encode_hash(hash: &HashPolicy) -> HashPolicyPb {

@@ -72,6 +72,9 @@ fn a_timeout_reaches_grpc_as_the_cap_of_a_calls_deadline() {
 fn a_retry_policy_without_attempts_is_left_out() {
     let mut forward = forward("a");
     let policy = RetryPolicy {
+        headers: Vec::new(),
+        request_headers: Vec::new(),
+        rate_limited: None,
         on: vec![RetryOn::ServerError, RetryOn::Status, RetryOn::Unavailable],
         statuses: vec![429],
         attempts: 2,
@@ -191,6 +194,7 @@ fn a_group_of_endpoints_always_has_its_place_and_weight() {
         workload: "a/b".into(),
     };
     let message = endpoint::encode(&LoadAssignment {
+        overprovisioning: None,
         name: "x".into(),
         localities: vec![LocalityEndpoints {
             locality: Locality::default(),
@@ -344,7 +348,7 @@ fn cluster(load_balancer: LoadBalancer) -> Cluster {
 }
 
 fn listener(direction: TrafficDirection, chains: Vec<FilterChain>) -> Listener {
-    Listener { name: "a.b:80".into(), direction, address: None, chains }
+    Listener { proxy_protocol: None, name: "a.b:80".into(), direction, address: None, chains }
 }
 
 fn chain(protocol: Protocol) -> FilterChain {

@@ -75,7 +75,7 @@ fn old_forms_of_header_conditions_are_read() {
 #[test]
 fn what_stands_on_the_virtual_host_reaches_its_routes() {
     let retry = |attempts: Option<u32>| route_pb::RetryPolicy {
-        retry_on: "5xx, gateway-error,retriable-headers".into(),
+        retry_on: "5xx, gateway-error,envoy-ratelimited".into(),
         num_retries: proto::u32_value(attempts),
         ..Default::default()
     };
@@ -343,4 +343,25 @@ fn tcp_proxy(cluster: &str) -> listener_pb::Filter {
         name: "tcp".into(),
         config_type: Some(listener_pb::filter::ConfigType::TypedConfig(proto::any(&proxy))),
     }
+}
+
+/// A listener whose only chain carries bytes.
+pub(super) fn any_listener() -> Listener {
+    let chain = listener_pb::FilterChain { filters: vec![tcp_proxy("c")], ..Default::default() };
+    let message =
+        listener_pb::Listener { name: "l".into(), filter_chains: vec![chain], ..Default::default() };
+    listener::decode(message).unwrap()
+}
+
+/// The route with an action, or why there is none.
+pub(super) fn route_to(action: route_pb::RouteAction) -> Result<Route, String> {
+    let mut message = route(PathSpecifier::Prefix("/".into()));
+    message.action = Some(route_pb::route::Action::Route(action));
+    let configuration = route_pb::RouteConfiguration {
+        name: "r".into(),
+        virtual_hosts: vec![route_pb::VirtualHost { routes: vec![message], ..host() }],
+        ..Default::default()
+    };
+    let decoded = route::decode(configuration).map_err(|error| error.to_string())?;
+    Ok(decoded.virtual_hosts.into_iter().flat_map(|host| host.routes).next().expect("there is one"))
 }

@@ -8,6 +8,7 @@ mod foreign;
 mod names;
 mod per_route;
 mod refused;
+mod widened;
 
 /// Any resource of any type.
 fn resource() -> impl Strategy<Value = Resource> {

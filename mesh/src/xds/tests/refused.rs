@@ -154,7 +154,7 @@ fn a_policy_that_would_not_be_followed_is_refused() {
     assert!(refused(vec![port], vec![]).contains("permissions[0].destination_port: 70000 is not a port"));
     let remote = rbac_pb::principal::Identifier::RemoteIp(core::CidrRange::default());
     let remote = rbac_pb::Principal { identifier: Some(remote) };
-    assert!(refused(any(), vec![remote]).contains("principals[0]: remote_ip goes by a header"));
+    assert!(refused(any(), vec![remote]).contains("principals[0].remote_ip: \"\" with this prefix_len"));
     let range =
         core::CidrRange { address_prefix: "10.0.0.0".into(), prefix_len: Some(UInt32Value { value: 33 }) };
     let direct = rbac_pb::principal::Identifier::DirectRemoteIp(range);
@@ -182,6 +182,7 @@ fn a_condition_on_a_request_is_refused_for_a_connection() {
         protocol: Protocol::Tcp(proxy),
     };
     let listener = Listener {
+        proxy_protocol: None,
         name: "l".into(),
         direction: TrafficDirection::Inbound,
         address: None,

@@ -173,6 +173,9 @@ fn three_hops_that_all_may_try_again_add_a_fifth_to_the_load_in_all() {
     on_a_worker(async {
         let authority = Authority::new("td");
         let eager = RetryPolicy {
+            headers: Vec::new(),
+            request_headers: Vec::new(),
+            rate_limited: None,
             on: vec![RetryOn::ServerError],
             statuses: Vec::new(),
             attempts: 3,

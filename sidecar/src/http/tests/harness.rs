@@ -95,6 +95,7 @@ impl Setup {
         let downstream = Downstream {
             direction: self.direction,
             peer: SocketAddr::from(([10, 2, 2, 2], 4321)),
+            direct: SocketAddr::from(([10, 2, 2, 2], 4321)),
             local: at,
             original: None,
             identity: self.identity.map(|id| id.parse().expect("valid")),
@@ -122,6 +123,7 @@ async fn serve_peer(mesh: Rc<Mesh>, material: Arc<Material>, socket: TcpStream, 
     let downstream = Downstream {
         direction: old.direction,
         peer,
+        direct: peer,
         local: old.local,
         original: None,
         identity: accepted.peer,
@@ -307,7 +309,13 @@ fn routes(
 }
 
 fn listener(direction: TrafficDirection, routes: HttpRoutes) -> Listener {
-    let model = model::Listener { name: "cart.shop:80".into(), direction, address: None, chains: Vec::new() };
+    let model = model::Listener {
+        proxy_protocol: None,
+        name: "cart.shop:80".into(),
+        direction,
+        address: None,
+        chains: Vec::new(),
+    };
     let chain = Chain {
         authorizer: Authorizer::compile(Vec::new()),
         protocol: ChainProtocol::Http(Arc::new(routes)),

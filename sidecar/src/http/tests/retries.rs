@@ -17,6 +17,9 @@ use crate::telemetry::record::RetrySkipped;
 
 fn policy(on: RetryOn) -> RetryPolicy {
     RetryPolicy {
+        headers: Vec::new(),
+        request_headers: Vec::new(),
+        rate_limited: None,
         on: vec![on],
         statuses: Vec::new(),
         attempts: 2,

@@ -2,8 +2,8 @@ use super::*;
 use crate::identity::SpiffeId;
 
 pub(in super::super) fn assignment() -> BoxedStrategy<LoadAssignment> {
-    (name(), vec(locality(), 0..4))
-        .prop_map(|(name, mut localities)| {
+    (name(), vec(locality(), 0..4), of(1..=u32::MAX))
+        .prop_map(|(name, mut localities, overprovisioning)| {
             // Priorities leave no gap.
             for (index, group) in (0_u32..).zip(&mut localities) {
                 group.priority = group.priority.min(index);
@@ -13,7 +13,7 @@ pub(in super::super) fn assignment() -> BoxedStrategy<LoadAssignment> {
                 group.priority = group.priority.min(next);
                 next = next.max(group.priority + 1);
             }
-            LoadAssignment { name, localities }
+            LoadAssignment { name, localities, overprovisioning }
         })
         .boxed()
 }
@@ -62,7 +62,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
         limits(),
         of(outliers()),
         of(tls()),
-        protocol,
+        (protocol, any::<[bool; 4]>()),
     )
         .prop_map(
             |(
@@ -74,7 +74,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                 limits,
                 outlier_detection,
                 tls,
-                protocol,
+                (protocol, [ignores_localities, healthy, draining, unhealthy]),
             )| {
                 // Where there is nothing to choose from, the balancer has no meaning and is not kept.
                 let load_balancer = match discovery {
@@ -92,6 +92,8 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                     outlier_detection,
                     tls,
                     protocol,
+                    ignores_localities,
+                    sessions: SessionHealth { healthy, draining, unhealthy },
                 }
             },
         )

@@ -3,8 +3,17 @@ use super::*;
 
 pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
     let direction = select(vec![TrafficDirection::Inbound, TrafficDirection::Outbound]);
-    (name(), direction, of(socket()), vec(chain(), 1..4))
-        .prop_map(|(name, direction, address, mut chains)| {
+    let proxied = select(vec![
+        [true, true, true],
+        [false, true, true],
+        [false, true, false],
+        [false, false, true],
+        [true, false, false],
+    ]);
+    let proxied =
+        proxied.prop_map(|[optional, version_1, version_2]| ProxyProtocol { optional, version_1, version_2 });
+    (name(), direction, of(socket()), vec(chain(), 1..4), of(proxied))
+        .prop_map(|(name, direction, address, mut chains, proxy_protocol)| {
             // No two chains have the same condition; the only one may have none.
             let single = chains.len() == 1;
             for (port, chain) in (1_u16..).zip(&mut chains) {
@@ -12,7 +21,7 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
                     chain.matches.destination_port = Some(port);
                 }
             }
-            Listener { name, direction, address, chains }
+            Listener { name, direction, address, chains, proxy_protocol }
         })
         .boxed()
 }
@@ -56,8 +65,16 @@ fn http() -> BoxedStrategy<HttpConnection> {
     let tracing = (fraction(), of(name()))
         .prop_map(|(random_sampling, collector)| Tracing { random_sampling, collector });
     let underscores = select(vec![Underscores::Allow, Underscores::Reject, Underscores::Drop]);
-    (routes, filters(), timeouts, limits, (paths(), underscores), of(tracing), of(access_log()))
-        .prop_map(|(routes, filters, timeouts, limits, (paths, underscores), tracing, access_log)| {
+    let forwarding = (any::<bool>(), any::<u32>(), any::<bool>()).prop_map(
+        |(use_remote_address, trusted_hops, skip_append)| Forwarding {
+            use_remote_address,
+            trusted_hops,
+            skip_append,
+        },
+    );
+    (routes, filters(), timeouts, limits, (paths(), underscores, forwarding), of(tracing), of(access_log()))
+        .prop_map(|(routes, filters, timeouts, limits, how, tracing, access_log)| {
+            let (paths, underscores, forwarding) = how;
             HttpConnection {
                 routes,
                 filters,
@@ -70,6 +87,7 @@ fn http() -> BoxedStrategy<HttpConnection> {
                 max_headers: limits.1,
                 max_concurrent_streams: limits.2,
                 paths,
+                forwarding,
                 tracing,
                 access_log,
             }
@@ -229,6 +247,7 @@ fn principal(requests: bool) -> BoxedStrategy<Principal> {
         Just(Principal::Any),
         of(string_match()).prop_map(Principal::Authenticated),
         network().prop_map(Principal::SourceIp),
+        network().prop_map(Principal::RemoteIp),
     ];
     leaf.prop_recursive(3, 8, 3, |inner| {
         prop_oneof![

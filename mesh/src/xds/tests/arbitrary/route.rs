@@ -151,12 +151,14 @@ fn overrides() -> BoxedStrategy<FilterOverrides> {
 }
 
 fn backends() -> BoxedStrategy<Vec<Backend>> {
-    let backend = (name(), 0..1000_u32, mutations(), mutations(), of(fault()), overrides()).prop_map(
-        |(cluster, weight, request_headers, response_headers, fault, filters)| Backend {
+    let host = of("[a-z.]{1,9}");
+    let backend = (name(), 0..1000_u32, mutations(), mutations(), of(fault()), host, overrides()).prop_map(
+        |(cluster, weight, request_headers, response_headers, fault, host_rewrite, filters)| Backend {
             cluster,
             weight,
             request_headers,
             response_headers,
+            host_rewrite,
             fault,
             filters,
         },
@@ -174,8 +176,15 @@ fn backends() -> BoxedStrategy<Vec<Backend>> {
 
 fn retry() -> BoxedStrategy<RetryPolicy> {
     let on = select(RetryOn::ALL.map(|(on, _)| on).to_vec());
-    (vec(on, 0..4), vec(100..600_u16, 0..3), 1..10_u32, of(duration()), positive(), duration())
-        .prop_map(|(on, statuses, attempts, per_try_timeout, backoff, longer)| RetryPolicy {
+    let reset = (header_name(), any::<bool>()).prop_map(|(name, is_time)| ResetHeader { name, is_time });
+    let limited = (vec(reset, 1..3), positive()).prop_map(|(reset, max)| RateLimitedBackoff { reset, max });
+    let headers = (vec(header_match(), 0..3), vec(header_match(), 0..3), of(limited));
+    let on = (vec(on, 0..4), vec(100..600_u16, 0..3));
+    (on, headers, 1..10_u32, of(duration()), positive(), duration())
+        .prop_map(|((on, statuses), headers, attempts, per_try_timeout, backoff, longer)| RetryPolicy {
+            headers: headers.0,
+            request_headers: headers.1,
+            rate_limited: headers.2,
             on,
             statuses,
             attempts,
