@@ -20,7 +20,8 @@ use crate::{LIMIT, NAMESPACE, TRUST_DOMAIN, binaries, identity, wait_for};
 pub struct Ads {
     /// Where it serves those who need no proof.
     pub plain: SocketAddr,
-    tls: SocketAddr,
+    /// Where it serves those who prove themselves.
+    pub(super) tls: SocketAddr,
     process: Process,
     folder: PathBuf,
     pki: [PathBuf; 3],
@@ -100,12 +101,12 @@ impl Ads {
         answers.collect()
     }
 
-    /// Starts a sidecar with a local port for each service.
-    pub(super) async fn sidecar(&self, folder: &Path, services: &[&str]) -> Sidecar {
+    /// Starts a sidecar with a local port for each service, which reaches the control plane at an address.
+    pub(super) async fn sidecar(&self, folder: &Path, at: SocketAddr, services: &[&str]) -> Sidecar {
         let config = json!({
             "workload": { "namespace": NAMESPACE, "serviceAccount": "client", "name": "client" },
             "trustDomain": TRUST_DOMAIN,
-            "controlPlane": { "address": self.tls.to_string(), "rootFile": folder.join("root.pem") },
+            "controlPlane": { "address": at.to_string(), "rootFile": folder.join("root.pem") },
             "identity": {
                 "certificateFile": folder.join("client.pem"),
                 "keyFile": folder.join("client.key"),

@@ -9,6 +9,7 @@ mod http2;
 mod outcome;
 mod resources;
 mod scripted;
+mod valve;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +28,7 @@ pub use http2::Http2;
 pub use outcome::{Outcome, Received, Then};
 pub use resources::{cluster, endpoints, listener, manager, route_configuration, typed};
 pub use scripted::{Scripted, Scripts};
+pub use valve::Valve;
 
 /// The one listener; a sidecar knows it as a service.
 const SERVICE: &str = "oracle.test:80";
@@ -39,6 +41,8 @@ pub struct Oracle {
     pub upstreams: Vec<Scripted>,
     /// Where Envoy's administration is.
     pub envoy_admin: SocketAddr,
+    /// Through which the sidecar reaches it.
+    pub valve: Valve,
     /// The sidecar.
     pub sidecar: Sidecar,
     sides: [Side; 2],
@@ -75,13 +79,15 @@ impl Oracle {
         first.push(route_configuration("routes", &[all_clusters()]));
         ads.set(first).await;
         let (envoy, envoy_admin) = start_envoy(folder.path(), ads.plain).await;
-        let sidecar = ads.sidecar(folder.path(), &[SERVICE]).await;
+        let valve = Valve::start(ads.tls).await;
+        let sidecar = ads.sidecar(folder.path(), valve.address, &[SERVICE]).await;
         let sides =
             [Side { name: "envoy", address: port }, Side { name: "tulle", address: sidecar.ports[SERVICE] }];
         let oracle = Self {
             ads,
             upstreams,
             envoy_admin,
+            valve,
             sidecar,
             sides,
             scripts,

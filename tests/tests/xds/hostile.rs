@@ -265,15 +265,30 @@ async fn messages_that_are_none_cost_a_stream_and_nothing_else() {
         if damage == 2 {
             // One bit may make sound routes of another meaning, which are obeyed until the others come again.
             oracle.ads.say(&[good()], 1).await;
-            let served = || async {
-                let [_, tulle] = oracle.both(b"GET /a HTTP/1.1\r\nhost: all.test\r\n\r\n", "ok").await;
-                if tulle.received.status == 200 { Ok(()) } else { Err(tulle.to_string()) }
-            };
-            wait_for(LIMIT, served)
-                .await
-                .unwrap_or_else(|error| panic!("after seed {seed}, message {case}: {error}"));
+            until_served(&oracle, &format!("seed {seed}, message {case}")).await;
         }
         still_serves(&mut oracle, &format!("seed {seed}, message {case}")).await;
+    }
+    in_bounds(&oracle);
+}
+
+#[tokio::test]
+async fn who_stalls_in_the_middle_of_a_message_is_left() {
+    let mut oracle = Oracle::start().await;
+    for bytes in [3, 20_000] {
+        let before = oracle.valve.opened();
+        oracle.valve.shut_after(bytes);
+        let long = response(ENDPOINTS, vec![("a", many_endpoints(40_000))]);
+        oracle.ads.say(&[long], 1).await;
+        let left = || async {
+            // What was good before stays in force meanwhile.
+            let [_, tulle] = oracle.both(b"GET /a HTTP/1.1\r\nhost: all.test\r\n\r\n", "ok").await;
+            assert_eq!(tulle.received.status, 200, "after {bytes} bytes: {tulle}");
+            let connections = oracle.valve.opened();
+            if connections > before { Ok(()) } else { Err(format!("{connections} connections")) }
+        };
+        wait_for(LIMIT * 2, left).await.unwrap_or_else(|error| panic!("after {bytes} bytes: {error}"));
+        still_serves(&mut oracle, &format!("a stall after {bytes} bytes")).await;
     }
     in_bounds(&oracle);
 }
@@ -328,6 +343,8 @@ async fn references_that_lead_nowhere_or_in_a_circle_end() {
         // It is as good as any other, and so is the next.
         let host = serde_json::json!({ "name": attack, "domains": [attack], "routes": [] });
         oracle.routes(&[host]).await;
+        // What nothing referred to meanwhile was let go, and is asked for again.
+        until_served(&oracle, attack).await;
         still_serves(&mut oracle, attack).await;
     }
     in_bounds(&oracle);
@@ -337,6 +354,15 @@ async fn references_that_lead_nowhere_or_in_a_circle_end() {
 fn rejections(oracle: &Oracle) -> Vec<String> {
     let log = oracle.sidecar.process.log();
     log.lines().filter(|line| line.contains("rejected a part of")).map(str::to_owned).collect()
+}
+
+/// Waits until the sidecar serves what it is told again.
+async fn until_served(oracle: &Oracle, after: &str) {
+    let served = || async {
+        let [_, tulle] = oracle.both(b"GET /a HTTP/1.1\r\nhost: all.test\r\n\r\n", "ok").await;
+        if tulle.received.status == 200 { Ok(()) } else { Err(tulle.to_string()) }
+    };
+    wait_for(LIMIT, served).await.unwrap_or_else(|error| panic!("after {after}: {error}"));
 }
 
 /// Moves an endpoint, and waits until the sidecar's requests go there.
