@@ -3,7 +3,7 @@
 //! A gRPC client gets the listener of any port that may carry HTTP, under the name that it asked for; a gRPC server the chain
 //! of its port that ends mTLS. Envoy gets a listener for each virtual address and port, `<ip>_<port>`, and, where its node
 //! names the workload's address, the inbound listeners of that, with the clusters that lead to the application; one that
-//! connections are redirected to gets other listeners ([`captured`](super::captured)). Clusters name the identities of all their
+//! connections are redirected to gets other listeners ([`captured`]). Clusters name the identities of all their
 //! endpoints. Nothing here decides who may call: authorization is carried over as it is, or there
 //! is no listener. What depends on a client's own folder is encoded for it each time and never kept.
 
