@@ -1,9 +1,10 @@
-//! What both ends of HTTP/2 share: bodies, flow control.
+//! What both ends of HTTP/2 share: bodies, flow control, keep-alive.
 //!
 //! In: streams of the `h2` crate. Out: body frames, and body frames into streams. Flow control goes end to end: a
 //! window is opened again only when whoever reads comes back for more, and a body is asked for more only when what it gave
 //! has found room.
 
+pub(crate) mod ping;
 pub(crate) mod recv;
 pub(crate) mod send;
 

@@ -19,6 +19,7 @@ use tulle_mesh::identity::SpiffeId;
 
 use super::first::{First, Watched};
 use crate::balance::{Cluster, Endpoint, Limit, Permit};
+use crate::http::h2::ping::KeepAlive;
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::tls::Alpn;
 use crate::upstream::pool::{Slot, permit};
@@ -216,11 +217,14 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         .await;
     let (sender, mut driven) = handshake.map_err(|error| not_begun(error, &first))?;
     let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
-    let settled = timeout(limit, settle(&mut driven, &first)).await;
-    settled.map_err(|_| SendError::Connect(ConnectError::Timeout(limit)))??;
+    let keep_alive = timeout(limit, settle(&mut driven, &first)).await;
+    let keep_alive = keep_alive.map_err(|_| SendError::Connect(ConnectError::Timeout(limit)))??;
+    // Over mTLS that is nearly always a sidecar, which may hang though its host answers. Applications are not pinged: servers
+    // of gRPC end the connection, and every call on it, of who does that while nothing is said (gRFC A8).
+    let keep_alive = endpoint.tls.is_some().then_some(keep_alive);
     slot.ability.spoken();
     let closed = Rc::new(Cell::new(false));
-    tokio::task::spawn_local(drive(driven, Rc::clone(&closed), permit));
+    tokio::task::spawn_local(drive(driven, keep_alive, Rc::clone(&closed), permit));
     Ok(Shared {
         sender,
         peer: connection.peer,
@@ -233,7 +237,7 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
 
 /// Waits for the peer's settings, which come before anything else that it sends: only then is it known how many streams it
 /// takes, and that it speaks HTTP/2 at all. So a peer that doesn't has not seen anything of a request.
-async fn settle(connection: &mut Connection<Watched, Bytes>, first: &First) -> Result<(), SendError> {
+async fn settle(connection: &mut Connection<Watched, Bytes>, first: &First) -> Result<KeepAlive, SendError> {
     let mut ping_pong = connection.ping_pong().ok_or(NOT_SENT)?;
     ping_pong.send_ping(Ping::opaque()).map_err(|error| not_begun(error, first))?;
     poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
@@ -243,15 +247,23 @@ async fn settle(connection: &mut Connection<Watched, Bytes>, first: &First) -> R
             ping_pong.poll_pong(cx).map(|pong| pong.map(drop).map_err(|error| not_begun(error, first)))
         }
     })
-    .await
+    .await?;
+    Ok(KeepAlive::new(ping_pong))
 }
 
 /// Reads and writes the frames of a connection until it ends: with the peer, or with its last stream once nobody can open
-/// another. Nothing is pinged: servers of gRPC end the connection of who does that while nothing is said (gRFC A8). A peer
-/// whose host is gone is noticed by the kernel (`dead_peer`).
-async fn drive(connection: Connection<Watched, Bytes>, closed: Rc<Cell<bool>>, _permit: Permit) {
-    // How it ended, each of its streams is told.
-    let _ = connection.await;
+/// another, or with a peer that no longer answers.
+async fn drive(
+    mut connection: Connection<Watched, Bytes>,
+    mut keep_alive: Option<KeepAlive>,
+    closed: Rc<Cell<bool>>,
+    _permit: Permit,
+) {
+    poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => keep_alive.as_mut().map_or(Poll::Pending, |keep_alive| keep_alive.poll(cx)),
+    })
+    .await;
     closed.set(true);
 }
 

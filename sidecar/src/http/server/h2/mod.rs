@@ -4,7 +4,6 @@
 //! its streams are one future: the frames are read and written and every handler is polled in the connection's own task.
 
 mod body;
-mod ping;
 mod request;
 mod stream;
 
@@ -17,10 +16,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, timeout};
 
 pub(crate) use self::body::StreamBody;
-use self::ping::KeepAlive;
 pub(super) use self::stream::Stream;
 use self::stream::serve_stream;
 use super::{Handler, ServerOptions, Timer};
+use crate::http::h2::ping::KeepAlive;
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::worker::drain::{Drain, Phase};
 

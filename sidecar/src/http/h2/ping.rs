@@ -1,5 +1,4 @@
-//! Finds out that a client is gone, whose connection nothing comes from. Clients bear pings at any time; servers do not
-//! (gRFC A8), so that the other direction has nothing of the kind.
+//! Finds out that the other end of an idle connection is gone.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,7 +12,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pings the peer now and then.
-pub(super) struct KeepAlive {
+pub(crate) struct KeepAlive {
     ping_pong: PingPong,
     timer: Timer,
     due: Instant,
@@ -22,12 +21,12 @@ pub(super) struct KeepAlive {
 
 impl KeepAlive {
     /// Keeps the connection of `ping_pong` alive.
-    pub(super) fn new(ping_pong: PingPong) -> Self {
+    pub(crate) fn new(ping_pong: PingPong) -> Self {
         Self { ping_pong, timer: Timer::new(INTERVAL), due: Instant::now() + INTERVAL, waiting: false }
     }
 
     /// Ready when the peer does not answer.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.waiting {
                 match self.ping_pong.poll_pong(cx) {
