@@ -3,7 +3,9 @@
 //! In: the first bytes of a connection. Out: how many of them are the header, and whose connection it stands for. A header is at
 //! most 64 KiB long, which its length field bounds, or 107 bytes as text.
 
+use std::array::from_fn;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 use tulle_mesh::model::ProxyProtocol;
 
@@ -63,24 +65,22 @@ fn parse_text(bytes: &[u8]) -> Result<Header, NoHeader> {
     if family == Some("UNKNOWN") {
         return Ok(Header { len: end + 2, client: None });
     }
-    let client = match (family, words.next(), words.next(), words.next(), words.next(), words.next()) {
-        (Some("TCP4"), Some(source), Some(local), Some(port), Some(local_port), None) => {
-            let source = source.parse::<Ipv4Addr>().ok().zip(local.parse::<Ipv4Addr>().ok());
-            address(source.map(|(source, _)| IpAddr::V4(source)), port, local_port)
-        }
-        (Some("TCP6"), Some(source), Some(local), Some(port), Some(local_port), None) => {
-            let source = source.parse::<Ipv6Addr>().ok().zip(local.parse::<Ipv6Addr>().ok());
-            address(source.map(|(source, _)| IpAddr::V6(source)), port, local_port)
-        }
+    let [Some(source), Some(local), Some(port), Some(local_port), None] = from_fn(|_| words.next()) else {
+        return Err(NoHeader::Broken);
+    };
+    let source = match family {
+        Some("TCP4") => address::<Ipv4Addr>(source, local),
+        Some("TCP6") => address::<Ipv6Addr>(source, local),
         _ => None,
     };
-    let client = client.ok_or(NoHeader::Broken)?;
+    let port = local_port.parse::<u16>().ok().and(port.parse().ok());
+    let client = source.zip(port).map(SocketAddr::from).ok_or(NoHeader::Broken)?;
     Ok(Header { len: end + 2, client: Some(client) })
 }
 
-fn address(ip: Option<IpAddr>, port: &str, local_port: &str) -> Option<SocketAddr> {
-    let port = local_port.parse::<u16>().ok().and(port.parse().ok())?;
-    Some(SocketAddr::new(ip?, port))
+/// The first of two addresses of one family.
+fn address<Ip: FromStr + Into<IpAddr>>(source: &str, local: &str) -> Option<IpAddr> {
+    local.parse::<Ip>().ok().and(source.parse::<Ip>().ok()).map(Into::into)
 }
 
 fn parse_binary(bytes: &[u8]) -> Result<Header, NoHeader> {
