@@ -135,10 +135,14 @@ impl View {
         let listener = Captured {
             name: VIRTUAL_OUTBOUND,
             direction: TrafficDirection::Outbound,
-            addresses: families(envoy, &own)
-                .map(|v6| if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() })
-                .map(|ip: IpAddr| SocketAddr::new(ip, OUTBOUND_PORT))
-                .collect(),
+            addresses: of_families(
+                envoy,
+                &own,
+                [
+                    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), OUTBOUND_PORT),
+                    SocketAddr::new(Ipv6Addr::LOCALHOST.into(), OUTBOUND_PORT),
+                ],
+            ),
             chains: chains.collect(),
         };
         Arc::new(Encoded::new(VIRTUAL_OUTBOUND, listener.encode(&client.kind)))
@@ -154,10 +158,14 @@ impl View {
         let listener = Captured {
             name: VIRTUAL_INBOUND,
             direction: TrafficDirection::Inbound,
-            addresses: families(envoy, &own)
-                .map(|v6| if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() })
-                .map(|ip: IpAddr| SocketAddr::new(ip, INBOUND_PORT))
-                .collect(),
+            addresses: of_families(
+                envoy,
+                &own,
+                [
+                    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), INBOUND_PORT),
+                    SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), INBOUND_PORT),
+                ],
+            ),
             chains: [(None, &itself)].into_iter().chain(known).collect(),
         };
         Arc::new(Encoded::new(VIRTUAL_INBOUND, listener.encode(&client.kind)))
@@ -236,10 +244,11 @@ fn ports(world: &World, ip: IpAddr) -> BTreeSet<u16> {
     chains.map(|chain| chain.matches.destination_port.unwrap_or_default()).collect()
 }
 
-/// Whether to listen over IPv6, for each family that the workload has.
-fn families(envoy: &Envoy, own: &[IpAddr]) -> impl Iterator<Item = bool> {
+/// Those of some addresses whose family the workload has; of IPv4 where it is not known.
+fn of_families(envoy: &Envoy, own: &[IpAddr], addresses: [SocketAddr; 2]) -> Vec<SocketAddr> {
     let told: BTreeSet<bool> = own.iter().chain(&envoy.address).map(IpAddr::is_ipv6).collect();
-    if told.is_empty() { BTreeSet::from([false]) } else { told }.into_iter()
+    let told = if told.is_empty() { BTreeSet::from([false]) } else { told };
+    addresses.into_iter().filter(|address| told.contains(&address.is_ipv6())).collect()
 }
 
 /// Where connections go of which the mesh knows nothing.
