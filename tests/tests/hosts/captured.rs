@@ -65,16 +65,7 @@ async fn ports_that_redirection_leaves_alone_are_reached_past_both_sidecars() {
     let mut init = server.command(0, &tulle_tests::binaries().sidecar);
     init.args(["init", "--skip-inbound-ports", &SKIPPED.to_string()]);
     assert!(output_of(init).await.status.success());
-    pair.mesh.manifest(
-        "workload-echo.yaml",
-        &format!(
-            "apiVersion: tulle.dev/v1alpha1\nkind: Workload\n\
-             metadata: {{name: echo, namespace: shop, labels: {{app: echo}}}}\n\
-             spec: {{address: {}, serviceAccount: echo, ports: [{{name: http, port: 8080}}], \
-             skipInboundPorts: [{SKIPPED}]}}\n",
-            server.v4
-        ),
-    );
+    tell_skipped(&pair.mesh, server, SKIPPED);
     until_heard(&pair.client.host, server.v4, SKIPPED).await;
     let counted = || async {
         let count = passed_through(&pair.client).await;
@@ -223,6 +214,20 @@ async fn an_application_that_dials_every_port_of_a_peer_costs_little_and_still_r
     assert_eq!(listeners.len(), 1, "all ports are one listener");
     let aliases = listeners[0]["aliases"].as_array().expect("a list").len();
     assert!((1..=512).contains(&aliases), "{aliases} ports are remembered");
+}
+
+/// Tells the mesh which port redirection leaves alone at the host of the echo.
+pub(crate) fn tell_skipped(mesh: &TestMesh, host: &Host, port: u16) {
+    mesh.manifest(
+        "workload-echo.yaml",
+        &format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: Workload\n\
+             metadata: {{name: echo, namespace: shop, labels: {{app: echo}}}}\n\
+             spec: {{address: {}, serviceAccount: echo, ports: [{{name: http, port: 8080}}], \
+             skipInboundPorts: [{port}]}}\n",
+            host.v4
+        ),
+    );
 }
 
 /// Only mTLS is taken from now on.

@@ -159,16 +159,7 @@ async fn ports_that_redirection_leaves_alone_are_reached_past_both_ends() {
     init.args(["init", "--skip-inbound-ports", &SKIPPED.to_string()]);
     assert!(tulle_tests::output_of(init).await.status.success());
     let _sidecar = mesh.sidecar_on(&host, Member::of("echo")).await;
-    mesh.manifest(
-        "workload-echo.yaml",
-        &format!(
-            "apiVersion: tulle.dev/v1alpha1\nkind: Workload\n\
-             metadata: {{name: echo, namespace: shop, labels: {{app: echo}}}}\n\
-             spec: {{address: {}, serviceAccount: echo, ports: [{{name: http, port: 8080}}], \
-             skipInboundPorts: [{SKIPPED}]}}\n",
-            host.v4
-        ),
-    );
+    crate::captured::tell_skipped(&mesh, &host, SKIPPED);
     crate::captured::make_strict(&mesh);
     let web = client(&mesh, "web", &[]).await;
     until_heard(&web.host, host.v4, SKIPPED).await;
