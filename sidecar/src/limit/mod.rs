@@ -1,7 +1,8 @@
 //! Limits on the rate and the number of requests that this workload takes.
 //!
 //! In: the head of each inbound request and who sent it. Out: whether it may pass, and if not, what to tell the client.
-//! Health probes always pass. Nothing here waits, locks or reads a clock.
+//! Health probes pass however busy the application is; a rate holds for everybody. Nothing here waits, locks or reads a
+//! clock.
 
 mod adaptive;
 mod gradient;
@@ -114,9 +115,6 @@ impl RequestLimits {
         client: Option<&SpiffeId>,
         now: Instant,
     ) -> Result<Option<Slot>, Refusal<'a>> {
-        if (self.rates.is_empty() && self.adaptive.is_none()) || is_probe(request) {
-            return Ok(None);
-        }
         for rate in self.rates.iter().filter(|rate| rate.concerns(request, client)) {
             rate.take(client, now).map_err(|retry_after| Refusal::Rate {
                 limit: &rate.model.name,
@@ -124,15 +122,18 @@ impl RequestLimits {
                 answer: &rate.answer,
             })?;
         }
-        let Some(adaptive) = &self.adaptive else { return Ok(None) };
+        let adaptive = self.adaptive.as_ref().filter(|_| !is_probe(request, client));
+        let Some(adaptive) = adaptive else { return Ok(None) };
         adaptive.admit(now).map(Some).map_err(|at_once| Refusal::Concurrency { at_once })
     }
 }
 
 /// Whether a request asks for the application's health: from the kubelet or a load balancer by its user agent, or by
-/// gRPC's health protocol. To refuse it would have the application restarted for being busy.
-fn is_probe(request: &RequestView<'_>) -> bool {
-    let agent = request.headers.get(http::header::USER_AGENT).map(http::HeaderValue::as_bytes);
+/// gRPC's health protocol. To refuse it would have the application restarted for being busy. A workload of the mesh is
+/// neither kubelet nor load balancer, whatever it calls itself.
+fn is_probe(request: &RequestView<'_>, client: Option<&SpiffeId>) -> bool {
+    let agent = request.headers.get(http::header::USER_AGENT).filter(|_| client.is_none());
+    let agent = agent.map(http::HeaderValue::as_bytes);
     let agents: [&[u8]; 3] = [b"kube-probe/", b"GoogleHC/", b"ELB-HealthChecker/"];
     agent.is_some_and(|agent| agents.iter().any(|known| agent.starts_with(known)))
         || request.path.starts_with("/grpc.health.v1.Health/")
@@ -183,9 +184,9 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_their_limit_and_probes_always_pass() {
+    fn refusals_name_their_limit_and_probes_pass_a_busy_application() {
         let now = Instant::now();
-        let (limits, _) = limits(&filters(2), None, now);
+        let (limits, _) = limits(&filters(5), None, now);
         let mut headers = HeaderMap::new();
         let plain = headers.clone();
         let request = RequestView::new(&Method::GET, "a", "/", &plain);
@@ -193,15 +194,22 @@ mod tests {
         slot.arrived(now);
         let busy = limits.admit(&request, None, now).err();
         assert_eq!(busy, Some(Refusal::Concurrency { at_once: 1 }));
-        let limited = limits.admit(&request, None, now).err().expect("no token left");
-        assert!(matches!(limited, Refusal::Rate { limit: "shop/cart", .. }), "{limited:?}");
-        assert!(limited.to_string().contains("shop/cart"));
 
         headers.insert("user-agent", HeaderValue::from_static("kube-probe/1.33"));
         let probe = RequestView::new(&Method::GET, "a", "/healthz", &headers);
         assert!(limits.admit(&probe, None, now).expect("exempt").is_none());
         let health = RequestView::new(&Method::POST, "a", "/grpc.health.v1.Health/Check", &plain);
         assert!(limits.admit(&health, None, now).expect("exempt").is_none());
+        let web = "spiffe://mesh.test/ns/shop/sa/web".parse().expect("valid");
+        let busy = limits.admit(&probe, Some(&web), now).err();
+        assert_eq!(
+            busy,
+            Some(Refusal::Concurrency { at_once: 1 }),
+            "a workload that says that it is the kubelet"
+        );
+        let limited = limits.admit(&probe, None, now).err().expect("no token left, for probes neither");
+        assert!(matches!(limited, Refusal::Rate { limit: "shop/cart", .. }), "{limited:?}");
+        assert!(limited.to_string().contains("shop/cart"));
     }
 
     #[test]

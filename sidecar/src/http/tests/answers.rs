@@ -158,10 +158,10 @@ fn what_is_above_the_applications_capacity_is_handed_back_unprocessed() {
         let got = mesh.send(post("b")).await;
         assert_eq!((got.status.as_u16(), got.header("x-tulle-outcome")), (503, "not-processed"));
         let proxy = mesh.proxy.clone();
+        let mut health = request(Method::POST, &[("content-type", "application/grpc")], "");
+        *health.uri_mut() = http::Uri::from_static("/grpc.health.v1.Health/Check");
         let probe = tokio::task::spawn_local(async move {
-            proxy
-                .handle(request(Method::GET, &[("user-agent", "kube-probe/1")], ""), Interim::default())
-                .await;
+            proxy.handle(health, Interim::default()).await;
         });
         while app.seen().len() < 2 {
             tokio::task::yield_now().await;
