@@ -10,7 +10,7 @@ use crate::jaeger::{Caller, Shown};
 
 /// An application that asks the next one, and passes on those of its caller's headers that it knows.
 async fn relay(known: &'static [&'static str], next: Arc<OnceLock<SocketAddr>>) -> App {
-    let relay = move |request: &tulle_tests::Seen| {
+    let ask = move |request: &tulle_tests::Seen| {
         let headers: String = request
             .headers
             .iter()
@@ -26,7 +26,8 @@ async fn relay(known: &'static [&'static str], next: Arc<OnceLock<SocketAddr>>) 
         stream.read_to_string(&mut answer).expect("an answer");
         script(if answer.starts_with("HTTP/1.1 200 ") { 200 } else { 500 }, "")
     };
-    App::start(relay).await
+    // What its worker thread had to do next goes to another: it may be what it waits for.
+    App::start(move |request| tokio::task::block_in_place(|| ask(request))).await
 }
 
 // The relay waits for the application behind it.
