@@ -68,6 +68,7 @@ async fn a_refused_grpc_call_gets_a_grpc_status() {
         "apiVersion: v1\nkind: Service\nmetadata: {name: echo, namespace: shop}\nspec:\n  selector: {app: nobody}\n  \
          ports: [{name: grpc, port: 80, appProtocol: grpc}]\n",
     );
+    mesh.knows("Service", "echo").await;
     let script = "import grpc, sys\nc = grpc.insecure_channel(sys.argv[1])\ntry:\n    \
                   c.unary_unary('/test.Echo/Unary')(b'', timeout=15)\nexcept grpc.RpcError as e:\n    \
                   print(e.code().name)\n";

@@ -50,12 +50,17 @@ impl Names {
 
     /// Waits until the client's resolver gives these data for a question.
     async fn becomes(&self, question: &[&str], good: impl Fn(&[String]) -> bool) -> Vec<String> {
-        let asked = || async {
-            let found = short(&self.client.host, question).await;
-            if good(&found) { Ok(found) } else { Err(format!("{question:?}: {found:?}")) }
-        };
-        wait_for(LIMIT, asked).await.unwrap_or_else(|error| panic!("{error}"))
+        becomes_at(&self.client.host, question, good).await
     }
+}
+
+/// The same of another host's resolver: each learns names for itself.
+async fn becomes_at(host: &Host, question: &[&str], good: impl Fn(&[String]) -> bool) -> Vec<String> {
+    let asked = || async {
+        let found = short(host, question).await;
+        if good(&found) { Ok(found) } else { Err(format!("{question:?}: {found:?}")) }
+    };
+    wait_for(LIMIT, asked).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Redirects a host's traffic and queries, and starts a sidecar on it.
@@ -275,7 +280,9 @@ async fn an_external_name_is_known_to_the_mesh() {
         ]
         .concat(),
     );
-    names.becomes(&["www.shop"], |found| found.len() == 1).await;
+    for host in [&names.client.host, &only.host] {
+        becomes_at(host, &["www.shop"], |found| found.len() == 1).await;
+    }
     // A declared one is known, so that policy lets it through.
     for meshed in [&names.client, &only] {
         let answer = get(&meshed.host, "http://www:8000/").await.unwrap_or_else(|error| panic!("{error}"));
