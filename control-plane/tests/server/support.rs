@@ -34,7 +34,7 @@ use tulle_control_plane::xds::server::Limits;
 use tulle_control_plane::xds::{Catalog, Changed, Client, Encoded, Kind};
 
 /// Long enough for a slow machine; nothing waits for it when all is well.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long nothing must happen before it counts as nothing.
 pub const SILENCE: Duration = Duration::from_millis(300);

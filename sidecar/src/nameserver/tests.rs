@@ -13,7 +13,7 @@ use tulle_mesh::model::DnsRecords;
 use super::*;
 use crate::telemetry::Workload;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_name_of_the_mesh_is_asked_of_the_control_plane_and_no_other() {
@@ -215,7 +215,7 @@ impl Bench {
         let workload = Workload { namespace: "shop".into(), name: "web".into(), instance: "web-1".into() };
         let (telemetry, _) = Telemetry::new(workload, None).expect("no collector is needed");
         let resolver =
-            Nameserver::new(vec![server], "cluster.local", names, Duration::from_millis(200), &telemetry);
+            Nameserver::new(vec![server], "cluster.local", names, Duration::from_secs(2), &telemetry);
         let (udp, tcp) = pair().await;
         let address = udp.local_addr().expect("bound");
         tasks.spawn(udp::serve(udp, Arc::clone(&resolver)));

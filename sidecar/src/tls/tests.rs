@@ -278,7 +278,7 @@ async fn a_session_is_resumed_with_its_identity_and_only_under_the_same_material
 #[tokio::test]
 async fn a_resumed_session_ends_with_the_certificate() {
     let ca = Authority::new("root");
-    let web = ca.material_of(&Request { until: 2, ..Request::workload(WEB) });
+    let web = ca.material_of(&Request { until: 6, ..Request::workload(WEB) });
     let cart = ca.material(CART);
     let pin = endpoint(Some(CART));
     let (client, server) = shake(&web, &cart, &pin, &strict()).await;

@@ -44,7 +44,7 @@ pub(crate) fn shared() -> (Shared, UnboundedReceiver<Demand>) {
         lookups,
         outbound_policy: OutboundPolicy::AllowAny,
         own: Arc::default(),
-        demand_timeout: Duration::from_millis(500),
+        demand_timeout: Duration::from_secs(2),
     };
     (shared, receiver)
 }

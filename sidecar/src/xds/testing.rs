@@ -39,7 +39,7 @@ pub(crate) const CONTROL_PLANE: &str = "spiffe://mesh.test/ns/tulle-system/sa/tu
 /// The workload of the tests.
 pub(crate) const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 /// Nothing takes longer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder with the files of a sidecar's configuration, and the authority behind them.
 pub(crate) struct Mesh {
@@ -81,7 +81,7 @@ impl Mesh {
                 proxy: Some(local(0)),
                 ports: Vec::new(),
                 policy: config::OutboundPolicy::AllowAny,
-                demand_timeout: Duration::from_secs(2),
+                demand_timeout: Duration::from_secs(5),
                 dead_peer_timeout: Duration::from_secs(30),
             },
             inbound: vec!["192.0.2.1:8080=127.0.0.1:9".parse().expect("valid")],
@@ -103,7 +103,7 @@ impl Mesh {
             telemetry::Workload { namespace: "shop".into(), name: "cart".into(), instance: "cart-1".into() };
         let (telemetry, _) = Telemetry::new(workload, None).expect("no collector");
         let (control, handle) = Control::new(Arc::new(config), telemetry).expect("starts");
-        (control.with_keep_alive(Duration::from_millis(300), Duration::from_millis(300)), handle)
+        (control.with_keep_alive(Duration::from_millis(300), Duration::from_secs(3)), handle)
     }
 }
 

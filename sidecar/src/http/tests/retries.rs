@@ -230,18 +230,18 @@ fn a_request_ends_with_its_timeout_which_names_itself() {
     on_a_worker(async {
         let app = App::new(|_| Say::Nothing).await;
         let mut setup = Setup::new(&[app.address]);
-        setup.forward().timeouts.request = Some(Duration::from_millis(80));
+        setup.forward().timeouts.request = Some(Duration::from_millis(800));
         let mesh = setup.build();
         let begun = Instant::now();
         let got = mesh.send(get()).await;
         let took = begun.elapsed();
-        assert!(took >= Duration::from_millis(80) && took < Duration::from_secs(2), "{took:?}");
+        assert!(took >= Duration::from_millis(800) && took < Duration::from_secs(30), "{took:?}");
         assert_eq!(got.status, 504);
-        let expected = "tulle; error=http_response_timeout; details=\"the timeout request=80ms is over\"";
+        let expected = "tulle; error=http_response_timeout; details=\"the timeout request=800ms is over\"";
         assert_eq!(got.header("proxy-status"), expected);
         let told: u64 =
             app.seen()[0].header("x-envoy-expected-rq-timeout-ms").expect("told").parse().expect("ms");
-        assert!((1..=80).contains(&told), "{told}");
+        assert!((1..=800).contains(&told), "{told}");
         let got = mesh.send(grpc()).await;
         assert_eq!(got.header("grpc-status"), "4");
     });
@@ -251,13 +251,13 @@ fn a_request_ends_with_its_timeout_which_names_itself() {
 fn the_callers_deadline_shrinks_on_its_way() {
     on_a_worker(async {
         let app = App::new(|_| Say::Nothing).await;
-        let fields = [("content-type", "application/grpc"), ("grpc-timeout", "60m")];
+        let fields = [("content-type", "application/grpc"), ("grpc-timeout", "800m")];
         let got = Setup::new(&[app.address]).build().send(request(Method::POST, &fields, "")).await;
         assert_eq!(got.header("grpc-status"), "4");
-        assert!(got.header("grpc-message").contains("grpc-timeout=60ms"), "{got:?}");
+        assert!(got.header("grpc-message").contains("grpc-timeout=800ms"), "{got:?}");
         let told = app.seen()[0].header("grpc-timeout").expect("told").to_owned();
         let micros: u64 = told.strip_suffix('u').expect("microseconds").parse().expect("a number");
-        assert!(micros < 60_000, "{told}");
+        assert!(micros < 800_000, "{told}");
     });
 }
 
@@ -266,7 +266,7 @@ fn an_attempt_that_takes_too_long_is_given_up_for_another() {
     on_a_worker(async {
         let app = App::new(|n| if n == 0 { Say::Nothing } else { Say::Ok("done") }).await;
         let mut setup = Setup::new(&[app.address]);
-        let per_try_timeout = Some(Duration::from_millis(50));
+        let per_try_timeout = Some(Duration::from_secs(1));
         setup.forward().retry = Some(RetryPolicy { per_try_timeout, ..policy(RetryOn::GatewayError) });
         assert_eq!(setup.build().send(get()).await.status, 200);
         assert_eq!(app.seen().len(), 2);

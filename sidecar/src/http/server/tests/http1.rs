@@ -211,7 +211,7 @@ async fn a_body_that_is_not_as_long_as_announced_closes_the_connection() {
 #[tokio::test]
 async fn heads_are_limited_in_size_number_and_time() {
     local(async {
-        let limits = ServerOptions { head_timeout: Duration::from_millis(50), ..options() };
+        let limits = ServerOptions { head_timeout: Duration::from_secs(1), ..options() };
         let (address, _) = server(Speak::Http1, Serve(|_, _| async { text("x") }), limits).await;
         let long = "x".repeat(40_000);
         for (status, request) in [
@@ -248,7 +248,7 @@ async fn a_head_that_comes_byte_by_byte_is_limited_in_all() {
         tokio::io::AsyncReadExt::read_exact(&mut reader, &mut answer).await.expect("an answer");
         assert_eq!(&answer, b"HTTP/1.1 408");
         dripping.abort();
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(30));
     })
     .await;
 }
@@ -256,7 +256,7 @@ async fn a_head_that_comes_byte_by_byte_is_limited_in_all() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_in_silence() {
     local(async {
-        let limits = ServerOptions { idle_timeout: Some(Duration::from_millis(30)), ..options() };
+        let limits = ServerOptions { idle_timeout: Some(Duration::from_secs(1)), ..options() };
         let (address, _) = server(Speak::Http1, Serve(|_, _| async { text("x") }), limits).await;
         assert_eq!(talk(address, "").await, "");
         let answer = talk(address, GET).await;
