@@ -15,6 +15,7 @@ mod hostile;
 pub mod hosts;
 pub mod oracle;
 mod origin;
+mod ports;
 mod program;
 mod raw;
 mod raw_h2;
@@ -35,6 +36,7 @@ pub use demo::Demo;
 pub use h2app::{Call, H2App, H2Client};
 pub use hostile::HostileControlPlane;
 pub use origin::Origin;
+pub use ports::free_port;
 use program::python_program;
 pub use program::{Program, curl, output_of, python};
 pub use raw::{Answer, exchange, read_head, read_to_end};
@@ -42,8 +44,8 @@ pub use raw_h2::{End, RawH2};
 pub use servers::{Ground, Server};
 pub use tulle_cli::local::{fetch, wait_for};
 
-/// The longest that anything in a test may take.
-pub const LIMIT: Duration = Duration::from_secs(20);
+/// The longest that anything in a test may take. Only a test that fails waits for so long.
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// The namespace of everything.
 pub const NAMESPACE: &str = "shop";

@@ -301,11 +301,9 @@ impl Ground {
         }
     }
 
-    /// An address that was free a moment ago.
+    /// An address that nobody has.
     pub(crate) fn free_port(&self) -> SocketAddr {
-        let any = if self.ip.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
-        let listener = std::net::TcpListener::bind(any).expect("a port");
-        SocketAddr::new(self.ip, listener.local_addr().expect("it is bound").port())
+        SocketAddr::new(self.ip, crate::free_port())
     }
 
     async fn serve(

@@ -10,7 +10,7 @@
 mod keeper;
 mod pki;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -405,8 +405,7 @@ pub fn programs() -> PathBuf {
 }
 
 fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("it is bound")
+    SocketAddr::from((Ipv4Addr::LOCALHOST, crate::free_port()))
 }
 
 /// The last lines of a log.

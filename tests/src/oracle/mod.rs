@@ -69,7 +69,7 @@ impl Oracle {
             upstreams.push(Scripted::start(name, scripts.clone()).await);
         }
         let mut ads = Ads::start(folder.path()).await;
-        // Only while it is looked for is the port free; both are told the same listener.
+        // Both are told the same listener.
         let port = crate::Ground::default().free_port();
         let mut first = vec![listener(SERVICE, port, &manager("routes", json!({})))];
         for upstream in &upstreams {

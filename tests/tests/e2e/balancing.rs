@@ -1,8 +1,9 @@
 //! Which endpoint a request goes to, and what an endpoint that fails costs.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -298,17 +299,20 @@ async fn an_attempt_that_takes_too_long_is_made_elsewhere() {
     let [quick] = apps::<1>().await;
     let (address, _listener) = silent().await;
     let fleet = Fleet::start(&[quick.address, address]).await;
+    // Long enough that on a busy machine, too, the quick one answers within it; requests wait for it at the same time.
     fleet
         .policy(
-            "  loadBalancer: {algorithm: RoundRobin}\n  timeouts: {backendRequest: 150ms, request: 10s}\n  \
+            "  loadBalancer: {algorithm: RoundRobin}\n  timeouts: {backendRequest: 5s, request: 60s}\n  \
              retry: {codes: [504], attempts: 2, backoff: 1ms}\n  retryConstraint: {budget: {percent: 100}}",
-            "roundRobin",
+            // Of the route, which comes after its clusters.
+            "\"perTryTimeout\":{\"secs\":5",
         )
         .await;
-    for _ in 0..6 {
-        let answer = fleet.get("").await;
+    let begun = Instant::now();
+    for answer in join_all((0..6).map(|_| fleet.get(""))).await {
         assert_eq!(answer.status(), 200, "{}", answer.text);
     }
+    assert!(begun.elapsed() >= Duration::from_secs(5), "none has asked the one that is silent");
     assert_eq!(quick.seen().len(), 6);
 }
 
@@ -385,7 +389,7 @@ async fn an_endpoint_that_hangs_is_noticed_on_idle_connections_and_costs_no_requ
     let fleet = Fleet { mesh, client, _instances: vec![first, second] };
     fleet
         .policy(
-            "  loadBalancer: {algorithm: RoundRobin}\n  connection: {connectTimeout: 500ms}",
+            "  loadBalancer: {algorithm: RoundRobin}\n  connection: {connectTimeout: 5s}",
             "\"loadBalancer\":\"roundRobin\"",
         )
         .await;
@@ -400,7 +404,7 @@ async fn an_endpoint_that_hangs_is_noticed_on_idle_connections_and_costs_no_requ
     fleet._instances[1].process.signal("STOP");
     let calls = (0..4).map(|_| {
         let mut curl = curl();
-        curl.args(["--max-time", "55", "--http2-prior-knowledge", "--write-out", "%{http_code}"]);
+        curl.args(["--max-time", "100", "--http2-prior-knowledge", "--write-out", "%{http_code}"]);
         curl.arg(format!("http://{}/", fleet.client.ports["echo.shop:80"]));
         tokio::spawn(output_of(curl))
     });

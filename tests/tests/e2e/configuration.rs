@@ -1,7 +1,5 @@
 //! Where configuration comes from, goes to, and what happens when it is bad or the control plane is away.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tokio::process::Command;
 use tulle_tests::{
@@ -80,11 +78,12 @@ async fn a_restarted_sidecar_serves_from_its_snapshot_while_the_control_plane_is
     let mut client = mesh.workload(plain.clone()).await;
     assert_eq!(exchange(client.ports["echo.shop:80"], GET).await.status(), 200);
     let saved = || async {
-        let mut files = std::fs::read_dir(folder.path()).map_err(|error| error.to_string())?;
-        files.next().map(|_| ()).ok_or_else(|| "nothing is saved yet".to_owned())
+        let files = std::fs::read_dir(folder.path()).map_err(|error| error.to_string())?;
+        let mut texts = files.filter_map(|file| std::fs::read(file.ok()?.path()).ok());
+        let whole = texts.any(|text| String::from_utf8_lossy(&text).contains("outbound|80||echo.shop"));
+        whole.then_some(()).ok_or_else(|| "it is not saved yet".to_owned())
     };
     wait_for(LIMIT, saved).await.unwrap_or_else(|error| panic!("{error}"));
-    tokio::time::sleep(Duration::from_secs(2)).await;
     let mut mesh = mesh;
     mesh.mesh.control_plane.signal("STOP");
     client.process.kill().await;

@@ -138,7 +138,7 @@ fn workload_at(name: &str, address: std::net::SocketAddr, app_port: u16) -> Stri
 #[tokio::test]
 async fn a_certificate_is_renewed_without_dropping_a_connection() {
     let app = App::fixed(200, "").await;
-    let mesh = TestMesh::start_with(&["--leaf-lifetime", "4s"]).await;
+    let mesh = TestMesh::start_with(&["--leaf-lifetime", "12s"]).await;
     let server = mesh.workload(Workload::new("echo").app(app.address).protocol("http")).await;
     let client = mesh.workload(Workload::new("client").port("echo.shop:80")).await;
     let mut stream = TcpStream::connect(client.ports["echo.shop:80"]).await.expect("it listens");
@@ -158,7 +158,7 @@ async fn a_certificate_is_renewed_without_dropping_a_connection() {
     };
     wait_for(LIMIT, renewed).await.unwrap_or_else(|error| panic!("{error}"));
     // Past the end of the first certificate, over connections old and new.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
     ask().await;
     assert_eq!(exchange(client.ports["echo.shop:80"], GET).await.status(), 200);
 }

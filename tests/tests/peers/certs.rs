@@ -100,7 +100,7 @@ async fn who_proves_nothing_or_is_someone_else_gets_none_and_no_token_is_told() 
 
 #[tokio::test]
 async fn a_watched_certificate_is_renewed_whole_and_follows_the_roots() {
-    let mesh = TestMesh::start_with(&["--leaf-lifetime", "8s"]).await;
+    let mesh = TestMesh::start_with(&["--leaf-lifetime", "16s"]).await;
     let folder = folder(&mesh);
     let log = mesh.folder.path().join("certs.log");
     let mut command = certs(&mesh, "web", &folder);

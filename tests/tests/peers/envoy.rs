@@ -1,10 +1,10 @@
 //! Envoy as a client and as a server of the mesh, on virtual addresses of loopback.
 
 use serde_json::json;
-use tulle_tests::{App, LIMIT, TestMesh, Workload, exchange, wait_for};
+use tulle_tests::{App, LIMIT, TestMesh, Workload, exchange, free_port, wait_for};
 
 use crate::support::{
-    Envoy, GrpcServer, call, certificates, free_port, only, range, service, until_called, virtual_address,
+    Envoy, GrpcServer, call, certificates, only, range, service, until_called, virtual_address,
 };
 
 fn get(path: &str) -> Vec<u8> {

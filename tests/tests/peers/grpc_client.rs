@@ -1,9 +1,9 @@
 //! A proxyless gRPC client calls services of the mesh: `xds:///echo.shop.svc.cluster.local:80`.
 
 use serde_json::json;
-use tulle_tests::{LIMIT, Program, TestMesh, Workload, wait_for};
+use tulle_tests::{LIMIT, Program, TestMesh, Workload, free_port, wait_for};
 
-use crate::support::{GrpcClient, GrpcServer, call, certificates, free_port, only, service};
+use crate::support::{GrpcClient, GrpcServer, call, certificates, only, service};
 
 const TARGET: &str = "xds:///echo.shop.svc.cluster.local:80";
 

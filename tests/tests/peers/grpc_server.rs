@@ -1,9 +1,9 @@
 //! A proxyless gRPC server behind our sidecars' mTLS: its listener comes from the control plane.
 
 use serde_json::json;
-use tulle_tests::{LIMIT, TestMesh, Workload, wait_for};
+use tulle_tests::{LIMIT, TestMesh, Workload, free_port, wait_for};
 
-use crate::support::{GrpcClient, GrpcServer, call, certificates, free_port, only, service, until_called};
+use crate::support::{GrpcClient, GrpcServer, call, certificates, only, service, until_called};
 
 #[tokio::test]
 async fn sidecars_and_grpc_clients_call_it_and_its_policy_holds() {

@@ -79,12 +79,6 @@ pub(crate) fn only(service: &str, caller: &str) -> String {
     format!("{policy}\n")
 }
 
-/// A port that nobody else is likely to take.
-pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it is bound").port()
-}
-
 /// A program with proxyless gRPC that calls a target when told to.
 pub(crate) struct GrpcClient {
     _child: Child,
