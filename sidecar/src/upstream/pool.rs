@@ -29,8 +29,8 @@ use crate::tls::{Alpn, Material};
 /// Without a setting of the cluster, an HTTP/1 connection idles for this long: less than what servers are wont to allow
 /// (nginx 75 s), so that it is rarely they who close it.
 const HTTP1_IDLE: Duration = Duration::from_secs(60);
-/// Without a setting of the cluster, an HTTP/2 connection idles for this long. A sidecar at its other end is
-/// pinged, and the kernel watches the rest.
+/// Without a setting of the cluster, an HTTP/2 connection idles for this long. The kernel watches whether its other end is
+/// there.
 const HTTP2_IDLE: Duration = Duration::from_secs(300);
 /// Idle HTTP/1 connections per endpoint.
 const MAX_IDLE: usize = 64;

@@ -1,7 +1,7 @@
 //! A proxyless gRPC server behind our sidecars' mTLS: its listener comes from the control plane.
 
 use serde_json::json;
-use tulle_tests::{LIMIT, TestMesh, Workload, free_port, wait_for};
+use tulle_tests::{LIMIT, TestMesh, Workload, free_port, output_of, python, wait_for};
 
 use crate::support::{GrpcClient, GrpcServer, call, certificates, only, service, until_called};
 
@@ -27,6 +27,25 @@ async fn sidecars_and_grpc_clients_call_it_and_its_policy_holds() {
     until_called(web, "PERMISSION_DENIED").await;
     proxyless.until("PERMISSION_DENIED").await;
     assert!(until_called(cart, "OK").await.contains("cba"));
+}
+
+/// A server ends the connection of who pings it while nothing is said, and every call on it. This one bears it once, where
+/// gRPC's default is twice, so that the test is shorter: pings would come half a minute apart.
+#[tokio::test]
+async fn a_call_on_which_nothing_is_said_goes_on() {
+    let mesh = TestMesh::start().await;
+    let port = free_port();
+    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
+    mesh.knows("Service", "echo").await;
+    let own = certificates(&mesh, "echo").await;
+    let _server = GrpcServer::start(&mesh, "echo", &own, &format!("0.0.0.0:{port}")).await;
+    let web = mesh.workload(Workload::new("web").port("echo.shop:80")).await;
+    let web = web.ports["echo.shop:80"];
+    until_called(web, "OK").await;
+    let mut silent = python("grpc_silent.py");
+    silent.args([&web.to_string(), "95"]);
+    let output = output_of(silent).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n", "{output:?}");
 }
 
 #[tokio::test]

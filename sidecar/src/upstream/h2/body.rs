@@ -20,7 +20,7 @@ pub(crate) struct ResponseBody {
     /// Boxed: most requests have ended by now, and this is moved often.
     upload: Option<Box<Upload>>,
     /// Keeps the stream's place on its connection.
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl ResponseBody {
@@ -35,7 +35,7 @@ impl ResponseBody {
             return Body::Empty;
         }
         let recv = RecvBody::new(recv, headers);
-        Body::Http2Response(Self { recv, upload: upload.map(Box::new), _lease: lease })
+        Body::Http2Response(Self { recv, upload: upload.map(Box::new), lease })
     }
 
     /// As [`http_body::Body::poll_frame`].
@@ -53,7 +53,11 @@ impl ResponseBody {
                 Poll::Ready(Ok(()) | Err(SendFailure::Peer)) => self.upload = None,
             }
         }
-        self.recv.poll_frame(cx)
+        let frame = self.recv.poll_frame(cx);
+        if let Poll::Ready(Some(Ok(_))) = frame {
+            self.lease.heard();
+        }
+        frame
     }
 
     /// As [`http_body::Body::is_end_stream`].

@@ -19,7 +19,7 @@ use tulle_mesh::identity::SpiffeId;
 
 use super::first::{First, Watched};
 use crate::balance::{Cluster, Endpoint, Limit, Permit};
-use crate::http::h2::ping::KeepAlive;
+use crate::http::h2::ping::{KeepAlive, Restraint};
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::tls::Alpn;
 use crate::upstream::pool::{Slot, permit};
@@ -48,13 +48,21 @@ pub(crate) struct Multiplexed {
 struct Shared {
     sender: SendRequest<Bytes>,
     peer: Option<SpiffeId>,
-    /// Streams of this worker on it.
-    streams: Cell<usize>,
-    /// All that it was ever given.
+    /// All streams that it was ever given.
     served: Cell<u32>,
     idle_since: Cell<Instant>,
+    state: Rc<State>,
+}
+
+/// What a connection's streams and the task that drives it know of each other.
+#[derive(Default)]
+struct State {
+    /// Streams of this worker on it.
+    streams: Cell<usize>,
+    /// The endpoint has said something on one of them since this was asked last.
+    heard: Cell<bool>,
     /// It takes no more streams.
-    closed: Rc<Cell<bool>>,
+    closed: Cell<bool>,
 }
 
 /// A stream's place on a connection.
@@ -100,7 +108,7 @@ impl Multiplexed {
     /// `most` streams takes no more.
     fn pick(&self, most: u32) -> Option<Lease> {
         let connections = &mut *self.connections.borrow_mut();
-        connections.retain(|connection| !connection.closed.get() && connection.served.get() < most);
+        connections.retain(|connection| !connection.state.closed.get() && connection.served.get() < most);
         let with_room = connections.iter().find(|connection| connection.has_room());
         if with_room.is_none() && connections.len() >= MAX_CONNECTIONS {
             return least_loaded(connections);
@@ -115,8 +123,8 @@ impl Multiplexed {
     /// Lets go of connections that have idled for `limit`.
     pub(in crate::upstream) fn sweep(&self, now: Instant, limit: Duration) {
         self.connections.borrow_mut().retain(|connection| {
-            let idle = connection.streams.get() == 0 && now - connection.idle_since.get() >= limit;
-            !idle && !connection.closed.get()
+            let idle = connection.state.streams.get() == 0 && now - connection.idle_since.get() >= limit;
+            !idle && !connection.state.closed.get()
         });
     }
 
@@ -128,13 +136,13 @@ impl Multiplexed {
 
 impl Shared {
     fn has_room(&self) -> bool {
-        self.streams.get() < self.sender.current_max_send_streams()
+        self.state.streams.get() < self.sender.current_max_send_streams()
     }
 }
 
 impl Lease {
     fn new(connection: &Rc<Shared>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
+        connection.state.streams.set(connection.state.streams.get() + 1);
         connection.served.set(connection.served.get().saturating_add(1));
         Self(Rc::clone(connection))
     }
@@ -149,16 +157,22 @@ impl Lease {
         self.0.peer.as_ref()
     }
 
+    /// Notes that the endpoint has said something on the stream. What a tunnel carries is not noted.
+    pub(super) fn heard(&self) {
+        self.0.state.heard.set(true);
+    }
+
     /// The connection takes no more streams.
     pub(super) fn close(self) {
-        self.0.closed.set(true);
+        self.0.state.closed.set(true);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        if self.0.streams.get() == 0 {
+        let streams = &self.0.state.streams;
+        streams.set(streams.get() - 1);
+        if streams.get() == 0 {
             self.0.idle_since.set(Instant::now());
         }
     }
@@ -183,8 +197,8 @@ impl Drop for Attempt<'_> {
 }
 
 fn least_loaded(connections: &[Rc<Shared>]) -> Option<Lease> {
-    let open = connections.iter().filter(|connection| !connection.closed.get());
-    open.min_by_key(|connection| connection.streams.get()).map(Lease::new)
+    let open = connections.iter().filter(|connection| !connection.state.closed.get());
+    open.min_by_key(|connection| connection.state.streams.get()).map(Lease::new)
 }
 
 async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<Shared, SendError> {
@@ -219,19 +233,17 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
     let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
     let keep_alive = timeout(limit, settle(&mut driven, &first)).await;
     let keep_alive = keep_alive.map_err(|_| SendError::Connect(ConnectError::Timeout(limit)))??;
-    // Over mTLS that is nearly always a sidecar, which may hang though its host answers. Applications are not pinged: servers
-    // of gRPC end the connection, and every call on it, of who does that while nothing is said (gRFC A8).
+    // Over mTLS that is nearly always a sidecar, which may hang though its host answers. Applications are not pinged.
     let keep_alive = endpoint.tls.is_some().then_some(keep_alive);
     slot.ability.spoken();
-    let closed = Rc::new(Cell::new(false));
-    tokio::task::spawn_local(drive(driven, keep_alive, Rc::clone(&closed), permit));
+    let state = Rc::<State>::default();
+    tokio::task::spawn_local(drive(driven, keep_alive, Rc::clone(&state), permit));
     Ok(Shared {
         sender,
         peer: connection.peer,
-        streams: Cell::new(0),
         served: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
-        closed,
+        state,
     })
 }
 
@@ -256,15 +268,19 @@ async fn settle(connection: &mut Connection<Watched, Bytes>, first: &First) -> R
 async fn drive(
     mut connection: Connection<Watched, Bytes>,
     mut keep_alive: Option<KeepAlive>,
-    closed: Rc<Cell<bool>>,
+    state: Rc<State>,
     _permit: Permit,
 ) {
+    let mut restraint = Restraint::new(Instant::now());
+    let mut may = |now| restraint.may(now, state.heard.take(), state.streams.get() > 0);
     poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
         Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending => keep_alive.as_mut().map_or(Poll::Pending, |keep_alive| keep_alive.poll(cx)),
+        Poll::Pending => {
+            keep_alive.as_mut().map_or(Poll::Pending, |keep_alive| keep_alive.poll(cx, &mut may))
+        }
     })
     .await;
-    closed.set(true);
+    state.closed.set(true);
 }
 
 /// A connection on which HTTP/2 did not come about. Nothing of a request was sent.

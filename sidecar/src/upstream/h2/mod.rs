@@ -63,6 +63,7 @@ pub(super) async fn send(
     }
     let mut exchange = Exchange { response, upload };
     let response = exchange.head(interim).await?;
+    lease.heard();
     let (head, recv) = response.into_parts();
     match tunnel {
         Some(stream) if head.status.is_success() => {

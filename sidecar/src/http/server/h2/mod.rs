@@ -84,7 +84,8 @@ pub(crate) async fn serve<H: Handler>(
             // The frame is written by the next poll, which this asks for.
             cx.waker().wake_by_ref();
         }
-        lifetime.keep_alive.poll(cx)
+        // Clients bear pings at any time.
+        lifetime.keep_alive.poll(cx, |_| true)
     })
     .await;
 }
