@@ -214,6 +214,8 @@ impl LocalMesh {
                 "tokenFile": token,
             },
             "outbound": {
+                // All programs share one machine, which may be busy with starting them.
+                "demandTimeout": "20s",
                 "proxy": "127.0.0.1:0",
                 "ports": spec.ports.iter()
                     .map(|service| json!({ "listen": "127.0.0.1:0", "service": service }))

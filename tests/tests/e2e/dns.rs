@@ -250,7 +250,7 @@ impl Bench {
             "+authority",
             "+additional",
         ]);
-        command.args(["+tries=1", "+time=10"]).args(question);
+        command.args(["+tries=1", "+time=40"]).args(question);
         let output = output_of(self.mesh.beside("client", command).await).await;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let lines = text.lines().map(|line| line.split(", id: ").next().unwrap_or(line));
