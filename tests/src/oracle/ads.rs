@@ -16,6 +16,9 @@ use tulle_cli::local::{Process, Sidecar};
 use super::text;
 use crate::{LIMIT, NAMESPACE, TRUST_DOMAIN, binaries, identity, wait_for};
 
+/// Who may prove that they call: each has a certificate.
+pub const CALLERS: [&str; 3] = ["web", "web-2", "cart"];
+
 /// `tests/python/ads.py`, running.
 pub struct Ads {
     /// Where it serves those who need no proof.
@@ -101,8 +104,14 @@ impl Ads {
         answers.collect()
     }
 
-    /// Starts a sidecar with a local port for each service, which reaches the control plane at an address.
-    pub(super) async fn sidecar(&self, folder: &Path, at: SocketAddr, services: &[&str]) -> Sidecar {
+    /// Starts a sidecar with a local port for each service and one for peers, which reaches the control plane at an address.
+    pub(super) async fn sidecar(
+        &self,
+        folder: &Path,
+        at: SocketAddr,
+        services: &[&str],
+        inbound: SocketAddr,
+    ) -> Sidecar {
         let config = json!({
             "workload": { "namespace": NAMESPACE, "serviceAccount": "client", "name": "client" },
             "trustDomain": TRUST_DOMAIN,
@@ -118,6 +127,8 @@ impl Ads {
                     .map(|service| json!({ "listen": "127.0.0.1:0", "service": service }))
                     .collect::<Vec<_>>(),
             },
+            // Where its connections go, the listener's routes say.
+            "inbound": [{ "listen": inbound.to_string(), "app": "127.0.0.1:1" }],
             "admin": "127.0.0.1:0",
             "health": "127.0.0.1:0",
             "workers": 1,
@@ -193,8 +204,10 @@ fn write_pki(folder: &Path) -> [PathBuf; 3] {
         (leaf.pem(), key.serialize_pem())
     };
     let (server, server_key) = leaf(SanType::IpAddress([127, 0, 0, 1].into()));
-    let (client, client_key) = leaf(SanType::URI(identity("client").try_into().expect("ASCII")));
-    put("client.pem", client);
-    put("client.key", client_key);
+    for name in ["client"].iter().chain(&CALLERS) {
+        let (certificate, key) = leaf(SanType::URI(identity(name).try_into().expect("ASCII")));
+        put(&format!("{name}.pem"), certificate);
+        put(&format!("{name}.key"), key);
+    }
     [put("server.pem", server), put("server.key", server_key), put("root.pem", certificate.pem())]
 }

@@ -5,6 +5,7 @@
 //! with ours.
 
 mod ads;
+mod door;
 mod http2;
 mod outcome;
 mod resources;
@@ -23,10 +24,11 @@ use tulle_cli::local::{Process, Sidecar, fetch};
 
 use crate::{LIMIT, python_program, wait_for};
 use ads::Ads;
-pub use ads::Answered;
+pub use ads::{Answered, CALLERS};
+use door::Door;
 pub use http2::Http2;
 pub use outcome::{Outcome, Received, Then};
-pub use resources::{cluster, endpoints, listener, manager, route_configuration, typed};
+pub use resources::{chain, cluster, endpoints, listener, manager, route_configuration, typed};
 pub use scripted::{Scripted, Scripts};
 pub use valve::Valve;
 
@@ -46,10 +48,14 @@ pub struct Oracle {
     /// The sidecar.
     pub sidecar: Sidecar,
     sides: [Side; 2],
+    /// Where they take peers.
+    inbound: [Side; 2],
+    /// How often what holds for peers was changed.
+    changes: usize,
     scripts: Scripts,
     cases: AtomicUsize,
     _envoy: tokio::process::Child,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// One of the two.
@@ -80,7 +86,9 @@ impl Oracle {
         ads.set(first).await;
         let (envoy, envoy_admin) = start_envoy(folder.path(), ads.plain).await;
         let valve = Valve::start(ads.tls).await;
-        let sidecar = ads.sidecar(folder.path(), valve.address, &[SERVICE]).await;
+        let inbound =
+            ["envoy", "tulle"].map(|name| Side { name, address: crate::Ground::default().free_port() });
+        let sidecar = ads.sidecar(folder.path(), valve.address, &[SERVICE], inbound[1].address).await;
         let sides =
             [Side { name: "envoy", address: port }, Side { name: "tulle", address: sidecar.ports[SERVICE] }];
         let oracle = Self {
@@ -90,10 +98,12 @@ impl Oracle {
             valve,
             sidecar,
             sides,
+            inbound,
+            changes: 0,
             scripts,
             cases: AtomicUsize::new(0),
             _envoy: envoy,
-            _folder: folder,
+            folder,
         };
         for side in sides {
             let serves = || oracle.serves(side);
@@ -121,6 +131,56 @@ impl Oracle {
         let mut listener = listener(SERVICE, port, &manager("routes", settings));
         listener["listener_filters"] = filters;
         self.push(vec![listener]).await;
+    }
+
+    /// Puts filter chains for peers in force with both, and waits until new connections take them.
+    pub async fn peers(&mut self, chains: &[Value]) {
+        self.changes += 1;
+        if self.changes == 1 {
+            self.ads.set(resources::secrets(self.folder.path())).await;
+        }
+        let sign = format!("change-{}.test", self.changes);
+        let open =
+            chain(&sign, json!({ "server_names": [sign] }), Some(false), &manager("routes", json!({})));
+        let name = format!("tulle/inbound/{}", self.inbound[1].address);
+        let listener = resources::inbound(&name, self.inbound[0].address, &[chains, &[open]].concat());
+        self.push(vec![listener]).await;
+        for side in self.inbound {
+            let taken = || async {
+                connect(side.address).await?;
+                let request = format!("GET /a HTTP/1.1\r\nhost: {ALL}\r\n\r\n");
+                let outcome = self.through(side, &sign, None, request.as_bytes(), "ok").await;
+                if outcome.received.status == 200 { Ok(()) } else { Err(outcome.to_string()) }
+            };
+            wait_for(LIMIT, taken).await.unwrap_or_else(|error| panic!("{}: {error}", side.name));
+        }
+    }
+
+    /// As [`Oracle::both`], over TLS to where they take peers: as one of [`CALLERS`], or as nobody, and by the name `server`.
+    pub async fn both_as(
+        &self,
+        caller: Option<&str>,
+        server: &str,
+        request: &[u8],
+        script: &str,
+    ) -> [Outcome; 2] {
+        let [envoy, tulle] = self.inbound;
+        [
+            self.through(envoy, server, caller, request, script).await,
+            self.through(tulle, server, caller, request, script).await,
+        ]
+    }
+
+    async fn through(
+        &self,
+        side: Side,
+        server: &str,
+        caller: Option<&str>,
+        request: &[u8],
+        script: &str,
+    ) -> Outcome {
+        let door = Door::open(side.address, server, caller.map(|name| (self.folder.path(), name))).await;
+        self.one(Side { address: door.address, ..side }, request, script).await
     }
 
     /// Puts resources in force with both, and waits until both have taken them.

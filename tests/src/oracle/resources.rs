@@ -1,6 +1,7 @@
 //! Resources in the JSON form of their protobufs, with the name that they have on the wire.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -26,6 +27,66 @@ pub fn listener(name: &str, address: SocketAddr, manager: &Value) -> Value {
         }] }],
     });
     named(name, typed("envoy.config.listener.v3.Listener", fields))
+}
+
+/// A listener for peers, with filter chains as [`chain`] makes them.
+pub(super) fn inbound(name: &str, address: SocketAddr, chains: &[Value]) -> Value {
+    let fields = json!({
+        "name": name,
+        "traffic_direction": "INBOUND",
+        "address": socket(address),
+        "listener_filters": [{
+            "name": "envoy.filters.listener.tls_inspector",
+            "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({})),
+        }],
+        "filter_chains": chains,
+    });
+    named(name, typed("envoy.config.listener.v3.Listener", fields))
+}
+
+/// A filter chain whose last filter is `manager`; `tls`: whether a client's certificate is required, where it is of TLS.
+pub fn chain(name: &str, matches: Value, tls: Option<bool>, manager: &Value) -> Value {
+    let secret = |name: &str| json!({ "name": name, "sds_config": ads() });
+    let mut chain = json!({
+        "name": name,
+        "filter_chain_match": matches,
+        "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }],
+    });
+    if let Some(required) = tls {
+        let context = json!({
+            "common_tls_context": {
+                "alpn_protocols": ["http/1.1"],
+                "tls_certificate_sds_secret_configs": [secret("default")],
+                "combined_validation_context": {
+                    "default_validation_context": {},
+                    "validation_context_sds_secret_config": secret("ROOTCA"),
+                },
+            },
+            "require_client_certificate": required,
+        });
+        let kind = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+        chain["transport_socket"] =
+            json!({ "name": "envoy.transport_sockets.tls", "typed_config": typed(kind, context) });
+    }
+    chain
+}
+
+/// What Envoy proves itself with, and what it trusts, by the names that a mesh has for them.
+pub(super) fn secrets(folder: &Path) -> Vec<Value> {
+    let file = |name: &str| {
+        let text = std::fs::read_to_string(folder.join(name)).expect("it is written before");
+        json!({ "inline_string": text })
+    };
+    let own = json!({ "certificate_chain": file("client.pem"), "private_key": file("client.key") });
+    [
+        ("default", "tls_certificate", own),
+        ("ROOTCA", "validation_context", json!({ "trusted_ca": file("root.pem") })),
+    ]
+    .map(|(name, kind, value)| {
+        let fields = json!({ "name": name, kind: value });
+        named(name, typed("envoy.extensions.transport_sockets.tls.v3.Secret", fields))
+    })
+    .into()
 }
 
 /// A connection manager as a mesh sets it up, with the routes of a name; `more` is put over it.

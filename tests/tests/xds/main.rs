@@ -10,6 +10,7 @@ mod fields;
 mod generate;
 mod hostile;
 mod http2;
+mod identities;
 mod limits;
 mod paths;
 mod per_route;

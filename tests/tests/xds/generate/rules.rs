@@ -1,7 +1,8 @@
 //! Authorization rules from a seed.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::typed;
+use tulle_tests::identity;
+use tulle_tests::oracle::{CALLERS, typed};
 
 use super::{Generator, KEYS, VALUES};
 
@@ -94,7 +95,7 @@ impl Generator {
         }
     }
 
-    /// A condition on where the request arrived: in plaintext, at an address of this host.
+    /// A condition on where the request arrived: at an address of this host, in plaintext or by the name `a.test`.
     fn place(&mut self) -> Value {
         match self.0.u8(0..3) {
             0 => json!({ "destination_port": 1 }),
@@ -103,21 +104,30 @@ impl Generator {
                 json!({ "destination_ip": { "address_prefix": address, "prefix_len": length } })
             }
             _ => {
-                let how = self.pick(&["exact", "suffix"]);
-                let value = if how == "exact" { "" } else { "a.test" };
+                let (how, value) = self.pick(&[("exact", ""), ("exact", "a.test"), ("suffix", "a.test")]);
                 json!({ "requested_server_name": { how: value } })
             }
         }
     }
 
-    /// A condition on the peer, who proves nothing.
+    /// A condition on the peer, who proves to be somebody or nothing.
     fn peer(&mut self) -> Value {
-        match self.0.u8(0..3) {
+        match self.0.u8(0..5) {
             0 => json!({ "authenticated": {} }),
             1 => json!({ "authenticated": { "principal_name": { "prefix": "spiffe://" } } }),
+            2 => {
+                let caller = self.pick(&CALLERS);
+                json!({ "authenticated": { "principal_name": self.string(&identity(caller)) } })
+            }
+            3 => {
+                let regex =
+                    self.pick(&["spiffe://[^/]+/ns/shop/sa/web", ".*/sa/web(-2)?", "spiffe://.*", "web"]);
+                json!({ "authenticated": { "principal_name": { "safe_regex": { "regex": regex } } } })
+            }
             _ => {
+                let how = self.pick(&["direct_remote_ip", "remote_ip"]);
                 let (address, length) = self.pick(&[("127.0.0.1", 32), ("127.0.0.0", 8), ("10.0.0.0", 8)]);
-                json!({ "direct_remote_ip": { "address_prefix": address, "prefix_len": length } })
+                json!({ how: { "address_prefix": address, "prefix_len": length } })
             }
         }
     }
