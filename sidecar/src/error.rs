@@ -110,6 +110,55 @@ impl RequestError {
         }
     }
 
+    /// What Envoy's access logs call it for short (`RESPONSE_FLAGS`); `-` for what has no name there.
+    pub(crate) fn flags(&self) -> &'static str {
+        match self {
+            Self::NoRoute => "NR",
+            Self::NoListener(..) | Self::Configuration(..) => "NC",
+            Self::NoEndpoint(_) => "UH",
+            Self::RateLimited(..) => "RL",
+            Self::Fault(..) => "FI",
+            Self::Timeout(..) => "UT",
+            Self::Overload(_) | Self::Limit(_) | Self::Attempt(_, SendError::Overflow(_)) => "UO",
+            Self::RequestBody(_) | Self::Attempt(_, SendError::RequestBody(_)) => "DR",
+            Self::Attempt(_, SendError::Connect(_)) => "UF",
+            Self::Attempt(_, SendError::Protocol(_)) => "UPE",
+            Self::Attempt(_, SendError::Reset(_) | SendError::NotProcessed(_)) => "UC",
+            Self::Dns(..) => "DF",
+            Self::Authority(_)
+            | Self::Path
+            | Self::Underscore
+            | Self::NotHttp(_)
+            | Self::Loop
+            | Self::Denied(_)
+            | Self::Attempt(_, SendError::Version(_) | SendError::Request(_)) => "-",
+        }
+    }
+
+    /// What Envoy's access logs say of it (`RESPONSE_CODE_DETAILS`), without what follows in braces there; in other cases the token
+    /// of RFC 9209.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NoRoute => "route_not_found",
+            Self::Configuration(..) => "cluster_not_found",
+            Self::NoEndpoint(_) => "no_healthy_upstream",
+            Self::RateLimited(..) => "local_rate_limited",
+            Self::Fault(..) => "fault_filter_abort",
+            Self::Timeout("perTry", _) => "upstream_per_try_timeout",
+            Self::Timeout(..) => "response_timeout",
+            Self::Attempt(
+                _,
+                SendError::Connect(_)
+                | SendError::Protocol(_)
+                | SendError::Reset(_)
+                | SendError::NotProcessed(_)
+                | SendError::Overflow(_),
+            )
+            | Self::Limit(_) => "upstream_reset_before_response_started",
+            _ => self.token(),
+        }
+    }
+
     /// The gRPC status.
     pub(crate) fn grpc_status(&self) -> u32 {
         match self {

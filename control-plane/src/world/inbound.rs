@@ -372,14 +372,8 @@ fn connection(
 ) -> HttpConnection {
     let mut filters: Vec<HttpFilter> = authorization.into_iter().map(HttpFilter::Authorization).collect();
     filters.extend(limits.iter().cloned());
-    let routes = RouteConfiguration {
-        name: cluster.into(),
-        virtual_hosts: vec![VirtualHost {
-            name: cluster.into(),
-            domains: vec![Domain::Any],
-            routes: vec![inbound_route(cluster.into())],
-        }],
-    };
+    let host = VirtualHost::new(cluster, vec![Domain::Any], vec![inbound_route(cluster.into())]);
+    let routes = RouteConfiguration::new(cluster, vec![host]);
     http_connection(RouteSource::Inline(routes), filters, stream_idle, telemetry)
 }
 

@@ -72,14 +72,9 @@ pub(super) fn listener(
 /// The listener of one address, dialled directly: no routes hold for it. Port 0 stands for all that have none of their own.
 pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry: &Telemetry) -> Listener {
     let cluster = direct_cluster(address).to_string();
-    let routes = RouteConfiguration {
-        name: cluster.clone(),
-        virtual_hosts: vec![VirtualHost {
-            name: address.to_string(),
-            domains: vec![Domain::Any],
-            routes: vec![direct_route(cluster.clone())],
-        }],
-    };
+    let routes = vec![direct_route(cluster.clone())];
+    let host = VirtualHost::new(address.to_string(), vec![Domain::Any], routes);
+    let routes = RouteConfiguration::new(cluster.clone(), vec![host]);
     let http = http_chain(RouteSource::Inline(routes), None, telemetry);
     let tcp = TcpRule { name: "default".into(), server_names: Vec::new(), backends: vec![(cluster, 1)] };
     Listener {

@@ -3,7 +3,7 @@
 //! In: the policies of a Service and of its namespace. Out: what of its requests is traced and logged, at both ends.
 
 use tulle_mesh::address::{ClusterName, ServicePort};
-use tulle_mesh::model::{AccessLog, AccessLogFormat, PerMillion, Tracing};
+use tulle_mesh::model::{AccessLog, AccessLogFormat, Format, PerMillion, Tracing};
 
 use super::policies::Attached;
 use super::report::{Report, Subject};
@@ -75,7 +75,9 @@ impl Telemetries<'_> {
                 let format = match settings.mode {
                     AccessLogMode::Disabled => return None,
                     AccessLogMode::Json => AccessLogFormat::Json,
-                    AccessLogMode::Text => AccessLogFormat::Text(settings.format.clone().unwrap_or_default()),
+                    AccessLogMode::Text => {
+                        AccessLogFormat::Text(Format::lenient(settings.format.as_deref().unwrap_or_default()))
+                    }
                 };
                 Some(AccessLog { format })
             }),

@@ -12,7 +12,7 @@ use crate::model::{
     Protocol, Route, RouteAction, RouteSource, TcpProxy,
 };
 use crate::route::filter::{mutate_headers, redirect_location, rewrite_path};
-use crate::route::{Lookup, Normalized, RequestView, RouteTable, is_secret_header, normalize};
+use crate::route::{Lookup, Normalized, RequestView, RouteId, RouteTable, is_secret_header, normalize};
 
 use super::inbound::arrive;
 use super::{
@@ -74,14 +74,14 @@ pub fn explain(
     // The smallest number is below every fraction but none.
     let draw = || 0;
     explanation.route = Some(table.explain(question.request, draw));
-    let route = match table.lookup(question.request, draw) {
-        Lookup::Found(id) => table.route(id),
+    let id = match table.lookup(question.request, draw) {
+        Lookup::Found(id) => id,
         Lookup::NoVirtualHost | Lookup::NoRoute => {
             explanation.outcome = Outcome::Refused { status: 404, reason: "no route matches".into() };
             return Ok(explanation);
         }
     };
-    let (action, outcome) = act(route, question, resources);
+    let (action, outcome) = act((&table, id), question, resources);
     explanation.action = Some(action);
     explanation.outcome = outcome;
     Ok(explanation)
@@ -102,13 +102,18 @@ fn chain<'a>(listener: &'a Listener, request: &RequestView<'_>) -> Option<&'a Fi
     http.or_else(|| listener.chains.iter().find(|chain| named(chain)))
 }
 
-fn act(route: &Route, question: &Question<'_>, resources: &impl Resources) -> (Action, Outcome) {
+fn act(
+    (table, id): (&RouteTable, RouteId),
+    question: &Question<'_>,
+    resources: &impl Resources,
+) -> (Action, Outcome) {
+    let route = table.route(id);
     let request = question.request;
     let head = head(request);
     match &route.action {
         RouteAction::Forward(forward) => {
             let unknown = forward.unknown_cluster_status.as_u16();
-            let forward = Forward::of(route, forward, question, resources);
+            let forward = Forward::of((table, id), forward, question, resources);
             let outcome = arrival(&forward, unknown);
             (Action::Forward(forward), outcome)
         }
@@ -171,17 +176,18 @@ fn arrival(forward: &Forward, unknown: u16) -> Outcome {
 
 impl Forward {
     fn of(
-        route: &Route,
+        (table, id): (&RouteTable, RouteId),
         forward: &model::Forward,
         question: &Question<'_>,
         resources: &impl Resources,
     ) -> Self {
+        let route = table.route(id);
         let total: u64 = forward.backends.iter().map(|backend| u64::from(backend.weight)).sum();
         let backends = forward.backends.iter().map(|backend| {
             let mut headers = question.request.headers.clone();
-            // A backend's own changes come first.
-            for changes in [&backend.request_headers, &route.request_headers] {
-                mutate_headers(changes, &mut headers);
+            for changes in table.request_headers(id, Some(backend)) {
+                // What operators would stand for is known of live requests alone.
+                mutate_headers(changes, &mut headers, |_, _, _| {});
             }
             let mut becomes = head(question.request);
             if let Some(rewrite) = &forward.path_rewrite
@@ -195,8 +201,8 @@ impl Forward {
             let to = To { question, becomes: &becomes, headers: &headers };
             Backend {
                 share: share(backend.weight, total),
-                request_headers: words(&[&backend.request_headers, &route.request_headers]),
-                response_headers: words(&[&backend.response_headers, &route.response_headers]),
+                request_headers: words(table.request_headers(id, Some(backend))),
+                response_headers: words(table.response_headers(id, Some(backend))),
                 ..to.backend(&backend.cluster, Carried::Http, resources)
             }
         });
@@ -343,14 +349,14 @@ fn target(head: &Head) -> PathAndQuery {
     PathAndQuery::from_str(&head.target).unwrap_or_else(|_| PathAndQuery::from_static("/"))
 }
 
-fn words(changes: &[&HeaderMutations]) -> Vec<String> {
+fn words<'a>(changes: impl Iterator<Item = &'a HeaderMutations>) -> Vec<String> {
     let mut words = Vec::new();
     for changes in changes {
         words.extend(changes.remove.iter().map(|name| format!("remove {name}")));
         words.extend(changes.change.iter().map(|change| {
             let value = match is_secret_header(change.name.as_str()) {
                 true => "[redacted]".into(),
-                false => String::from_utf8_lossy(change.value.as_bytes()),
+                false => change.value.to_string(),
             };
             let op = match change.op {
                 HeaderOp::Append => "add",

@@ -112,8 +112,8 @@ fn chain(tls: Option<DownstreamTls>, protocol: Protocol) -> FilterChain {
 }
 
 fn http(routes: Vec<Route>, filters: Vec<HttpFilter>) -> Protocol {
-    let host = VirtualHost { name: "cart".into(), domains: vec![Domain::Any], routes };
-    let configuration = RouteConfiguration { name: "cart".into(), virtual_hosts: vec![host] };
+    let host = VirtualHost::new("cart", vec![Domain::Any], routes);
+    let configuration = RouteConfiguration::new("cart", vec![host]);
     Protocol::Http(HttpConnection { filters, ..HttpConnection::new(RouteSource::Inline(configuration)) })
 }
 
@@ -179,7 +179,7 @@ fn a_request_is_followed_to_the_verdict_of_each_endpoint() {
     });
     let change = |name: &'static str, value| HeaderMutation {
         name: HeaderName::from_static(name),
-        value: HeaderValue::from_static(value),
+        value: HeaderValue::from_static(value).into(),
         op: HeaderOp::Set,
     };
     let mut taken = route("api", PathMatch::Segments("/api".into()), RouteAction::Forward(forward));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Authorization, HttpFilter, PerMillion, RouteConfiguration};
+use super::{Authorization, Format, HttpFilter, PerMillion, RouteConfiguration};
 
 /// What a sidecar does with the connections of one destination.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -259,7 +259,7 @@ pub enum AccessLogFormat {
     /// One JSON object, with OpenTelemetry's attribute names.
     Json,
     /// Text, with Envoy's command operators (`%REQ(...)%`); empty: Envoy's default format.
-    Text(String),
+    Text(Format),
 }
 
 /// Forwarding of bytes.

@@ -9,6 +9,8 @@ mod cors;
 mod dns;
 mod endpoint;
 mod filter;
+mod format;
+mod headers;
 mod listener;
 mod matching;
 mod retry;
@@ -28,6 +30,8 @@ pub use filter::{
     AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, LocalRateLimit,
     RateLimitAnswer, ReplaceableFilter,
 };
+pub use format::{AddressPart, Format, FormatError, HeadField, Operator, TimeFormat};
+pub use headers::{HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText};
 pub use listener::{
     AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding,
     HttpConnection, Listener, PathHandling, Protocol, ProxyProtocol, RouteSource, TcpProxy, Tracing,
@@ -38,9 +42,8 @@ pub use matching::{
 };
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
 pub use route::{
-    Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HeaderMutation,
-    HeaderMutations, HeaderOp, HostRewrite, Mirror, Origin, PathRewrite, Redirect, Route, RouteAction,
-    RouteConfiguration, RouteMatch, VirtualHost,
+    Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HostRewrite, Mirror,
+    Origin, PathRewrite, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
 pub use secret::{PrivateKey, Secret, SecretValue};
 pub use session::{Session, SessionCarrier};

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Cors, FilterOverrides, HeaderMatch, PathMatch, PerMillion, QueryMatch, RetryPolicy, Session,
-    Substitution, Timeouts,
+    Cors, FilterOverrides, HeaderChanges, HeaderMatch, HeaderMutations, PathMatch, PerMillion, QueryMatch,
+    RetryPolicy, Session, Substitution, Timeouts,
 };
 
 /// The routes of one listener.
@@ -18,6 +18,20 @@ pub struct RouteConfiguration {
     pub name: String,
     /// By host name; no domain stands in two of them.
     pub virtual_hosts: Vec<VirtualHost>,
+    /// Changes to the heads of all of them, after those of their virtual hosts.
+    #[serde(skip_serializing_if = "HeaderChanges::is_empty")]
+    pub headers: HeaderChanges,
+    /// After a backend's own changes come those of the configuration, and those of the route last.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub specific_headers_last: bool,
+}
+
+impl RouteConfiguration {
+    /// One that changes no head.
+    pub fn new(name: impl Into<String>, virtual_hosts: Vec<VirtualHost>) -> Self {
+        let headers = HeaderChanges::default();
+        Self { name: name.into(), virtual_hosts, headers, specific_headers_last: false }
+    }
 }
 
 /// The routes of a set of host names.
@@ -30,6 +44,16 @@ pub struct VirtualHost {
     pub domains: Vec<Domain>,
     /// The first that matches is taken.
     pub routes: Vec<Route>,
+    /// Changes to the heads of all of them, after those of the route.
+    #[serde(skip_serializing_if = "HeaderChanges::is_empty")]
+    pub headers: HeaderChanges,
+}
+
+impl VirtualHost {
+    /// One that changes no head.
+    pub fn new(name: impl Into<String>, domains: Vec<Domain>, routes: Vec<Route>) -> Self {
+        Self { name: name.into(), domains, routes, headers: HeaderChanges::default() }
+    }
 }
 
 /// A pattern for host names. Exact beats the longest suffix beats the longest prefix beats `*`, without regard to
@@ -410,52 +434,6 @@ pub struct FaultAbort {
     pub fraction: PerMillion,
 }
 
-/// Changes to a head: first all removals, then the rest in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HeaderMutations {
-    /// Names whose values all go.
-    #[serde(with = "header_names")]
-    pub remove: Vec<HeaderName>,
-    /// What is added or set.
-    pub change: Vec<HeaderMutation>,
-}
-
-impl HeaderMutations {
-    /// Whether nothing is changed.
-    pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.change.is_empty()
-    }
-}
-
-/// One added or set header.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HeaderMutation {
-    /// Its name.
-    #[serde(with = "header_name")]
-    pub name: HeaderName,
-    /// Its value, taken literally.
-    #[serde(with = "header_value")]
-    pub value: HeaderValue,
-    /// What happens to a value that is there already.
-    pub op: HeaderOp,
-}
-
-/// What happens to a header that is there already (Envoy's `HeaderAppendAction`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum HeaderOp {
-    /// The new value stands behind it.
-    Append,
-    /// The old value stays.
-    AddIfAbsent,
-    /// The new value takes its place, also where there was none.
-    Set,
-    /// The new value takes its place; nothing happens where there was none.
-    SetIfPresent,
-}
-
 pub(super) mod status {
     use super::{Serializer, StatusCode};
 
@@ -475,21 +453,5 @@ pub(super) mod header_name {
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(name.as_str())
-    }
-}
-
-mod header_names {
-    use super::{HeaderName, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(names: &[HeaderName], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(names.iter().map(HeaderName::as_str))
-    }
-}
-
-mod header_value {
-    use super::{HeaderValue, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &HeaderValue, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&String::from_utf8_lossy(value.as_bytes()))
     }
 }

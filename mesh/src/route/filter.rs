@@ -5,27 +5,59 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use http::HeaderMap;
 use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue};
+use smallvec::SmallVec;
 
-use crate::model::{HeaderMutations, HeaderOp, PathMatch, PathRewrite, Redirect};
+use crate::model::{
+    HeaderMutation, HeaderMutations, HeaderOp, HeaderText, Operator, PathMatch, PathRewrite, Redirect,
+};
 
-/// Changes a head: first all removals, then the rest in order. A map that is full (over 24,000 fields, far above any
-/// limit on a head) takes no further field.
-pub fn mutate_headers(mutations: &HeaderMutations, headers: &mut HeaderMap) {
+/// Changes a head as Envoy does: first all removals, then what is set, then what is added; whether a header is there, and what
+/// `value` writes for an operator, is told by the head as it is after the removals. What comes out empty changes nothing, unless it is
+/// to be kept. A map that is full (over 24,000 fields, far above any limit on a head) takes no further field.
+pub fn mutate_headers(
+    mutations: &HeaderMutations,
+    headers: &mut HeaderMap,
+    value: impl Fn(&HeaderMap, &Operator, &mut Vec<u8>),
+) {
     for name in &mutations.remove {
         headers.remove(name);
     }
-    for change in &mutations.change {
-        let present = headers.contains_key(&change.name);
-        // The results only tell whether the map is full and what was there before.
-        match change.op {
-            HeaderOp::Append => drop(headers.try_append(&change.name, change.value.clone())),
-            HeaderOp::AddIfAbsent if present => {}
-            HeaderOp::SetIfPresent if !present => {}
-            HeaderOp::AddIfAbsent | HeaderOp::Set | HeaderOp::SetIfPresent => {
-                drop(headers.try_insert(&change.name, change.value.clone()));
-            }
+    let values: SmallVec<[Option<HeaderValue>; 4]> =
+        mutations.change.iter().map(|change| evaluate(change, headers, &value)).collect();
+    let is_set = |change: &HeaderMutation| matches!(change.op, HeaderOp::Set | HeaderOp::SetIfPresent);
+    // The results only tell whether the map is full and what was there before.
+    for (change, value) in mutations.change.iter().zip(&values).filter(|(change, _)| is_set(change)) {
+        if let Some(value) = value {
+            drop(headers.try_insert(&change.name, value.clone()));
+        }
+    }
+    for (change, value) in mutations.change.iter().zip(values).filter(|(change, _)| !is_set(change)) {
+        if let Some(value) = value {
+            drop(headers.try_append(&change.name, value));
+        }
+    }
+}
+
+/// What a header becomes; `None`: it is left alone.
+fn evaluate(
+    change: &HeaderMutation,
+    headers: &HeaderMap,
+    value: impl Fn(&HeaderMap, &Operator, &mut Vec<u8>),
+) -> Option<HeaderValue> {
+    match change.op {
+        HeaderOp::AddIfAbsent if headers.contains_key(&change.name) => return None,
+        HeaderOp::SetIfPresent if !headers.contains_key(&change.name) => return None,
+        _ => {}
+    }
+    match &change.value {
+        HeaderText::Literal(value) => Some(value.clone()),
+        HeaderText::Format { format, keep_empty } => {
+            let mut text = Vec::new();
+            format.write(b"", &mut text, |operator, out| value(headers, operator, out));
+            // What stands in other headers is valid in one; anything else that is not is left out.
+            (*keep_empty || !text.is_empty()).then(|| HeaderValue::try_from(text).ok())?
         }
     }
 }

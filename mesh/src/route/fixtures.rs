@@ -42,13 +42,10 @@ pub(super) fn route(name: &str, matches: RouteMatch) -> Route {
 
 /// Names the virtual host after its first domain.
 pub(super) fn host(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
-    VirtualHost {
-        name: domains.first().copied().unwrap_or("none").into(),
-        domains: domains.iter().map(|domain| Domain::parse(domain)).collect(),
-        routes,
-    }
+    let name = domains.first().copied().unwrap_or("none");
+    VirtualHost::new(name, domains.iter().map(|domain| Domain::parse(domain)).collect(), routes)
 }
 
 pub(super) fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
-    RouteConfiguration { name: "test".into(), virtual_hosts }
+    RouteConfiguration::new("test", virtual_hosts)
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::model::{Domain, Route, RouteConfiguration, VirtualHost};
+use crate::model::{Backend, Domain, HeaderMutations, Route, RouteAction, RouteConfiguration, VirtualHost};
 
 use super::hosts::{DomainAt, HostIndex};
 use super::matcher::{drawn, failing, failing_beyond_path};
@@ -41,6 +41,8 @@ pub struct RouteTable {
     indexes: Vec<(u32, PathIndex)>,
     /// The virtual host of each route.
     host_of: Vec<u32>,
+    /// Of each route, whether changes to its responses have fields of the request in them.
+    tells_request: Vec<bool>,
 }
 
 impl RouteTable {
@@ -73,7 +75,9 @@ impl RouteTable {
             indexes.push((first, PathIndex::build(host.routes.iter().map(|route| &route.matches))));
             host_of.extend(host.routes.iter().map(|_| number));
         }
-        Ok(Self { configuration, hosts, indexes, host_of })
+        let mut table = Self { configuration, hosts, indexes, host_of, tells_request: Vec::new() };
+        table.tells_request = table.routes().map(|(id, route)| table.reads_request(id, route)).collect();
+        Ok(table)
     }
 
     /// Finds the route of a request. `draw` yields numbers uniform over all of `u32`; it is asked once for each route
@@ -139,6 +143,66 @@ impl RouteTable {
     /// When the number is another table's and too great for this one.
     pub fn virtual_host(&self, id: RouteId) -> &VirtualHost {
         &self.configuration.virtual_hosts[self.host_of[id.index()] as usize]
+    }
+
+    /// What is changed in requests that take a route to a backend, in this order.
+    pub fn request_headers<'a>(
+        &'a self,
+        id: RouteId,
+        backend: Option<&'a Backend>,
+    ) -> impl Iterator<Item = &'a HeaderMutations> {
+        self.changes(
+            backend.map(|backend| &backend.request_headers),
+            &self.route(id).request_headers,
+            &self.virtual_host(id).headers.request,
+            &self.configuration.headers.request,
+        )
+    }
+
+    /// What is changed in the responses to such requests, in this order; without a backend in those of the route itself.
+    pub fn response_headers<'a>(
+        &'a self,
+        id: RouteId,
+        backend: Option<&'a Backend>,
+    ) -> impl Iterator<Item = &'a HeaderMutations> {
+        self.changes(
+            backend.map(|backend| &backend.response_headers),
+            &self.route(id).response_headers,
+            &self.virtual_host(id).headers.response,
+            &self.configuration.headers.response,
+        )
+    }
+
+    /// Whether changes to the responses of a route have fields of the request in them: as it was sent.
+    ///
+    /// # Panics
+    /// When the number is another table's and too great for this one.
+    pub fn response_tells_request(&self, id: RouteId) -> bool {
+        self.tells_request[id.index()]
+    }
+
+    fn reads_request(&self, id: RouteId, route: &Route) -> bool {
+        let backends = match &route.action {
+            RouteAction::Forward(forward) => forward.backends.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => &[],
+        };
+        let own = self.response_headers(id, None);
+        let mut all = own.chain(backends.iter().map(|backend| &backend.response_headers));
+        all.any(HeaderMutations::read_request)
+    }
+
+    fn changes<'a>(
+        &self,
+        backend: Option<&'a HeaderMutations>,
+        route: &'a HeaderMutations,
+        host: &'a HeaderMutations,
+        all: &'a HeaderMutations,
+    ) -> impl Iterator<Item = &'a HeaderMutations> {
+        let [first, last] =
+            if self.configuration.specific_headers_last { [all, route] } else { [route, all] };
+        // A backend's come first in either order, as in Envoy.
+        let changes = [backend, Some(first), Some(host), Some(last)];
+        changes.into_iter().flatten().filter(|changes| !changes.is_empty())
     }
 
     /// All routes, by number.

@@ -221,8 +221,8 @@ fn passthrough_routes() -> RouteConfiguration {
     let forward = Forward::new(vec![Backend::new(SERVICE, 1)]);
     let matches = RouteMatch::new(PathMatch::Prefix(String::new()));
     let route = Route::new(SERVICE, matches, RouteAction::Forward(forward));
-    let host = VirtualHost { name: SERVICE.into(), domains: vec![Domain::Any], routes: vec![route] };
-    RouteConfiguration { name: SERVICE.into(), virtual_hosts: vec![host] }
+    let host = VirtualHost::new(SERVICE, vec![Domain::Any], vec![route]);
+    RouteConfiguration::new(SERVICE, vec![host])
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Cors, RouteAction, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
@@ -44,7 +44,9 @@ pub(super) struct Exchange {
     pub(super) client: Option<IpAddr>,
     /// Becomes its `x-request-id` where it brings none.
     pub(super) id: u128,
-    start: SystemTime,
+    pub(super) start: SystemTime,
+    /// The head as it was sent, where changes to the answer need it.
+    pub(super) sent: Option<Box<Sent>>,
     pub(super) begun: Instant,
     /// The configuration that it is served under.
     pub(super) current: Option<Current>,
@@ -54,6 +56,8 @@ pub(super) struct Exchange {
     /// The route, and which of its backends.
     pub(super) route: Option<RouteId>,
     pub(super) backend: Option<usize>,
+    /// It has passed all filters, and the route answers it or sends it on.
+    pub(super) taken: bool,
     pub(super) trace: Option<TraceContext>,
     /// The attempt under way, or whose answer is passed on.
     attempt: Option<Attempt>,
@@ -72,6 +76,12 @@ pub(super) struct Exchange {
     /// Why the last attempt was not followed by another, where the rules had allowed one.
     pub(super) retry_skipped: Option<RetrySkipped>,
     error: Option<Problem>,
+}
+
+/// What was sent of a request.
+pub(super) struct Sent {
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
 }
 
 /// Why there is no whole answer: an RFC 9209 token, and a text.
@@ -112,12 +122,14 @@ impl Exchange {
             request,
             client: None,
             start: SystemTime::now(),
+            sent: None,
             begun,
             current: None,
             routes: None,
             service: None,
             route: None,
             backend: None,
+            taken: false,
             trace: None,
             attempt: None,
             attempts: 0,
@@ -152,6 +164,24 @@ impl Exchange {
     pub(super) fn cors(&self) -> Option<&Cors> {
         let (routes, route) = (self.routes.as_ref()?, self.route?);
         routes.table.route(route).cors.as_ref()
+    }
+
+    /// How many attempts were made so far.
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The name of its route.
+    pub(super) fn route_name(&self) -> Option<&str> {
+        let (routes, route) = self.routes.as_ref().zip(self.route)?;
+        Some(&routes.table.route(route).name)
+    }
+
+    /// The name of its cluster.
+    pub(super) fn cluster(&self) -> Option<&str> {
+        let (routes, route) = self.routes.as_ref().zip(self.route)?;
+        let cluster = routes.runtime[route.index()].backends[self.backend?].cluster.as_ref()?;
+        Some(&cluster.name)
     }
 
     /// Which side of the application it is on.
@@ -363,9 +393,6 @@ impl Drop for Exchange {
         self.end_attempt();
         let series = self.series();
         let routes = self.routes.as_deref();
-        let runtime = routes.zip(self.route).map(|(routes, route)| &routes.runtime[route.index()]);
-        let cluster =
-            runtime.zip(self.backend).and_then(|(runtime, at)| runtime.backends[at].cluster.as_ref());
         let peer = match self.direction() {
             TrafficDirection::Inbound => self.downstream.identity.as_ref(),
             TrafficDirection::Outbound => self.peer.get(),
@@ -389,8 +416,8 @@ impl Drop for Exchange {
             request_bytes: self.body.bytes() + received,
             response_bytes: self.response_bytes + sent,
             error: self.error.as_ref().map(failure),
-            route: routes.zip(self.route).map_or("", |(routes, route)| &routes.table.route(route).name),
-            cluster: cluster.map_or("", |cluster| &cluster.name),
+            route: self.route_name().unwrap_or_default(),
+            cluster: self.cluster().unwrap_or_default(),
             endpoint: self.endpoint,
             attempts: self.attempts,
             retry_skipped: self.retry_skipped,

@@ -18,15 +18,16 @@ use smallvec::SmallVec;
 use tulle_mesh::model::{
     Backend, Fault, Forward, HostRewrite, Route, RouteAction, TrafficDirection, UpstreamProtocol,
 };
-use tulle_mesh::route::{RouteId, filter, split};
+use tulle_mesh::route::{RouteId, RouteTable, filter, split};
 
 use super::body::{Body, BodyError};
 use super::deadline::{self, Deadline, Over};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Sent};
 use super::headers::{self, Origin};
 use super::proxy::{Answered, Proxy, Target};
 use super::refusal::PROXY_STATUS;
 use super::server::Interim;
+use super::words::{Moment, Words};
 use super::{hash, respond, session};
 use crate::balance::{Cluster, Endpoint, Limit, Outcome, Permit, Pick};
 use crate::error::{RequestError, send_token};
@@ -41,7 +42,8 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// What a route says about one request.
 pub(super) struct Plan<'a> {
-    pub(super) route: &'a Route,
+    id: RouteId,
+    table: &'a RouteTable,
     pub(super) runtime: &'a RouteRuntime,
     pub(super) forward: &'a Forward,
     backend: &'a Backend,
@@ -178,7 +180,8 @@ impl Proxy {
         };
         let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
         let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.begun);
-        Ok(Plan { route, runtime, forward, backend, cluster, target, hash, cookie, held, deadline })
+        let table = &*routes.table;
+        Ok(Plan { id, table, runtime, forward, backend, cluster, target, hash, cookie, held, deadline })
     }
 
     /// Sends the request until an answer may be passed on, or no other attempt may be made. `slot`: the request's place
@@ -261,7 +264,13 @@ impl Proxy {
         let in_flight = plan.cluster.begin(endpoint);
         let target = plan.target.clone().unwrap_or_else(|| exchange.target());
         exchange.begin_attempt(in_flight, permit, attempts.permit.take(), target.as_str());
+        // What follows from an answer is told by the attempt that was answered.
+        exchange.sent = None;
         let request = self.outgoing(exchange, plan, endpoint, attempts.retries, exchange.body.body());
+        if plan.table.response_tells_request(plan.id) {
+            let (uri, headers) = (request.uri().clone(), request.headers().clone());
+            exchange.sent = Some(Box::new(Sent { uri, headers }));
+        }
         let options = SendOptions {
             cluster: &plan.cluster,
             tls: exchange.current.as_ref().and_then(|current| current.tls.as_ref()),
@@ -301,8 +310,12 @@ impl Proxy {
             forward_proxy: matches!(self.downstream.target, Target::Authority),
         };
         let mut headers = headers::request(head, origin, exchange.id);
-        filter::mutate_headers(&plan.backend.request_headers, &mut headers);
-        filter::mutate_headers(&plan.route.request_headers, &mut headers);
+        let words = Words::new(exchange, Moment::Request);
+        for changes in plan.table.request_headers(plan.id, Some(plan.backend)) {
+            filter::mutate_headers(changes, &mut headers, |own, operator, out| {
+                words.write(own, operator, out);
+            });
+        }
         rewrite_host(plan, endpoint, &mut headers);
         if let Some(trace) = exchange.span_of_attempt() {
             trace.inject(&mut headers);
@@ -420,14 +433,19 @@ fn timed_out(exchange: &mut Exchange, over: Over) -> Tried {
 /// Makes an endpoint's answer the client's.
 fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bool) -> Answered {
     let Answer { mut response, tunnel, .. } = answer;
+    let status = response.status();
     let response_headers = response.headers_mut();
     headers::response(response_headers, tunnel.is_some());
     let problem = mesh_made.then(|| {
         let said = response_headers.get(PROXY_STATUS).and_then(|value| value.to_str().ok());
         ("destination_unavailable", said.unwrap_or("the endpoint's sidecar answered").to_owned())
     });
-    filter::mutate_headers(&plan.backend.response_headers, response_headers);
-    filter::mutate_headers(&plan.route.response_headers, response_headers);
+    let words = Words::new(exchange, Moment::Answer(status));
+    for changes in plan.table.response_headers(plan.id, Some(plan.backend)) {
+        filter::mutate_headers(changes, response_headers, |own, operator, out| {
+            words.write(own, operator, out);
+        });
+    }
     if let Some(cookie) = plan.cookie {
         response_headers.append(SET_COOKIE, cookie);
     }

@@ -22,6 +22,7 @@ mod respond;
 pub(crate) mod server;
 mod session;
 pub(crate) mod upgrade;
+mod words;
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tulle_mesh::authorize::{Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Fault, Route, RouteAction, TrafficDirection};
@@ -22,6 +22,7 @@ use super::exchange::Exchange;
 use super::forward::Drawn;
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
+use super::words::{Moment, Words};
 use super::{cors, fault, forwarded, headers, paths, respond};
 use crate::error::RequestError;
 use crate::limit::{Refusal, Slot};
@@ -128,6 +129,7 @@ impl Proxy {
         let of_backend = drawn.as_ref().and_then(|drawn| drawn.fault(route));
         let fault = of_backend.or(route.fault.as_ref()).or(steps.fault.as_ref());
         self.inject(fault.filter(|fault| fault::concerns(fault, &exchange.view()))).await?;
+        exchange.taken = true;
         match &route.action {
             RouteAction::Forward(forward) => {
                 let plan = self.plan(exchange, &routes, id, forward, drawn)?;
@@ -213,15 +215,48 @@ impl Proxy {
         injected.abort.map_or(Ok(()), |abort| Err(abort.into()))
     }
 
+    /// Makes the changes that are configured for an answer of the mesh itself: those of the limit that was reached, or those of the
+    /// route on which the request had got past all filters.
+    fn mark(&self, exchange: &Exchange, error: &RequestError, response: &mut Response<Body>) {
+        let words = Words::new(exchange, Moment::Local(response.status(), error.flags(), error.code()));
+        let headers = response.headers_mut();
+        match error {
+            RequestError::RateLimited(_, _, answer) => {
+                filter::mutate_headers(&answer.headers, headers, |own, operator, out| {
+                    words.write(own, operator, out);
+                });
+            }
+            _ if exchange.taken => {
+                if let Some(id) = exchange.route {
+                    change(exchange, id, &words, headers);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// The answer of the mesh itself to a request that failed.
     fn refuse(&self, exchange: &mut Exchange, error: &RequestError) -> Answered {
         let details = error.to_string();
-        let response = respond::error(error, &details, exchange.asker());
+        let mut response = respond::error(error, &details, exchange.asker());
+        self.mark(exchange, error, &mut response);
         if error.blame() == crate::error::Blame::Mesh {
             tracing::debug!(client = %self.downstream.peer, token = error.token(), "answered a request: {details}");
         }
         exchange.grpc_status = respond::grpc_status(response.headers());
         Answered { response, tunnel: None, problem: Some((error.token(), details)) }
+    }
+}
+
+/// Makes the changes of a route to an answer of the sidecar itself.
+fn change(exchange: &Exchange, id: RouteId, words: &Words<'_>, response: &mut HeaderMap) {
+    let Some(routes) = &exchange.routes else { return };
+    let backend = match &routes.table.route(id).action {
+        RouteAction::Forward(forward) => exchange.backend.map(|at| &forward.backends[at]),
+        RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
+    };
+    for changes in routes.table.response_headers(id, backend) {
+        filter::mutate_headers(changes, response, |own, operator, out| words.write(own, operator, out));
     }
 }
 
@@ -293,7 +328,10 @@ fn local(exchange: &mut Exchange, route: &Route) -> Result<Answered, RequestErro
             return Err(RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, what));
         }
     };
-    filter::mutate_headers(&route.response_headers, response.headers_mut());
+    if let Some(id) = exchange.route {
+        let words = Words::new(exchange, Moment::Local(response.status(), "-", "direct_response"));
+        change(exchange, id, &words, response.headers_mut());
+    }
     exchange.grpc_status = respond::grpc_status(response.headers());
     Ok(Answered { response, tunnel: None, problem: None })
 }

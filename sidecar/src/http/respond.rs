@@ -7,7 +7,6 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tulle_mesh::model::DirectResponse;
-use tulle_mesh::route::filter;
 
 use super::body::Body;
 use super::headers::Outcome;
@@ -40,11 +39,10 @@ pub(crate) fn error(error: &RequestError, details: &str, asker: Asker) -> Respon
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, proxy_status(error.token(), details));
     match error {
-        RequestError::RateLimited(_, wait, answer) => {
+        RequestError::RateLimited(_, wait, _) => {
             // At least a second, as the field has no smaller unit.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
-            filter::mutate_headers(&answer.headers, headers);
         }
         RequestError::Overload(_)
         | RequestError::Limit(_)

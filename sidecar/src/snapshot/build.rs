@@ -383,7 +383,7 @@ fn service_label(listener: &str, port: Option<u16>) -> String {
 }
 
 fn empty_table(name: &str) -> RouteTable {
-    let configuration = RouteConfiguration { name: name.into(), virtual_hosts: Vec::new() };
+    let configuration = RouteConfiguration::new(name, Vec::new());
     RouteTable::compile(&configuration).expect("without virtual hosts there is nothing to refuse")
 }
 

@@ -5,15 +5,19 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value, json};
-use tulle_mesh::model::{AccessLogFormat, TrafficDirection};
+use tulle_mesh::model::{
+    AccessLogFormat, AddressPart, Format, HeadField, Operator, TimeFormat, TrafficDirection,
+};
 
 use super::metrics::{Counter, Registry};
+use super::operators::{hostname, protocol, write_address};
 use super::record::{ConnectionRecord, RequestRecord, RetrySkipped};
 
 /// How many lines wait at most.
@@ -73,9 +77,7 @@ fn write_lines(lines: &Receiver<String>) {
 pub(super) fn request_line(format: &AccessLogFormat, record: &RequestRecord<'_>) -> String {
     match format {
         AccessLogFormat::Json => request_json(record),
-        AccessLogFormat::Text(format) => {
-            expand(format, |operator, argument| request_field(record, operator, argument))
-        }
+        AccessLogFormat::Text(format) => write(format, |operator| request_field(record, operator)),
     }
 }
 
@@ -83,7 +85,7 @@ pub(super) fn request_line(format: &AccessLogFormat, record: &RequestRecord<'_>)
 pub(super) fn connection_line(format: &AccessLogFormat, record: &ConnectionRecord<'_>) -> String {
     match format {
         AccessLogFormat::Json => connection_json(record),
-        AccessLogFormat::Text(format) => expand(format, |operator, _| connection_field(record, operator)),
+        AccessLogFormat::Text(format) => write(format, |operator| connection_field(record, operator)),
     }
 }
 
@@ -98,7 +100,7 @@ fn request_json(record: &RequestRecord<'_>) -> String {
     put("direction", direction(record.direction).into());
     put("http.request.method", record.request.method.as_str().into());
     put("url.path", record.request.uri.path().into());
-    put("server.address", json!(request_field(record, "REQ", ":AUTHORITY")));
+    put("server.address", json!(request_header(record, &HeadField::Authority)));
     put("network.protocol.version", format!("{:?}", record.request.version).into());
     put("http.response.status_code", json!(record.status.map(|status| status.as_u16())));
     put("rpc.grpc.status_code", json!(record.grpc_status));
@@ -138,99 +140,108 @@ fn connection_json(record: &ConnectionRecord<'_>) -> String {
     .to_string()
 }
 
-/// Replaces each `%OPERATOR(ARGUMENT):LENGTH%` by its value, cut to LENGTH; `-` stands for a missing one, and `%%` for
-/// a percent sign (Envoy's access log format).
-fn expand(format: &str, field: impl Fn(&str, &str) -> Option<String>) -> String {
-    let format = if format.is_empty() { DEFAULT_FORMAT } else { format };
-    let mut line = String::with_capacity(256);
-    let mut rest = format;
-    while let Some((text, after)) = rest.split_once('%') {
-        line.push_str(text);
-        let Some((operator, after)) = after.split_once('%') else {
-            line.push('%');
-            rest = after;
-            break;
-        };
-        rest = after;
-        if operator.is_empty() {
-            line.push('%');
-            continue;
-        }
-        let (name, argument, length) = parts(operator);
-        let value = field(name, argument).filter(|value| !value.is_empty()).unwrap_or_else(|| "-".into());
-        line.extend(value.chars().filter(|c| !c.is_control()).take(length));
-    }
-    line.push_str(rest);
-    line
+/// Writes a text; `-` stands for what is missing. No value begins another line.
+fn write(format: &Format, mut value: impl FnMut(&Operator) -> Option<String>) -> String {
+    static DEFAULT: LazyLock<Format> = LazyLock::new(|| Format::lenient(DEFAULT_FORMAT));
+    let format = if format.is_empty() { &*DEFAULT } else { format };
+    let mut line = Vec::with_capacity(256);
+    format.write(b"-", &mut line, |operator, out| {
+        let value = value(operator).unwrap_or_default();
+        out.extend(value.bytes().filter(|byte| !byte.is_ascii_control()));
+    });
+    String::from_utf8_lossy(&line).into_owned()
 }
 
-/// `REQ(:PATH):20` is `REQ`, `:PATH` and 20.
-fn parts(operator: &str) -> (&str, &str, usize) {
-    let Some((name, rest)) = operator.split_once('(') else {
-        return (operator, "", usize::MAX);
-    };
-    let (argument, rest) = rest.split_once(')').unwrap_or((rest, ""));
-    (name, argument, rest.strip_prefix(':').and_then(|length| length.parse().ok()).unwrap_or(usize::MAX))
-}
-
-fn request_field(record: &RequestRecord<'_>, operator: &str, argument: &str) -> Option<String> {
+fn request_field(record: &RequestRecord<'_>, operator: &Operator) -> Option<String> {
     let request = record.request;
     match operator {
-        "START_TIME" => Some(timestamp(record.start)),
-        "REQ" => argument.split('?').find_map(|name| match name {
-            ":METHOD" => Some(request.method.to_string()),
-            ":PATH" => request.uri.path_and_query().map(|path| path.as_str().to_owned()),
-            ":AUTHORITY" => request
-                .uri
-                .authority()
-                .map(|authority| authority.as_str().to_owned())
-                .or_else(|| header(&request.headers, "host")),
-            ":SCHEME" => request.uri.scheme_str().map(str::to_owned),
-            name => header(&request.headers, name),
-        }),
-        "RESP" => argument.split('?').find_map(|name| header(record.response_headers?, name)),
-        "PROTOCOL" => Some(format!("{:?}", request.version)),
-        "RESPONSE_CODE" => Some(record.status.map_or(0, |status| status.as_u16()).to_string()),
-        "RESPONSE_FLAGS" => record.error.map(|error| error.token.to_owned()),
-        "RESPONSE_CODE_DETAILS" => record.error.map(|error| error.details.to_owned()),
-        "BYTES_RECEIVED" => Some(record.request_bytes.to_string()),
-        "BYTES_SENT" => Some(record.response_bytes.to_string()),
-        "DURATION" => Some(record.duration.as_millis().to_string()),
-        "UPSTREAM_HOST" => record.endpoint.map(|endpoint| endpoint.to_string()),
-        "UPSTREAM_CLUSTER" => Some(record.cluster.to_owned()),
-        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Some(record.attempts.to_string()),
-        "DOWNSTREAM_REMOTE_ADDRESS" => Some(record.client.to_string()),
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Some(record.client.ip().to_string()),
-        "DOWNSTREAM_PEER_URI_SAN" if record.direction == TrafficDirection::Inbound => {
+        Operator::StartTime(format) => Some(time(format, record.start)),
+        Operator::Request(field, other) => {
+            request_header(record, field).or_else(|| request_header(record, other.as_ref()?))
+        }
+        Operator::Response(field, other) => {
+            response_header(record, field).or_else(|| response_header(record, other.as_ref()?))
+        }
+        Operator::Protocol => Some(protocol(request.version).to_owned()),
+        Operator::Status => Some(record.status.map_or(0, |status| status.as_u16()).to_string()),
+        Operator::Flags => record.error.map(|error| error.token.to_owned()),
+        Operator::Details => record.error.map(|error| error.details.to_owned()),
+        Operator::BytesReceived => Some(record.request_bytes.to_string()),
+        Operator::BytesSent => Some(record.response_bytes.to_string()),
+        Operator::Duration => Some(record.duration.as_millis().to_string()),
+        Operator::Host => record.endpoint.map(|endpoint| endpoint.to_string()),
+        Operator::Upstream(part) => record.endpoint.map(|endpoint| address(endpoint, *part)),
+        Operator::Cluster => Some(record.cluster.to_owned()),
+        Operator::Attempts => Some(record.attempts.to_string()),
+        Operator::Client(part) => Some(address(record.client, *part)),
+        Operator::PeerUriSan if record.direction == TrafficDirection::Inbound => {
             record.peer.map(|peer| peer.to_string())
         }
-        "UPSTREAM_PEER_URI_SAN" if record.direction == TrafficDirection::Outbound => {
+        Operator::UpstreamPeerUriSan if record.direction == TrafficDirection::Outbound => {
             record.peer.map(|peer| peer.to_string())
         }
-        "ROUTE_NAME" => Some(record.route.to_owned()),
-        "GRPC_STATUS_NUMBER" | "GRPC_STATUS" => record.grpc_status.map(|status| status.to_string()),
-        "TRACE_ID" => record.trace.map(|trace| format!("{:032x}", trace.trace_id)),
+        Operator::Route => Some(record.route.to_owned()),
+        Operator::GrpcStatus => record.grpc_status.map(|status| status.to_string()),
+        Operator::TraceId => record.trace.map(|trace| format!("{:032x}", trace.trace_id)),
+        Operator::Hostname => Some(hostname().to_owned()),
         _ => None,
     }
 }
 
-fn connection_field(record: &ConnectionRecord<'_>, operator: &str) -> Option<String> {
-    match operator {
-        "START_TIME" => Some(timestamp(record.start)),
-        "RESPONSE_FLAGS" => record.error.map(|error| error.token.to_owned()),
-        "RESPONSE_CODE_DETAILS" => record.error.map(|error| error.details.to_owned()),
-        "RESPONSE_CODE" => Some("0".into()),
-        "BYTES_RECEIVED" => Some(record.received.to_string()),
-        "BYTES_SENT" => Some(record.sent.to_string()),
-        "DURATION" => Some(record.duration.as_millis().to_string()),
-        "UPSTREAM_HOST" => record.endpoint.map(|endpoint| endpoint.to_string()),
-        "UPSTREAM_CLUSTER" => Some(record.cluster.to_owned()),
-        "DOWNSTREAM_REMOTE_ADDRESS" => Some(record.client.to_string()),
-        "DOWNSTREAM_PEER_URI_SAN" if record.direction == TrafficDirection::Inbound => {
-            record.peer.map(|peer| peer.to_string())
+fn request_header(record: &RequestRecord<'_>, field: &HeadField) -> Option<String> {
+    let request = record.request;
+    match field {
+        HeadField::Method => Some(request.method.to_string()),
+        HeadField::Path => request.uri.path_and_query().map(|path| path.as_str().to_owned()),
+        HeadField::Authority => {
+            let authority = request.uri.authority().map(|authority| authority.as_str().to_owned());
+            authority.or_else(|| header(&request.headers, "host"))
         }
+        HeadField::Scheme => request.uri.scheme_str().map(str::to_owned),
+        HeadField::Status => None,
+        HeadField::Named(name) => header(&request.headers, name.as_str()),
+    }
+}
+
+fn response_header(record: &RequestRecord<'_>, field: &HeadField) -> Option<String> {
+    match field {
+        HeadField::Status => record.status.map(|status| status.as_str().to_owned()),
+        HeadField::Named(name) => header(record.response_headers?, name.as_str()),
         _ => None,
     }
+}
+
+fn connection_field(record: &ConnectionRecord<'_>, operator: &Operator) -> Option<String> {
+    match operator {
+        Operator::StartTime(format) => Some(time(format, record.start)),
+        Operator::Flags => record.error.map(|error| error.token.to_owned()),
+        Operator::Details => record.error.map(|error| error.details.to_owned()),
+        Operator::Status => Some("0".into()),
+        Operator::BytesReceived => Some(record.received.to_string()),
+        Operator::BytesSent => Some(record.sent.to_string()),
+        Operator::Duration => Some(record.duration.as_millis().to_string()),
+        Operator::Host => record.endpoint.map(|endpoint| endpoint.to_string()),
+        Operator::Upstream(part) => record.endpoint.map(|endpoint| address(endpoint, *part)),
+        Operator::Cluster => Some(record.cluster.to_owned()),
+        Operator::Client(part) => Some(address(record.client, *part)),
+        Operator::PeerUriSan if record.direction == TrafficDirection::Inbound => {
+            record.peer.map(|peer| peer.to_string())
+        }
+        Operator::Hostname => Some(hostname().to_owned()),
+        _ => None,
+    }
+}
+
+fn time(format: &TimeFormat, time: SystemTime) -> String {
+    let mut text = Vec::new();
+    format.write(time, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn address(address: SocketAddr, part: AddressPart) -> String {
+    let mut text = Vec::new();
+    write_address(address, part, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 fn header(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -11,6 +11,7 @@ mod collector;
 mod encode;
 pub(crate) mod lines;
 pub(crate) mod metrics;
+pub(crate) mod operators;
 mod otlp;
 pub(crate) mod record;
 mod series;

@@ -31,8 +31,8 @@ pub(crate) fn routes(name: &str, clusters: &[&str]) -> RouteConfiguration {
     let forward = Forward::new(backends.collect());
     let route =
         Route::new("all", RouteMatch::new(PathMatch::Prefix("/".into())), RouteAction::Forward(forward));
-    let host = VirtualHost { name: "all".into(), domains: vec![Domain::Any], routes: vec![route] };
-    RouteConfiguration { name: name.into(), virtual_hosts: vec![host] }
+    let host = VirtualHost::new("all", vec![Domain::Any], vec![route]);
+    RouteConfiguration::new(name, vec![host])
 }
 
 /// A cluster in plaintext.

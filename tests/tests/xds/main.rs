@@ -20,3 +20,4 @@ mod requests;
 mod retried;
 mod routing;
 mod shares;
+mod words;

@@ -232,7 +232,7 @@ impl Reader<'_> {
                 self.unsupported(field, reason, "use visible ASCII characters");
                 return None;
             };
-            into.change.push(HeaderMutation { name, value, op });
+            into.change.push(HeaderMutation { name, value: value.into(), op });
         }
         Some(())
     }

@@ -49,15 +49,9 @@ impl<'a> Builder<'a> {
             None => vec![self.default_route(service, port)],
             Some(group) => self.group(service, port, group),
         };
-        RouteConfiguration {
-            name,
-            virtual_hosts: vec![VirtualHost {
-                name: port.service.to_string(),
-                // Which Service is meant is known from the listener; the Host is the application's own business.
-                domains: vec![Domain::Any],
-                routes,
-            }],
-        }
+        // Which Service is meant is known from the listener; the Host is the application's own business.
+        let host = VirtualHost::new(port.service.to_string(), vec![Domain::Any], routes);
+        RouteConfiguration::new(name, vec![host])
     }
 
     /// The clusters of a TCPRoute or of one rule of a TLSRoute, with their weights.

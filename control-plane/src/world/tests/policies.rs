@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use tulle_mesh::model::{
-    AccessLogFormat, FilterChain, HashPolicy, HttpConnection, HttpFilter, LoadBalancer, PerMillion, Protocol,
-    RouteAction, Transport,
+    AccessLogFormat, FilterChain, Format, HashPolicy, HttpConnection, HttpFilter, LoadBalancer, PerMillion,
+    Protocol, RouteAction, Transport,
 };
 
 use super::support::{problems, routes, service, workload, world};
@@ -197,7 +197,10 @@ fn telemetry_holds_at_both_ends() {
             http.tracing.as_ref().map(|tracing| tracing.random_sampling),
             Some(PerMillion::percent(25))
         );
-        assert_eq!(http.access_log.as_ref().map(|log| &log.format), Some(&AccessLogFormat::Text("x".into())));
+        assert_eq!(
+            http.access_log.as_ref().map(|log| &log.format),
+            Some(&AccessLogFormat::Text(Format::lenient("x")))
+        );
     }
     let off =
         with("http", &[policy("TelemetryPolicy", "p", &format!("{SHOP}, tracing: {{mode: Disabled}}"))]);

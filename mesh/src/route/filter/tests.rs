@@ -1,7 +1,7 @@
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::*;
-use crate::model::{HeaderMutation, Regex, Substitution};
+use crate::model::{Format, HeadField, HeaderMutation, Regex, Substitution};
 
 fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -12,11 +12,11 @@ fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
 }
 
 fn change(op: HeaderOp, name: &'static str, value: &'static str) -> HeaderMutation {
-    HeaderMutation { name: HeaderName::from_static(name), value: HeaderValue::from_static(value), op }
+    HeaderMutation { name: HeaderName::from_static(name), value: HeaderValue::from_static(value).into(), op }
 }
 
 #[test]
-fn headers_are_removed_first_and_then_changed_in_order() {
+fn headers_are_removed_first_then_set_then_added() {
     let mutations = HeaderMutations {
         remove: vec![HeaderName::from_static("gone"), HeaderName::from_static("back")],
         change: vec![
@@ -28,7 +28,7 @@ fn headers_are_removed_first_and_then_changed_in_order() {
             change(HeaderOp::Set, "new2", "1"),
             change(HeaderOp::SetIfPresent, "there2", "2"),
             change(HeaderOp::SetIfPresent, "absent", "x"),
-            change(HeaderOp::AddIfAbsent, "new2", "too late"),
+            change(HeaderOp::AddIfAbsent, "new2", "2"),
         ],
     };
     let mut given = headers(&[
@@ -42,7 +42,7 @@ fn headers_are_removed_first_and_then_changed_in_order() {
         ("there", "1"),
         ("there2", "1"),
     ]);
-    mutate_headers(&mutations, &mut given);
+    mutate_headers(&mutations, &mut given, |_, _, _| panic!("nothing is asked for"));
     let expected = headers(&[
         ("list", "1"),
         ("list", "2"),
@@ -52,8 +52,39 @@ fn headers_are_removed_first_and_then_changed_in_order() {
         ("back", "1"),
         ("list2", "3"),
         ("new2", "1"),
+        ("new2", "2"),
         ("there2", "2"),
     ]);
+    assert_eq!(given, expected);
+}
+
+#[test]
+fn operators_see_the_head_as_it_was_after_the_removals() {
+    let format = |op, name: &'static str, text: &str, keep_empty| HeaderMutation {
+        value: HeaderText::Format { format: Format::parse(text).unwrap(), keep_empty },
+        ..change(op, name, "")
+    };
+    let mutations = HeaderMutations {
+        remove: vec![HeaderName::from_static("gone")],
+        change: vec![
+            format(HeaderOp::Append, "of-gone", "%REQ(gone)%", false),
+            format(HeaderOp::Append, "both", "%REQ(gone)%", true),
+            format(HeaderOp::Set, "kept", "%REQ(gone)%", false),
+            change(HeaderOp::Set, "a", "new"),
+            format(HeaderOp::Append, "of-a", "<%REQ(a)%>", false),
+            format(HeaderOp::Append, "a", "%REQ(a):2%", false),
+            format(HeaderOp::AddIfAbsent, "kept", "%REQ(a)%", false),
+            format(HeaderOp::SetIfPresent, "none", "%REQ(a)%", false),
+        ],
+    };
+    let mut given = headers(&[("gone", "1"), ("kept", "k"), ("a", "old")]);
+    mutate_headers(&mutations, &mut given, |headers, operator, out| match operator {
+        Operator::Request(HeadField::Named(name), None) => {
+            out.extend(headers.get(name).map_or(&b""[..], HeaderValue::as_bytes));
+        }
+        other => panic!("{other:?}"),
+    });
+    let expected = headers(&[("kept", "k"), ("a", "new"), ("both", ""), ("of-a", "<old>"), ("a", "ol")]);
     assert_eq!(given, expected);
 }
 

@@ -5,13 +5,13 @@
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::SubstitutionFormatString;
-use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format;
+use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format as TextFormat;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::{StdoutAccessLog, stdout_access_log};
 use envoy_types::pb::google::protobuf::{Any, Struct};
 use prost::Name;
 
-use crate::model::{AccessLog, AccessLogFormat};
+use crate::model::{AccessLog, AccessLogFormat, Format};
 use crate::xds::error::{At, Decoded, FieldError, unsupported};
 use crate::xds::proto;
 
@@ -39,7 +39,7 @@ const ATTRIBUTES: &[(&str, &str)] = &[
 ];
 
 pub(super) fn encode(log: &AccessLog) -> pb::AccessLog {
-    let file = |format: Option<Format>| FileAccessLog {
+    let file = |format: Option<TextFormat>| FileAccessLog {
         path: STDOUT.into(),
         access_log_format: format.map(|format| {
             file_access_log::AccessLogFormat::LogFormat(SubstitutionFormatString {
@@ -55,7 +55,7 @@ pub(super) fn encode(log: &AccessLog) -> pb::AccessLog {
             // A part per attribute, as the entries of a map in fixed order; the path stands once, in front.
             let parts = attributes.map(|attribute| FileAccessLog {
                 path: String::new(),
-                ..file(Some(Format::JsonFormat(Struct { fields: [attribute].into() })))
+                ..file(Some(TextFormat::JsonFormat(Struct { fields: [attribute].into() })))
             });
             std::iter::once(file(None)).chain(parts).collect()
         }
@@ -94,14 +94,14 @@ fn decode_log(config: &Any) -> Decoded<Option<AccessLogFormat>> {
             return Ok(None);
         }
         match file.access_log_format {
-            None => return Ok(Some(AccessLogFormat::Text(String::new()))),
-            Some(File::Format(format)) => return Ok(Some(AccessLogFormat::Text(format))),
+            None => return Ok(Some(AccessLogFormat::Text(Format::lenient("")))),
+            Some(File::Format(format)) => return Ok(Some(AccessLogFormat::Text(Format::lenient(format)))),
             Some(File::JsonFormat(_) | File::TypedJsonFormat(_)) => return Ok(Some(AccessLogFormat::Json)),
             Some(File::LogFormat(format)) => format,
         }
     } else if proto::is::<StdoutAccessLog>(config) {
         match proto::unpack::<StdoutAccessLog>(config)?.access_log_format {
-            None => return Ok(Some(AccessLogFormat::Text(String::new()))),
+            None => return Ok(Some(AccessLogFormat::Text(Format::lenient("")))),
             Some(stdout_access_log::AccessLogFormat::LogFormat(format)) => format,
         }
     } else {
@@ -111,8 +111,8 @@ fn decode_log(config: &Any) -> Decoded<Option<AccessLogFormat>> {
 }
 
 #[expect(deprecated, reason = "text_format is deprecated for text_format_source, which older Envoys lack")]
-fn text_format(format: &str) -> Format {
-    Format::TextFormat(format.into())
+fn text_format(format: &Format) -> TextFormat {
+    TextFormat::TextFormat(format.to_string())
 }
 
 #[expect(deprecated, reason = "text_format is still what others send")]
@@ -120,11 +120,11 @@ fn decode_format(format: SubstitutionFormatString) -> Decoded<AccessLogFormat> {
     use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
     unsupported(!format.formatters.is_empty(), "formatters", "use the built-in command operators")?;
     match format.format {
-        None => Ok(AccessLogFormat::Text(String::new())),
-        Some(Format::JsonFormat(_)) => Ok(AccessLogFormat::Json),
-        Some(Format::TextFormat(format)) => Ok(AccessLogFormat::Text(format)),
-        Some(Format::TextFormatSource(source)) => match source.specifier {
-            Some(Specifier::InlineString(format)) => Ok(AccessLogFormat::Text(format)),
+        None => Ok(AccessLogFormat::Text(Format::lenient(""))),
+        Some(TextFormat::JsonFormat(_)) => Ok(AccessLogFormat::Json),
+        Some(TextFormat::TextFormat(format)) => Ok(AccessLogFormat::Text(Format::lenient(format))),
+        Some(TextFormat::TextFormatSource(source)) => match source.specifier {
+            Some(Specifier::InlineString(format)) => Ok(AccessLogFormat::Text(Format::lenient(format))),
             _ => Err(FieldError::new("files and variables are not read: use inline_string"))
                 .at("text_format_source"),
         },

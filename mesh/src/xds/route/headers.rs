@@ -1,13 +1,13 @@
 //! Changes to heads.
 //!
-//! Envoy substitutes `%...%` in the values that it adds; the model's values are literal. So each `%` is doubled on the way out,
-//! and a value with a command operator is refused on the way in.
+//! Envoy substitutes `%...%` in the values that it adds. A literal value of the model has each `%` doubled on the way out; one with
+//! command operators stays as it was written, and is refused where it has one that the sidecar does not know.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use http::{HeaderName, HeaderValue};
 
-use crate::model::{HeaderMutation, HeaderMutations, HeaderOp};
+use crate::model::{Format, HeaderMutation, HeaderMutations, HeaderOp, HeaderText, Operator};
 use crate::xds::error::{At, Decoded, FieldError, each, required};
 use crate::xds::matching;
 
@@ -34,20 +34,15 @@ pub(in crate::xds) fn decode(
     })
 }
 
-/// Changes that do what `first` does and then what `second` does.
-pub(in crate::xds) fn then(first: HeaderMutations, second: &HeaderMutations) -> HeaderMutations {
-    let kept = first.change.into_iter().filter(|change| !second.remove.contains(&change.name));
-    let change = kept.chain(second.change.iter().cloned()).collect();
-    let mut remove = first.remove;
-    remove.extend(second.remove.iter().cloned());
-    HeaderMutations { remove, change }
-}
-
 fn encode_change(change: &HeaderMutation) -> core::HeaderValueOption {
     let mut header = core::HeaderValue { key: change.name.as_str().into(), ..Default::default() };
-    match std::str::from_utf8(change.value.as_bytes()) {
-        Ok(text) => header.value = text.replace('%', "%%"),
-        Err(_) => header.raw_value = double_percents(change.value.as_bytes()),
+    let (value, keep_empty_value) = match &change.value {
+        HeaderText::Literal(value) => (double_percents(value.as_bytes()), value.is_empty()),
+        HeaderText::Format { format, keep_empty } => (format.source().to_vec(), *keep_empty),
+    };
+    match String::from_utf8(value) {
+        Ok(text) => header.value = text,
+        Err(error) => header.raw_value = error.into_bytes(),
     }
     let action = match change.op {
         HeaderOp::Append => HeaderAppendAction::AppendIfExistsOrAdd,
@@ -58,7 +53,7 @@ fn encode_change(change: &HeaderMutation) -> core::HeaderValueOption {
     core::HeaderValueOption {
         header: Some(header),
         append_action: action as i32,
-        keep_empty_value: change.value.is_empty(),
+        keep_empty_value,
         ..Default::default()
     }
 }
@@ -72,10 +67,7 @@ fn decode_change(option: core::HeaderValueOption) -> Decoded<Option<HeaderMutati
     if raw.is_empty() && !option.keep_empty_value {
         return Ok(None);
     }
-    let value = halve_percents(&raw).at("header.value")?;
-    let value = HeaderValue::from_bytes(&value)
-        .map_err(|_| FieldError::new("holds a character that no header value may have"))
-        .at("header.value")?;
+    let value = decode_value(&raw, option.keep_empty_value).at("header.value")?;
     Ok(Some(HeaderMutation { name, value, op }))
 }
 
@@ -106,14 +98,36 @@ fn double_percents(value: &[u8]) -> Vec<u8> {
     value.iter().flat_map(|byte| std::iter::repeat_n(*byte, if *byte == b'%' { 2 } else { 1 })).collect()
 }
 
-fn halve_percents(value: &[u8]) -> Decoded<Vec<u8>> {
-    let mut bytes = value.iter().copied().peekable();
-    let mut literal = Vec::with_capacity(value.len());
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' && bytes.next_if_eq(&b'%').is_none() {
-            return Err(FieldError::new("command operators are not supported: write a literal % as %%"));
-        }
-        literal.push(byte);
+fn decode_value(text: &[u8], keep_empty: bool) -> Decoded<HeaderText> {
+    let valid = |text: &[u8]| {
+        HeaderValue::from_bytes(text)
+            .map_err(|_| FieldError::new("holds a character that no header value may have"))
+    };
+    let format = Format::parse(text).map_err(|error| FieldError::new(error.to_string()))?;
+    if let Some(text) = format.literal() {
+        return Ok(valid(text)?.into());
     }
-    Ok(literal)
+    format.texts().try_for_each(|text| valid(text).map(drop))?;
+    format.operators().try_for_each(known)?;
+    Ok(HeaderText::Format { format, keep_empty })
+}
+
+fn known(operator: &Operator) -> Decoded<()> {
+    let name = match operator {
+        Operator::Other(name) => &**name,
+        Operator::GrpcStatus => "GRPC_STATUS",
+        Operator::UpstreamPeerUriSan => "UPSTREAM_PEER_URI_SAN",
+        _ => return Ok(()),
+    };
+    let fix = match name {
+        "ENVIRONMENT" => {
+            "what is in the sidecar's environment is not for others to send on: write the value itself"
+        }
+        _ => {
+            "use REQ, RESP, START_TIME, PROTOCOL, ROUTE_NAME, HOSTNAME, those of addresses (DOWNSTREAM_REMOTE_ADDRESS, \
+             UPSTREAM_HOST, ...), DOWNSTREAM_PEER_URI_SAN, REQUESTED_SERVER_NAME, UPSTREAM_CLUSTER, RESPONSE_CODE, \
+             RESPONSE_FLAGS, RESPONSE_CODE_DETAILS, DURATION or TRACE_ID; write a literal % as %%"
+        }
+    };
+    Err(FieldError::new(format!("%{name}% is not supported: {fix}")))
 }

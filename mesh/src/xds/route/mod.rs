@@ -4,7 +4,7 @@
 //! `{prefix: /v2/}`, each marked as a half in Tulle's metadata; reading joins two such halves again, while two routes of
 //! another control plane stay two. Where a route comes from ([`Origin`]) is metadata as well.
 //!
-//! What Envoy lets stand on a virtual host or on the whole configuration (header changes, retries, mirrors, faults) is
+//! What Envoy lets stand on a virtual host or on the whole configuration (retries, mirrors, faults) is
 //! handed down to the routes when it is read, by Envoy's order of precedence.
 
 use std::collections::{BTreeMap, HashSet};
@@ -21,7 +21,9 @@ use self::inherit::Inherited;
 use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use super::proto::{self, Fields, Read};
 use super::{Kind, XdsError, matching};
-use crate::model::{Domain, Origin, PathMatch, Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::model::{
+    Domain, HeaderChanges, Origin, PathMatch, Route, RouteAction, RouteConfiguration, VirtualHost,
+};
 
 mod action;
 mod cors;
@@ -37,14 +39,16 @@ mod session;
 /// whose entries `prost` writes in no fixed order; so they are written one by one, and each is a message that its
 /// reader merges with the rest of the route. A backend's are written so as well.
 pub fn encode_bytes(routes: &RouteConfiguration) -> Vec<u8> {
-    let configuration = encode(routes);
-    let virtual_hosts = configuration.virtual_hosts.into_iter().map(|mut host| {
+    let mut configuration = encode(routes);
+    let virtual_hosts = std::mem::take(&mut configuration.virtual_hosts).into_iter().map(|mut host| {
         let routes = std::mem::take(&mut host.routes).into_iter().map(route_bytes).collect();
         let mut bytes = host.encode_to_vec();
         bytes.extend(Routes { routes }.encode_to_vec());
         bytes
     });
-    Configuration { name: configuration.name, virtual_hosts: virtual_hosts.collect() }.encode_to_vec()
+    let mut bytes = Configuration { virtual_hosts: virtual_hosts.collect() }.encode_to_vec();
+    bytes.extend(configuration.encode_to_vec());
+    bytes
 }
 
 fn route_bytes(mut route: pb::Route) -> Vec<u8> {
@@ -103,11 +107,9 @@ struct Weighted {
     clusters: Vec<Vec<u8>>,
 }
 
-/// `RouteConfiguration`, as far as it is written, with virtual hosts as bytes.
+/// `RouteConfiguration` with nothing but its virtual hosts, as bytes.
 #[derive(Clone, PartialEq, Message)]
 struct Configuration {
-    #[prost(string, tag = "1")]
-    name: String,
     #[prost(bytes = "vec", repeated, tag = "2")]
     virtual_hosts: Vec<Vec<u8>>,
 }
@@ -124,6 +126,11 @@ pub fn encode(routes: &RouteConfiguration) -> pb::RouteConfiguration {
     pb::RouteConfiguration {
         name: routes.name.clone(),
         virtual_hosts: routes.virtual_hosts.iter().map(encode_host).collect(),
+        request_headers_to_add: headers::add(&routes.headers.request),
+        request_headers_to_remove: headers::remove(&routes.headers.request),
+        response_headers_to_add: headers::add(&routes.headers.response),
+        response_headers_to_remove: headers::remove(&routes.headers.response),
+        most_specific_header_mutations_wins: routes.specific_headers_last,
         ..Default::default()
     }
 }
@@ -165,7 +172,20 @@ pub(super) fn decode_configuration(message: pb::RouteConfiguration) -> Decoded<R
             return Err(FieldError::new(problem)).at("domains").at_item("virtual_hosts", index);
         }
     }
-    Ok(RouteConfiguration { name, virtual_hosts })
+    let headers = HeaderChanges {
+        request: headers::decode(
+            "request_headers",
+            message.request_headers_to_add,
+            message.request_headers_to_remove,
+        )?,
+        response: headers::decode(
+            "response_headers",
+            message.response_headers_to_add,
+            message.response_headers_to_remove,
+        )?,
+    };
+    let specific_headers_last = message.most_specific_header_mutations_wins;
+    Ok(RouteConfiguration { name, virtual_hosts, headers, specific_headers_last })
 }
 
 /// A status of HTTP that a final response may have.
@@ -182,6 +202,10 @@ fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
         name: host.name.clone(),
         domains: host.domains.iter().map(Domain::to_string).collect(),
         routes: host.routes.iter().flat_map(encode_route).collect(),
+        request_headers_to_add: headers::add(&host.headers.request),
+        request_headers_to_remove: headers::remove(&host.headers.request),
+        response_headers_to_add: headers::add(&host.headers.response),
+        response_headers_to_remove: headers::remove(&host.headers.response),
         ..Default::default()
     }
 }
@@ -201,15 +225,30 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
     }
     let halves = host.routes.into_iter().enumerate().map(|(index, route)| {
         let said = inherited.overrides_beside(&route);
-        let decoded = inherited.apply(route).and_then(|route| decode_route(route, index));
-        let decoded = decoded.map(|(mut route, half)| {
+        let decoded = decode_route(inherited.apply(route), index).map(|(mut route, half)| {
             route.filters.extend(said);
             (route, half)
         });
         decoded.at_item("routes", index)
     });
     let routes = join_halves(halves.collect::<Decoded<_>>()?);
-    Ok(VirtualHost { name: host.name, domains: each("domains", host.domains, decode_domain)?, routes })
+    Ok(VirtualHost {
+        name: host.name,
+        domains: each("domains", host.domains, decode_domain)?,
+        routes,
+        headers: HeaderChanges {
+            request: headers::decode(
+                "request_headers",
+                host.request_headers_to_add,
+                host.request_headers_to_remove,
+            )?,
+            response: headers::decode(
+                "response_headers",
+                host.response_headers_to_add,
+                host.response_headers_to_remove,
+            )?,
+        },
+    })
 }
 
 #[expect(deprecated, reason = "other control planes may still send `cors`")]

@@ -95,7 +95,7 @@ fn a_percent_sign_in_a_header_is_literal() {
     let mut route = route(PathMatch::Prefix("/".into()), forward("a"));
     route.response_headers.change.push(HeaderMutation {
         name: "x-share".parse().unwrap(),
-        value: "100%REQ(cookie)%".parse().unwrap(),
+        value: http::HeaderValue::from_static("100%REQ(cookie)%").into(),
         op: HeaderOp::Set,
     });
     let routes = route::encode(&configuration(route));
@@ -314,8 +314,8 @@ fn a_private_key_is_never_printed() {
 }
 
 fn configuration(route: Route) -> RouteConfiguration {
-    let host = VirtualHost { name: "h".into(), domains: vec![Domain::Any], routes: vec![route] };
-    RouteConfiguration { name: "r".into(), virtual_hosts: vec![host] }
+    let host = VirtualHost::new("h", vec![Domain::Any], vec![route]);
+    RouteConfiguration::new("r", vec![host])
 }
 
 fn route(path: PathMatch, forward: Forward) -> Route {

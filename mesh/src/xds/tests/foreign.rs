@@ -19,6 +19,7 @@ use envoy_types::pb::google::protobuf;
 
 use super::*;
 use crate::model::*;
+use crate::route::RouteTable;
 use crate::xds::proto;
 
 #[test]
@@ -45,8 +46,8 @@ fn a_half_without_its_other_is_a_route_of_its_own() {
         },
         ..decode_one(route(PathSpecifier::Path("/".into())))
     };
-    let hosts = vec![VirtualHost { name: "h".into(), domains: vec![Domain::Any], routes: vec![own] }];
-    let mut message = route::encode(&RouteConfiguration { name: "r".into(), virtual_hosts: hosts });
+    let hosts = vec![VirtualHost::new("h", vec![Domain::Any], vec![own])];
+    let mut message = route::encode(&RouteConfiguration::new("r", hosts));
     message.virtual_hosts[0].routes.remove(0);
     let decoded = route::decode(message).unwrap();
     assert_eq!(decoded.virtual_hosts[0].routes[0].matches.path, PathMatch::Prefix("/v2/".into()));
@@ -116,19 +117,23 @@ fn header_changes_add_up_from_the_backend_outwards() {
             request_headers_to_remove: vec!["gone".into()],
             ..host()
         };
-        let route = decode_routes(host, |configuration| {
-            configuration.request_headers_to_add = vec![set("x", "configuration")];
-            configuration.most_specific_header_mutations_wins = most_specific_wins;
-        })
-        .remove(0);
+        let routes = route::decode(route_pb::RouteConfiguration {
+            name: "r".into(),
+            virtual_hosts: vec![host],
+            request_headers_to_add: vec![set("x", "configuration")],
+            most_specific_header_mutations_wins: most_specific_wins,
+            ..Default::default()
+        });
+        let table = RouteTable::compile(&routes.unwrap()).unwrap();
+        let (id, route) = table.routes().next().unwrap();
         let RouteAction::Forward(forward) = &route.action else { panic!() };
-        // The order in which the model applies them.
-        let changes = forward.backends[0].request_headers.change.iter().chain(&route.request_headers.change);
-        changes.map(|change| change.value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        let changes = table.request_headers(id, forward.backends.first());
+        let sets = changes.flat_map(|changes| &changes.change);
+        sets.map(|change| change.value.to_string()).collect::<Vec<_>>()
     };
-    // The last to set a header wins. What the route sets and its host removes is gone only where the host comes later.
-    assert_eq!(names(false), ["backend", "route", "host", "configuration"]);
-    assert_eq!(names(true), ["configuration", "host", "route", "route", "backend"]);
+    // The last to set a header wins.
+    assert_eq!(names(false), ["backend", "route", "route", "host", "configuration"]);
+    assert_eq!(names(true), ["backend", "configuration", "host", "route", "route"]);
 }
 
 #[test]

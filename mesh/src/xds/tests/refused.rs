@@ -74,7 +74,10 @@ fn headers_that_are_not_valid_are_refused() {
     );
     assert!(change(":path", "x").contains("is not a valid header name"));
     assert!(change("Host", "x").contains("use host_rewrite_literal"));
-    assert!(change("x", "%REQ(cookie)%").contains("command operators are not supported"));
+    assert!(change("x", "%NO_SUCH(x)%").contains("header.value: %NO_SUCH% is not supported: use REQ, RESP"));
+    assert!(change("x", "%ENVIRONMENT(HOME)%").contains("write the value itself"));
+    assert!(change("x", "50% off").contains("the % at byte 2 begins no command operator"));
+    assert!(change("x", "%REQ(a)%\n").contains("holds a character that no header value may have"));
     assert!(change("x", "a\nb").contains("holds a character that no header value may have"));
     let mut matched = route(PathSpecifier::Prefix("/".into()), forward("a"));
     matched.r#match.as_mut().unwrap().headers =

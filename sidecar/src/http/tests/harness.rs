@@ -264,8 +264,8 @@ fn routes(
         })
     };
     let domains = vec![Domain::Exact("cart.shop".into())];
-    let host = VirtualHost { name: "cart".into(), domains, routes: vec![route.clone()] };
-    let configuration = RouteConfiguration { name: "cart".into(), virtual_hosts: vec![host] };
+    let host = VirtualHost::new("cart", domains, vec![route.clone()]);
+    let configuration = RouteConfiguration::new("cart", vec![host]);
     let clusters: HashMap<&str, &Arc<Cluster>> =
         [("cart", cluster)].into_iter().chain(mirror.map(|mirror| ("mirror", mirror))).collect();
     let runtime = match &route.action {

@@ -11,7 +11,7 @@ use crate::http::body::Body;
 use crate::listener::testing::on_a_worker;
 
 fn set(name: &'static str, value: &'static str) -> HeaderMutations {
-    let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static(value));
+    let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static(value).into());
     HeaderMutations { remove: Vec::new(), change: vec![HeaderMutation { name, value, op: HeaderOp::Set }] }
 }
 

@@ -195,7 +195,10 @@ fn rate_limit() -> BoxedStrategy<LocalRateLimit> {
 }
 
 fn access_log() -> impl Strategy<Value = AccessLog> {
-    let format = prop_oneof![Just(AccessLogFormat::Json), text().prop_map(AccessLogFormat::Text)];
+    let format = prop_oneof![
+        Just(AccessLogFormat::Json),
+        text().prop_map(|text| AccessLogFormat::Text(Format::lenient(text)))
+    ];
     format.prop_map(|format| AccessLog { format })
 }
 

@@ -3,8 +3,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use super::*;
 
 pub(in super::super) fn route_configuration() -> BoxedStrategy<RouteConfiguration> {
-    (name(), vec(virtual_host(), 0..3))
-        .prop_map(|(name, mut virtual_hosts)| {
+    (name(), vec(virtual_host(), 0..3), header_changes(), any::<bool>())
+        .prop_map(|(name, mut virtual_hosts, headers, specific_headers_last)| {
             // No domain may stand in two virtual hosts.
             for (index, host) in virtual_hosts.iter_mut().enumerate() {
                 for (at, domain) in host.domains.iter_mut().enumerate() {
@@ -18,7 +18,7 @@ pub(in super::super) fn route_configuration() -> BoxedStrategy<RouteConfiguratio
                     }
                 }
             }
-            RouteConfiguration { name, virtual_hosts }
+            RouteConfiguration { name, virtual_hosts, headers, specific_headers_last }
         })
         .boxed()
 }
@@ -31,8 +31,8 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
         host.prop_map(Domain::Prefix),
         Just(Domain::Any),
     ];
-    (name(), vec(domain, 1..4), vec(route(), 0..4))
-        .prop_map(|(name, domains, routes)| VirtualHost { name, domains, routes })
+    (name(), vec(domain, 1..4), vec(route(), 0..4), header_changes())
+        .prop_map(|(name, domains, routes, headers)| VirtualHost { name, domains, routes, headers })
         .boxed()
 }
 
@@ -272,15 +272,22 @@ pub(super) fn fault() -> BoxedStrategy<Fault> {
         .boxed()
 }
 
+fn header_changes() -> impl Strategy<Value = HeaderChanges> {
+    (mutations(), mutations()).prop_map(|(request, response)| HeaderChanges { request, response })
+}
+
 pub(super) fn mutations() -> BoxedStrategy<HeaderMutations> {
     let op = select(vec![HeaderOp::Append, HeaderOp::AddIfAbsent, HeaderOp::Set, HeaderOp::SetIfPresent]);
     // Visible ASCII with percent signs, and bytes that are not UTF-8.
     let value = vec(prop_oneof![0x20..0x7f_u8, Just(b'%'), 0x80..=0xff_u8], 0..8);
-    let change = (header_name(), value, op).prop_map(|(name, value, op)| HeaderMutation {
-        name,
-        value: HeaderValue::from_bytes(&value).unwrap(),
-        op,
+    let literal = value.prop_map(|value| HeaderValue::from_bytes(&value).unwrap().into());
+    let operators = select(vec!["%PROTOCOL%", "a%%%REQ(x?:path):7%", "%START_TIME(%s)% %UPSTREAM_HOST%"]);
+    let format = (operators, any::<bool>()).prop_map(|(text, keep_empty)| HeaderText::Format {
+        format: Format::parse(text).unwrap(),
+        keep_empty,
     });
+    let value = prop_oneof![2 => literal, 1 => format];
+    let change = (header_name(), value, op).prop_map(|(name, value, op)| HeaderMutation { name, value, op });
     prop_oneof![
         2 => Just(HeaderMutations::default()),
         1 => (vec(header_name(), 0..3), vec(change, 0..3))
