@@ -43,7 +43,8 @@ pub use matching::{
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
 pub use route::{
     Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HostRewrite, Mirror,
-    Origin, PathRewrite, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+    Origin, PathRewrite, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, TellAttempts,
+    VirtualHost,
 };
 pub use secret::{PrivateKey, Secret, SecretValue};
 pub use session::{Session, SessionCarrier};

@@ -47,12 +47,37 @@ pub struct VirtualHost {
     /// Changes to the heads of all of them, after those of the route.
     #[serde(skip_serializing_if = "HeaderChanges::is_empty")]
     pub headers: HeaderChanges,
+    /// Whom `x-envoy-attempt-count` tells how often a request was sent.
+    #[serde(skip_serializing_if = "TellAttempts::is_nobody")]
+    pub tell_attempts: TellAttempts,
+}
+
+/// Whom `x-envoy-attempt-count` tells how often a request was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TellAttempts {
+    /// The endpoint, with the first attempt already; else only where there was one before.
+    pub endpoint: bool,
+    /// The client.
+    pub client: bool,
+}
+
+impl TellAttempts {
+    fn is_nobody(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl VirtualHost {
     /// One that changes no head.
     pub fn new(name: impl Into<String>, domains: Vec<Domain>, routes: Vec<Route>) -> Self {
-        Self { name: name.into(), domains, routes, headers: HeaderChanges::default() }
+        Self {
+            name: name.into(),
+            domains,
+            routes,
+            headers: HeaderChanges::default(),
+            tell_attempts: TellAttempts::default(),
+        }
     }
 }
 

@@ -320,7 +320,8 @@ impl Proxy {
         if let Some(trace) = exchange.span_of_attempt() {
             trace.inject(&mut headers);
         }
-        headers::mark_attempt(&mut headers, headers::attempt_count(&head.headers) + retries);
+        let told = plan.table.virtual_host(plan.id).tell_attempts.endpoint;
+        headers::mark_attempt(&mut headers, headers::attempt_count(&head.headers) + retries, told);
         let left = plan.deadline.left(exchange.body.ended(), Instant::now());
         plan.deadline.write(&mut headers, left, exchange.grpc);
 
@@ -440,6 +441,9 @@ fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bo
         let said = response_headers.get(PROXY_STATUS).and_then(|value| value.to_str().ok());
         ("destination_unavailable", said.unwrap_or("the endpoint's sidecar answered").to_owned())
     });
+    if plan.table.virtual_host(plan.id).tell_attempts.client {
+        response_headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts()));
+    }
     let words = Words::new(exchange, Moment::Answer(status));
     for changes in plan.table.response_headers(plan.id, Some(plan.backend)) {
         filter::mutate_headers(changes, response_headers, |own, operator, out| {

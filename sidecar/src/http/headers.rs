@@ -17,7 +17,7 @@ use crate::error::RequestError;
 
 /// What the mesh says of an answer that is its own; only between sidecars, only over mesh TLS.
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("x-tulle-outcome");
-/// How often the request has been sent, from the second time on (Envoy's name).
+/// How often the request has been sent, from the second time on, or from the first where the virtual host says so (Envoy's name).
 pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// The client's proven identity, for the application (Envoy's name and form).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -138,13 +138,12 @@ pub(crate) fn attempt_count(headers: &HeaderMap) -> u32 {
     count.unwrap_or(1).clamp(1, 1000)
 }
 
-/// Marks a request as attempt number `count`, from the second on.
-pub(crate) fn mark_attempt(headers: &mut HeaderMap, count: u32) {
-    if count < 2 {
-        return;
+/// Marks a request as attempt number `count`, from the second on; from the first where that is to be `told`.
+pub(crate) fn mark_attempt(headers: &mut HeaderMap, count: u32, told: bool) {
+    if count > 1 || told {
+        headers.insert(ATTEMPT_COUNT, HeaderValue::from(count));
     }
-    headers.insert(ATTEMPT_COUNT, HeaderValue::from(count));
-    if !headers.contains_key(TRACEPARENT) || is_retry_member_set(headers) {
+    if count < 2 || !headers.contains_key(TRACEPARENT) || is_retry_member_set(headers) {
         return;
     }
     let rest = headers.get(TRACESTATE).and_then(|value| value.to_str().ok());
@@ -428,12 +427,14 @@ mod tests {
     #[test]
     fn a_retry_is_known_down_the_chain() {
         let mut headers = HeaderMap::new();
-        mark_attempt(&mut headers, 1);
+        mark_attempt(&mut headers, 1, false);
         assert!(headers.is_empty());
+        mark_attempt(&mut headers, 1, true);
+        assert_eq!((attempt_count(&headers), headers.len(), is_retry(&headers)), (1, 1, false));
         headers.insert(TRACEPARENT, HeaderValue::from_static("00-x"));
         headers.insert(TRACESTATE, HeaderValue::from_static("vendor=1"));
-        mark_attempt(&mut headers, 2);
-        mark_attempt(&mut headers, 3);
+        mark_attempt(&mut headers, 2, false);
+        mark_attempt(&mut headers, 3, false);
         assert_eq!(headers[TRACESTATE], "tulle=r,vendor=1");
         assert_eq!(attempt_count(&headers), 3);
         assert!(is_retry(&headers));

@@ -255,6 +255,9 @@ fn change(exchange: &Exchange, id: RouteId, words: &Words<'_>, response: &mut He
         RouteAction::Forward(forward) => exchange.backend.map(|at| &forward.backends[at]),
         RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
     };
+    if routes.table.virtual_host(id).tell_attempts.client && exchange.attempts() > 0 {
+        response.insert(headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts()));
+    }
     for changes in routes.table.response_headers(id, backend) {
         filter::mutate_headers(changes, response, |own, operator, out| words.write(own, operator, out));
     }

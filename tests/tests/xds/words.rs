@@ -157,6 +157,48 @@ async fn values_are_those_at_the_beginning_of_their_level() {
 }
 
 #[tokio::test]
+async fn attempts_are_told() {
+    let mut oracle = Oracle::start().await;
+    let action = json!({ "cluster": "a", "retry_policy": { "retry_on": "5xx", "num_retries": 2 } });
+    let routes = json!([
+        { "match": { "path": "/said" }, "direct_response": { "status": 403 } },
+        { "match": { "path": "/gone" }, "route": { "cluster": "nobody" } },
+        { "match": { "prefix": "/" }, "route": action },
+    ]);
+    let host = |name: &str, endpoint: bool, client: bool| {
+        json!({
+            "name": name, "domains": [name], "routes": routes,
+            "include_request_attempt_count": endpoint, "include_attempt_count_in_response": client,
+        })
+    };
+    let hosts =
+        [host("both.test", true, true), host("endpoint.test", true, false), host("client.test", false, true)];
+    oracle.routes(&hosts).await;
+    for name in ["both.test", "endpoint.test", "client.test"] {
+        for (path, script) in [("/", "ok"), ("/", "503,500,ok"), ("/", "503"), ("/said", ""), ("/gone", "")] {
+            let request = format!("POST {path} HTTP/1.1\r\nhost: {name}\r\ncontent-length: 0\r\n\r\n");
+            let [envoy, tulle] = oracle.both(request.as_bytes(), script).await;
+            let counts = |outcome: &Outcome| -> (Vec<String>, Option<String>) {
+                let of =
+                    |(_, seen): &(String, tulle_tests::Seen)| seen.header("x-envoy-attempt-count").to_owned();
+                let mut told = outcome.received.headers.iter();
+                let told = told.find(|(name, _)| name == "x-envoy-attempt-count");
+                (outcome.upstream.iter().map(of).collect(), told.map(|(_, count)| count.clone()))
+            };
+            let (mut theirs, ours) = (counts(&envoy), counts(&tulle));
+            if name == "client.test" {
+                // A request that is a retry says so also where nobody asks it to: retries share one budget along a chain of hops.
+                assert!(theirs.0.iter().all(String::is_empty));
+                let counted =
+                    (1..).map(|count: usize| if count > 1 { count.to_string() } else { String::new() });
+                theirs.0 = counted.take(theirs.0.len()).collect();
+            }
+            assert_eq!(theirs, ours, "{name} {path} {script}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn times_and_ports_have_the_same_form() {
     let mut oracle = Oracle::start().await;
     let texts = [

@@ -22,7 +22,8 @@ use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, u
 use super::proto::{self, Fields, Read};
 use super::{Kind, XdsError, matching};
 use crate::model::{
-    Domain, HeaderChanges, Origin, PathMatch, Route, RouteAction, RouteConfiguration, VirtualHost,
+    Domain, HeaderChanges, Origin, PathMatch, Route, RouteAction, RouteConfiguration, TellAttempts,
+    VirtualHost,
 };
 
 mod action;
@@ -202,6 +203,8 @@ fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
         name: host.name.clone(),
         domains: host.domains.iter().map(Domain::to_string).collect(),
         routes: host.routes.iter().flat_map(encode_route).collect(),
+        include_request_attempt_count: host.tell_attempts.endpoint,
+        include_attempt_count_in_response: host.tell_attempts.client,
         request_headers_to_add: headers::add(&host.headers.request),
         request_headers_to_remove: headers::remove(&host.headers.request),
         response_headers_to_add: headers::add(&host.headers.response),
@@ -232,7 +235,12 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
         decoded.at_item("routes", index)
     });
     let routes = join_halves(halves.collect::<Decoded<_>>()?);
+    let tell_attempts = TellAttempts {
+        endpoint: host.include_request_attempt_count,
+        client: host.include_attempt_count_in_response,
+    };
     Ok(VirtualHost {
+        tell_attempts,
         name: host.name,
         domains: each("domains", host.domains, decode_domain)?,
         routes,
@@ -254,7 +262,7 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
 #[expect(deprecated, reason = "other control planes may still send `cors`")]
 fn refuse_rest(host: &pb::VirtualHost) -> Decoded<()> {
     refuse!(host;
-        cors, hedge_policy, include_attempt_count_in_response, include_is_timeout_retry_header, rate_limits)
+        cors, hedge_policy, include_is_timeout_retry_header, rate_limits)
 }
 
 fn decode_domain(domain: String) -> Decoded<Domain> {

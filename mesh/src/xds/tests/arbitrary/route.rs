@@ -31,8 +31,14 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
         host.prop_map(Domain::Prefix),
         Just(Domain::Any),
     ];
-    (name(), vec(domain, 1..4), vec(route(), 0..4), header_changes())
-        .prop_map(|(name, domains, routes, headers)| VirtualHost { name, domains, routes, headers })
+    (name(), vec(domain, 1..4), vec(route(), 0..4), header_changes(), any::<(bool, bool)>())
+        .prop_map(|(name, domains, routes, headers, (endpoint, client))| VirtualHost {
+            name,
+            domains,
+            routes,
+            headers,
+            tell_attempts: TellAttempts { endpoint, client },
+        })
         .boxed()
 }
 
