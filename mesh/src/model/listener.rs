@@ -101,6 +101,10 @@ pub struct DownstreamTls {
 /// What a chain carries.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost every chain is of HTTP, so that a box would only cost a step"
+)]
 pub enum Protocol {
     /// HTTP/1.1 or HTTP/2, told apart by ALPN or by the HTTP/2 preface.
     Http(HttpConnection),

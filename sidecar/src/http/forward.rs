@@ -310,12 +310,8 @@ impl Proxy {
             forward_proxy: matches!(self.downstream.target, Target::Authority),
         };
         let mut headers = headers::request(head, origin, exchange.id);
-        let words = Words::new(exchange, Moment::Request);
-        for changes in plan.table.request_headers(plan.id, Some(plan.backend)) {
-            filter::mutate_headers(changes, &mut headers, |own, operator, out| {
-                words.write(own, operator, out);
-            });
-        }
+        let changes = plan.table.request_headers(plan.id, Some(plan.backend));
+        Words::new(exchange, Moment::Request).change(changes, &mut headers);
         rewrite_host(plan, endpoint, &mut headers);
         if let Some(trace) = exchange.span_of_attempt() {
             trace.inject(&mut headers);
@@ -444,12 +440,8 @@ fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bo
     if plan.table.virtual_host(plan.id).tell_attempts.client {
         response_headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts()));
     }
-    let words = Words::new(exchange, Moment::Answer(status));
-    for changes in plan.table.response_headers(plan.id, Some(plan.backend)) {
-        filter::mutate_headers(changes, response_headers, |own, operator, out| {
-            words.write(own, operator, out);
-        });
-    }
+    let changes = plan.table.response_headers(plan.id, Some(plan.backend));
+    Words::new(exchange, Moment::Answer(status)).change(changes, response_headers);
     if let Some(cookie) = plan.cookie {
         response_headers.append(SET_COOKIE, cookie);
     }

@@ -221,11 +221,7 @@ impl Proxy {
         let words = Words::new(exchange, Moment::Local(response.status(), error.flags(), error.code()));
         let headers = response.headers_mut();
         match error {
-            RequestError::RateLimited(_, _, answer) => {
-                filter::mutate_headers(&answer.headers, headers, |own, operator, out| {
-                    words.write(own, operator, out);
-                });
-            }
+            RequestError::RateLimited(_, _, answer) => words.change([&answer.headers], headers),
             _ if exchange.taken => {
                 if let Some(id) = exchange.route {
                     change(exchange, id, &words, headers);
@@ -258,9 +254,7 @@ fn change(exchange: &Exchange, id: RouteId, words: &Words<'_>, response: &mut He
     if routes.table.virtual_host(id).tell_attempts.client && exchange.attempts() > 0 {
         response.insert(headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts()));
     }
-    for changes in routes.table.response_headers(id, backend) {
-        filter::mutate_headers(changes, response, |own, operator, out| words.write(own, operator, out));
-    }
+    words.change(routes.table.response_headers(id, backend), response);
 }
 
 impl Handler for Proxy {

@@ -7,7 +7,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, StatusCode};
-use tulle_mesh::model::{AddressPart, HeadField, Operator};
+use tulle_mesh::model::{AddressPart, HeadField, HeaderMutations, Operator};
+use tulle_mesh::route::filter;
 
 use super::exchange::Exchange;
 use super::headers;
@@ -35,8 +36,19 @@ impl<'a> Words<'a> {
         Self { exchange, moment }
     }
 
+    /// Makes changes to a head, one level after the other.
+    pub(super) fn change<'c>(
+        &self,
+        levels: impl IntoIterator<Item = &'c HeaderMutations>,
+        head: &mut HeaderMap,
+    ) {
+        for changes in levels {
+            filter::mutate_headers(changes, head, |own, operator, out| self.write(own, operator, out));
+        }
+    }
+
     /// Writes what `operator` stands for behind `out`. `own` is the head that is changed.
-    pub(super) fn write(&self, own: &HeaderMap, operator: &Operator, out: &mut Vec<u8>) {
+    fn write(&self, own: &HeaderMap, operator: &Operator, out: &mut Vec<u8>) {
         let exchange = self.exchange;
         let downstream = &exchange.downstream;
         let text = |text: Option<&str>, out: &mut Vec<u8>| {
