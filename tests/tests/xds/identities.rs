@@ -50,7 +50,8 @@ async fn generated_rules_know_callers_as_envoys_do() {
     }
     println!("{passed} passed, {denied} denied");
     assert!(differ.is_empty(), "seed {seed}: {} differ:\n{}", differ.len(), differ.join("\n\n"));
-    assert!(passed > 0 && denied > 0);
+    // A few may all be of one kind.
+    assert!(sets < 20 || (passed > 0 && denied > 0), "{passed} passed, {denied} denied");
 }
 
 /// A difference that is meant so: to Envoy, whoever speaks TLS is authenticated, though it may have proved nothing. Here it is
