@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 use tulle_mesh::model::{
-    HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn, RetryPolicy, Session,
-    SessionCarrier, SuccessRate, Timeouts,
+    FailurePercentage, HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn, RetryPolicy,
+    Session, SessionCarrier, Timeouts,
 };
 
 use super::report::{Report, Subject};
@@ -26,7 +26,7 @@ pub(super) fn load_balancer(policy: Option<&BackendTrafficPolicySpec>) -> LoadBa
     match policy.and_then(|policy| policy.load_balancer.as_ref()).map(|settings| settings.algorithm) {
         Some(Algorithm::ConsistentHash) => RING,
         None | Some(Algorithm::PeakEwma) => LoadBalancer::PeakEwma,
-        Some(Algorithm::LeastRequest) => LoadBalancer::LeastRequest { choices: 2 },
+        Some(Algorithm::LeastRequest) => LoadBalancer::LeastRequest { choices: 2, bias: 1.0 },
         Some(Algorithm::RoundRobin) => LoadBalancer::RoundRobin,
         Some(Algorithm::Random) => LoadBalancer::Random,
     }
@@ -64,17 +64,25 @@ pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> Op
     let time = |time: Option<crate::kinds::Duration>, default: u64| {
         time.map_or(Duration::from_secs(default), |time| time.get())
     };
+    let base_ejection_time = time(settings.base_ejection_time, 1);
+    let percent = settings.max_ejection_percent.unwrap_or(50);
     Some(OutlierDetection {
-        only_gateway_errors: false,
         consecutive_failures: settings.consecutive_errors.unwrap_or(7),
-        success_rate: (minimum_percent > 0).then(|| SuccessRate {
-            minimum_percent: minimum_percent.min(100),
+        consecutive_gateway_failures: 0,
+        failure_percentage: (minimum_percent > 0).then(|| FailurePercentage {
+            // Below 80 % succeed where 21 % fail: at 20 % they just suffice.
+            threshold: 101 - minimum_percent.min(100),
             minimum_requests: rate.minimum_requests.unwrap_or(20),
-            interval: time(rate.interval, 10),
+            minimum_hosts: 1,
         }),
-        base_ejection_time: time(settings.base_ejection_time, 1),
+        success_rate: None,
+        interval: time(rate.interval, 10),
+        base_ejection_time,
         max_ejection_time: time(settings.max_ejection_time, 60),
-        max_ejection_percent: settings.max_ejection_percent.unwrap_or(50).min(100),
+        max_ejection_time_jitter: base_ejection_time / 4,
+        // Of a hundred one stays, and so does the last of fewer.
+        max_ejection_percent: percent.min(99),
+        always_eject_one: percent > 0,
     })
 }
 

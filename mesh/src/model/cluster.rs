@@ -32,6 +32,8 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
     /// The endpoints of a priority are alike, wherever they are; else the weights of their localities hold.
     pub ignores_localities: bool,
+    /// When health is not believed any more.
+    pub panic: Panic,
     /// What the health of an endpoint may be that a session stays with.
     pub sessions: SessionHealth,
 }
@@ -51,6 +53,7 @@ impl Cluster {
             tls: None,
             protocol: UpstreamProtocol::Downstream,
             ignores_localities: false,
+            panic: Panic::LAST_RESORT,
             sessions: SessionHealth::default(),
         }
     }
@@ -101,8 +104,24 @@ impl Default for SessionHealth {
     }
 }
 
-/// How an endpoint is chosen among the healthy ones of the best priority.
+/// When health is not believed any more, since too few endpoints would have to carry everything (Envoy's panic).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Panic {
+    /// Where fewer endpoints of a priority than this are usable, in percent, and the priorities together can't take all
+    /// requests, the others are used too. 0: never; 1: where nothing else is left, and then the better ones before the worse.
+    pub threshold: u32,
+    /// Where that is so, requests are refused instead.
+    pub fails_requests: bool,
+}
+
+impl Panic {
+    /// What is not usable is used where nothing else is left.
+    pub const LAST_RESORT: Self = Self { threshold: 1, fails_requests: false };
+}
+
+/// How an endpoint is chosen among the healthy ones of the best priority.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LoadBalancer {
     /// The less loaded of two drawn at random, by latency (exponentially weighted, peak-sensitive) times requests in
@@ -112,6 +131,9 @@ pub enum LoadBalancer {
     LeastRequest {
         /// How many are drawn; at least 2.
         choices: u32,
+        /// Where weights differ, an endpoint's share is its weight divided by one more than its requests in flight, to
+        /// this power; at least 0.
+        bias: f64,
     },
     /// One after the other, by weight.
     RoundRobin,
@@ -161,33 +183,54 @@ pub struct RetryBudget {
 }
 
 /// When an endpoint is left out of the choice.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutlierDetection {
     /// After this many failures in a row (5xx, gRPC unavailable, no answer); 0: never.
     pub consecutive_failures: u32,
-    /// Of answers only 502, 503 and 504 are failures.
-    pub only_gateway_errors: bool,
-    /// By success rate; `None`: never.
+    /// The same, where of answers only 502, 503 and 504 are failures.
+    pub consecutive_gateway_failures: u32,
+    /// By the share of failures; `None`: never.
+    pub failure_percentage: Option<FailurePercentage>,
+    /// By how far the share of successes is below that of the others; `None`: never.
     pub success_rate: Option<SuccessRate>,
+    /// Over which time the two count; each such time in the choice also forgives one ejection.
+    pub interval: Duration,
     /// How long at first; it doubles with each time.
     pub base_ejection_time: Duration,
     /// How long at most.
     pub max_ejection_time: Duration,
-    /// The most endpoints that are out at once, in percent, rounded down, but at least one of two and never the last.
+    /// Up to so much is added at random, so that those that failed together don't come back together.
+    pub max_ejection_time_jitter: Duration,
+    /// The most endpoints that are out at once, in percent, rounded down.
     pub max_ejection_percent: u32,
+    /// One of several may be out whatever share that is.
+    pub always_eject_one: bool,
 }
 
-/// Ejection by success rate.
+/// Ejection by the share of failures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailurePercentage {
+    /// Out at this or above, in percent.
+    pub threshold: u32,
+    /// Only with at least this many requests in the interval.
+    pub minimum_requests: u32,
+    /// Only where so many endpoints have that many requests. With one, each is judged as soon as it has them, and not only at
+    /// the interval's end.
+    pub minimum_hosts: u32,
+}
+
+/// Ejection by comparison with the others, at the end of each interval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SuccessRate {
-    /// Out below this, in percent.
-    pub minimum_percent: u32,
-    /// Only with at least this many requests in `interval`.
+    /// Out when further below the mean than this, in thousandths of the standard deviation.
+    pub stdev_factor: u32,
+    /// Only those with at least this many requests in the interval are compared.
     pub minimum_requests: u32,
-    /// The window.
-    pub interval: Duration,
+    /// Only where so many can be compared.
+    pub minimum_hosts: u32,
 }
 
 /// The client end of a mesh connection. The certificate and the trust bundle are the workload's own.

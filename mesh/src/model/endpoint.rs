@@ -41,7 +41,7 @@ pub struct LocalityEndpoints {
     pub locality: Locality,
     /// 0 is used before 1, and so on.
     pub priority: u32,
-    /// The place's share among those of one priority; at least 1.
+    /// The place's share among those of one priority; 0: nothing, where another has a share.
     pub weight: u32,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,

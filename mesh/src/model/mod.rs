@@ -20,8 +20,8 @@ mod session;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
-    Cluster, Discovery, HostPort, Limits, LoadBalancer, OutlierDetection, RetryBudget, SessionHealth,
-    SuccessRate, UpstreamProtocol, UpstreamTls,
+    Cluster, Discovery, FailurePercentage, HostPort, Limits, LoadBalancer, OutlierDetection, Panic,
+    RetryBudget, SessionHealth, SuccessRate, UpstreamProtocol, UpstreamTls,
 };
 pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};

@@ -72,7 +72,7 @@ fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
             sub_zone: group.locality.sub_zone.clone(),
         }),
         lb_endpoints: group.endpoints.iter().map(encode_endpoint).collect(),
-        load_balancing_weight: proto::u32_value(group.weight),
+        load_balancing_weight: proto::u32_value(Some(group.weight).filter(|weight| *weight > 0)),
         priority: group.priority,
         ..Default::default()
     }
@@ -95,17 +95,16 @@ fn decode_locality(group: pb::LocalityLbEndpoints) -> Decoded<LocalityEndpoints>
     Ok(LocalityEndpoints {
         locality: Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone },
         priority: group.priority,
-        weight: decode_weight(group.load_balancing_weight)?,
+        weight: decode_weight(group.load_balancing_weight)?.unwrap_or(0),
         endpoints: each("lb_endpoints", group.lb_endpoints, decode_endpoint)?,
     })
 }
 
-fn decode_weight(weight: Option<envoy_types::pb::google::protobuf::UInt32Value>) -> Decoded<u32> {
+fn decode_weight(weight: Option<envoy_types::pb::google::protobuf::UInt32Value>) -> Decoded<Option<u32>> {
     match weight.map(|weight| weight.value) {
-        None => Ok(1),
         Some(0) => Err(FieldError::new("is 0: use at least 1, or leave the endpoints out"))
             .at("load_balancing_weight"),
-        Some(weight) => Ok(weight),
+        weight => Ok(weight),
     }
 }
 
@@ -150,7 +149,7 @@ fn encode_metadata(endpoint: &Endpoint) -> Option<core::Metadata> {
 }
 
 fn decode_endpoint(endpoint: pb::LbEndpoint) -> Decoded<Endpoint> {
-    let weight = decode_weight(endpoint.load_balancing_weight)?;
+    let weight = decode_weight(endpoint.load_balancing_weight)?.unwrap_or(1);
     let own = proto::decode_metadata(endpoint.metadata.as_ref())?;
     let identity = own.text("identity").at("metadata")?;
     let identity = match identity.as_str() {

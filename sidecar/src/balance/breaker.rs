@@ -1,11 +1,11 @@
 //! When an endpoint is left out of the choice: pure rules over (state, now).
 //!
-//! An endpoint is ejected after a run of failures or below a success rate, for a time that doubles with each ejection.
-//! When that time is over, one request goes there as a probe, under a lease; only its success lets the others back.
+//! An endpoint is ejected after a run of failures, at a share of failures, or for succeeding far less than the others, for a
+//! time that doubles with each ejection. When that time is over, one request goes there as a probe, under a lease; only its success lets the others back.
 
 use std::time::Duration;
 
-use tulle_mesh::model::{OutlierDetection, SuccessRate};
+use tulle_mesh::model::{FailurePercentage, OutlierDetection, SuccessRate};
 
 /// Where an endpoint stands. Times are nanoseconds of the endpoint's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,41 @@ pub(super) enum Standing {
     Out,
 }
 
-/// The requests of an endpoint in the current window of its success rate.
+/// The failures since the last success.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Row {
+    /// All.
+    all: u16,
+    /// Those of a gateway, without others in between.
+    of_gateway: u16,
+}
+
+impl Row {
+    /// Into a word that fits an atomic.
+    pub(super) fn pack(self) -> u32 {
+        u32::from(self.all) << 16 | u32::from(self.of_gateway)
+    }
+
+    /// What [`Row::pack`] made.
+    pub(super) fn unpack(word: u32) -> Self {
+        Self { all: (word >> 16) as u16, of_gateway: word as u16 }
+    }
+
+    /// The row after one more failure.
+    pub(super) fn after(self, of_gateway: bool) -> Self {
+        let gateway = if of_gateway { self.of_gateway.saturating_add(1) } else { 0 };
+        Self { all: self.all.saturating_add(1), of_gateway: gateway }
+    }
+
+    /// Whether it is as long as `rule` puts up with.
+    pub(super) fn is_too_long(self, rule: &OutlierDetection) -> bool {
+        let reaches = |row: u16, most: u32| most > 0 && u32::from(row) >= most.min(u16::MAX.into());
+        reaches(self.all, rule.consecutive_failures)
+            || reaches(self.of_gateway, rule.consecutive_gateway_failures)
+    }
+}
+
+/// The requests of an endpoint in the current interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Window {
     /// When it began, in tenths of a second of the endpoint's clock.
@@ -89,11 +123,12 @@ impl Window {
         Self { start: (word >> 32) as u32, total: (word >> 16) as u16, failed: word as u16 }
     }
 
-    /// The window after one more request.
+    /// The window after one more request. `interval`: after what time another begins; `None`: somebody else sees to that.
     #[must_use]
-    pub(super) fn record(mut self, failure: bool, now: u64, interval: Duration) -> Self {
+    pub(super) fn record(mut self, failure: bool, now: u64, interval: Option<Duration>) -> Self {
         let now = (now / TENTH) as u32;
-        if u64::from(now.wrapping_sub(self.start)) * TENTH >= interval.as_nanos() as u64 {
+        let age = u128::from(now.wrapping_sub(self.start)) * u128::from(TENTH);
+        if interval.is_some_and(|interval| age >= interval.as_nanos()) {
             self = Self { start: now, total: 0, failed: 0 };
         }
         if self.total == u16::MAX {
@@ -106,51 +141,106 @@ impl Window {
         self
     }
 
-    /// Whether the success rate is below what `rule` asks for.
-    pub(super) fn is_too_low(self, rule: &SuccessRate) -> bool {
-        let (total, ok) = (u64::from(self.total), u64::from(self.total - self.failed));
-        total >= u64::from(rule.minimum_requests.max(1)) && ok * 100 < u64::from(rule.minimum_percent) * total
+    /// Whether there were so many requests that a share of them says something.
+    pub(super) fn suffices(self, minimum: u32) -> bool {
+        // What it holds is halved when it is full.
+        u32::from(self.total) >= minimum.clamp(1, u32::from(u16::MAX / 2))
+    }
+
+    /// Whether as many failed as `rule` puts up with, or more.
+    pub(super) fn fails(self, rule: &FailurePercentage) -> bool {
+        u32::from(self.failed) * 100 >= rule.threshold * u32::from(self.total)
+    }
+
+    /// The share of successes, in percent; there must be requests.
+    fn success_rate(self) -> f64 {
+        100.0 * f64::from(self.total - self.failed) / f64::from(self.total)
     }
 }
 
 const TENTH: u64 = 100_000_000;
 
-/// The sidecar's rule for clusters that bring none: 5 failures in a row, or less than half of at least 20 requests in
+/// Whether endpoints are judged at the end of each interval, all at once, and not one by one as soon as it is possible.
+pub(super) fn compares(rule: &OutlierDetection) -> bool {
+    rule.success_rate.is_some() || rule.failure_percentage.as_ref().is_some_and(|rule| rule.minimum_hosts > 1)
+}
+
+/// What the windows of a cluster's endpoints say together: whom to eject.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Comparison {
+    /// Out with a share of successes below this, in percent.
+    lowest_success_rate: Option<f64>,
+    /// The shares of failures say something.
+    by_failures: bool,
+}
+
+impl Comparison {
+    /// Compares the windows of the endpoints that are in.
+    pub(super) fn new(rule: &OutlierDetection, windows: impl Iterator<Item = Window> + Clone) -> Self {
+        let hosts =
+            |minimum_requests| windows.clone().filter(move |window| window.suffices(minimum_requests));
+        let enough = |count: usize, minimum: u32| count >= minimum.max(1) as usize;
+        let by_failures = rule.failure_percentage.as_ref();
+        Self {
+            lowest_success_rate: rule.success_rate.as_ref().and_then(|rule| {
+                let rates = hosts(rule.minimum_requests).map(Window::success_rate);
+                enough(rates.clone().count(), rule.minimum_hosts).then(|| lowest(rates, rule))
+            }),
+            by_failures: by_failures
+                .is_some_and(|rule| enough(hosts(rule.minimum_requests).count(), rule.minimum_hosts)),
+        }
+    }
+
+    /// Whether the endpoint of this window is to be ejected.
+    pub(super) fn ejects(&self, rule: &OutlierDetection, window: Window) -> bool {
+        let rate = rule.success_rate.as_ref().filter(|rule| window.suffices(rule.minimum_requests));
+        let failures = rule.failure_percentage.as_ref().filter(|rule| window.suffices(rule.minimum_requests));
+        let lowest = rate.and(self.lowest_success_rate);
+        lowest.is_some_and(|lowest| window.success_rate() < lowest)
+            || failures.is_some_and(|rule| self.by_failures && window.fails(rule))
+    }
+}
+
+/// So many standard deviations below the mean.
+fn lowest(rates: impl Iterator<Item = f64> + Clone, rule: &SuccessRate) -> f64 {
+    let count = rates.clone().count() as f64;
+    let mean = rates.clone().sum::<f64>() / count;
+    let variance = rates.map(|rate| (rate - mean).powi(2)).sum::<f64>() / count;
+    mean - f64::from(rule.stdev_factor) / 1000.0 * variance.sqrt()
+}
+
+/// The sidecar's rule for clusters that bring none: 5 failures in a row, or more than half of at least 20 requests in
 /// 10 s; out for 1 s at first and 60 s at most; at most half of the endpoints.
 pub(super) const DEFAULT: OutlierDetection = OutlierDetection {
     consecutive_failures: 5,
-    only_gateway_errors: false,
-    success_rate: Some(SuccessRate {
-        minimum_percent: 50,
-        minimum_requests: 20,
-        interval: Duration::from_secs(10),
-    }),
+    consecutive_gateway_failures: 0,
+    failure_percentage: Some(FailurePercentage { threshold: 51, minimum_requests: 20, minimum_hosts: 1 }),
+    success_rate: None,
+    interval: Duration::from_secs(10),
     base_ejection_time: Duration::from_secs(1),
     max_ejection_time: Duration::from_secs(60),
+    max_ejection_time_jitter: Duration::from_millis(250),
     max_ejection_percent: 50,
+    always_eject_one: true,
 };
 
-/// How long the ejection after `earlier` others lasts: the base doubled for each, up to the maximum, plus up to a
-/// quarter of jitter so that endpoints that failed together don't come back together.
+/// How long the ejection after `earlier` others lasts: the base doubled for each, up to the maximum, and the jitter.
 pub(super) fn ejection_time(rule: &OutlierDetection, earlier: u32, random: u64) -> Duration {
     let doubled = rule.base_ejection_time.saturating_mul(1u32 << earlier.min(31));
     let time = doubled.min(rule.max_ejection_time.max(rule.base_ejection_time));
-    time + time.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64 / 4.0)
+    time + rule.max_ejection_time_jitter.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
 }
 
-/// How many earlier ejections still count: one is forgiven for each 10 s that the endpoint has been in (Envoy forgives
-/// one per interval).
-pub(super) fn remembered(ejections: u32, since: u64, now: u64) -> u32 {
-    let forgiven = now.saturating_sub(since) / (100 * TENTH);
+/// How many earlier ejections still count: one is forgiven for each interval that the endpoint has been in.
+pub(super) fn remembered(rule: &OutlierDetection, ejections: u32, since: u64, now: u64) -> u32 {
+    let forgiven = u128::from(now.saturating_sub(since)) / rule.interval.as_nanos().max(1);
     ejections.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
 }
 
-/// The most of `endpoints` that may be out at once: the share rounded down, but one of at least two, and never all.
-pub(super) fn most_ejected(endpoints: usize, percent: u32) -> usize {
-    if percent == 0 {
-        return 0;
-    }
-    (endpoints * percent.min(100) as usize / 100).max(1).min(endpoints.saturating_sub(1))
+/// The most of `endpoints` that may be out at once: the share rounded down, but one of several where that is always so.
+pub(super) fn most_ejected(rule: &OutlierDetection, endpoints: usize) -> usize {
+    let share = endpoints * rule.max_ejection_percent.min(100) as usize / 100;
+    share.max(usize::from(rule.always_eject_one && endpoints > 1))
 }
 
 #[cfg(test)]
@@ -159,39 +249,106 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn at_least_one_of_two_and_never_the_last() {
-        assert_eq!([0, 1, 2, 3, 4, 5, 10].map(|n| most_ejected(n, 50)), [0, 0, 1, 1, 2, 2, 5]);
-        assert_eq!([1, 2, 3, 9].map(|n| most_ejected(n, 10)), [0, 1, 1, 1]);
-        assert_eq!([1, 2, 3].map(|n| most_ejected(n, 100)), [0, 1, 2]);
-        assert_eq!(most_ejected(100, 0), 0);
+    fn as_many_as_the_share_says_or_one_of_several() {
+        let most = |percent, always_eject_one, endpoints| {
+            let rule = OutlierDetection { max_ejection_percent: percent, always_eject_one, ..DEFAULT };
+            most_ejected(&rule, endpoints)
+        };
+        assert_eq!([0, 1, 2, 3, 4, 5, 10].map(|n| most(50, true, n)), [0, 0, 1, 1, 2, 2, 5]);
+        assert_eq!([1, 2, 3, 9, 20].map(|n| most(10, true, n)), [0, 1, 1, 1, 2]);
+        assert_eq!([1, 2, 3, 9, 20].map(|n| most(10, false, n)), [0, 0, 0, 0, 2]);
+        assert_eq!([1, 2, 3, 100].map(|n| most(99, true, n)), [0, 1, 2, 99], "all but the last");
+        assert_eq!([1, 2, 3].map(|n| most(100, false, n)), [1, 2, 3]);
+        assert_eq!((most(0, false, 100), most(0, true, 100)), (0, 1));
     }
 
     #[test]
-    fn ejections_double_up_to_the_maximum_with_a_quarter_of_jitter() {
+    fn who_succeeds_far_less_than_the_others_is_out() {
+        let window = |total, failed| Window { start: 0, total, failed };
+        let rule = OutlierDetection {
+            failure_percentage: None,
+            success_rate: Some(SuccessRate { stdev_factor: 1900, minimum_requests: 100, minimum_hosts: 5 }),
+            ..DEFAULT
+        };
+        let out = |rule: &OutlierDetection, windows: &[Window]| {
+            let comparison = Comparison::new(rule, windows.iter().copied());
+            windows.iter().map(|window| comparison.ejects(rule, *window)).collect::<Vec<_>>()
+        };
+        let others = [window(100, 0), window(200, 2), window(100, 0), window(100, 1)];
+        let with = |last| [&others[..], &[last]].concat();
+        // A mean of 89.6 and a deviation of 19.8: 52 is the lowest. By less than that nobody stands out of five.
+        assert_eq!(out(&rule, &with(window(100, 50))), [false, false, false, false, true]);
+        assert_eq!(out(&rule, &with(window(99, 99))), [false; 5], "too few requests: so four are compared");
+        assert_eq!(out(&rule, &others), [false; 4], "too few endpoints");
+        assert_eq!(out(&rule, &[window(0, 0); 5]), [false; 5], "nobody was asked");
+        let wider = SuccessRate { stdev_factor: 2100, minimum_requests: 100, minimum_hosts: 5 };
+        let wider = OutlierDetection { success_rate: Some(wider), ..rule };
+        assert_eq!(out(&wider, &with(window(100, 50))), [false; 5]);
+    }
+
+    #[test]
+    fn a_share_of_failures_needs_enough_endpoints_that_have_one() {
+        let window = |total, failed| Window { start: 0, total, failed };
+        let failures = FailurePercentage { threshold: 40, minimum_requests: 50, minimum_hosts: 3 };
+        let rule = OutlierDetection { failure_percentage: Some(failures), ..DEFAULT };
+        let windows = [window(50, 20), window(100, 39), window(60, 60), window(49, 49)];
+        let comparison = Comparison::new(&rule, windows.into_iter());
+        assert_eq!(windows.map(|window| comparison.ejects(&rule, window)), [true, false, true, false]);
+        let comparison = Comparison::new(&rule, windows[2..].iter().copied());
+        assert_eq!(windows.map(|window| comparison.ejects(&rule, window)), [false; 4]);
+        assert!(compares(&rule) && !compares(&DEFAULT));
+    }
+
+    #[test]
+    fn ejections_double_up_to_the_maximum_and_then_comes_the_jitter() {
         let plain: Vec<_> = (0..8).map(|n| ejection_time(&DEFAULT, n, 0).as_secs()).collect();
         assert_eq!(plain, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert!(ejection_time(&DEFAULT, 0, u64::MAX) <= Duration::from_millis(1250));
-        assert!(ejection_time(&DEFAULT, u32::MAX, u64::MAX) <= Duration::from_secs(75));
+        assert!(ejection_time(&DEFAULT, u32::MAX, u64::MAX) <= Duration::from_millis(60_250));
+        let exact = OutlierDetection { max_ejection_time_jitter: Duration::ZERO, ..DEFAULT };
+        assert_eq!(ejection_time(&exact, 0, u64::MAX), Duration::from_secs(1));
     }
 
     #[test]
-    fn an_ejection_is_forgiven_every_ten_seconds() {
-        assert_eq!(remembered(3, 0, 9_999_999_999), 3);
-        assert_eq!(remembered(3, 0, 10_000_000_000), 2);
-        assert_eq!(remembered(3, 5_000_000_000, 1_000_000_000_000), 0);
+    fn an_ejection_is_forgiven_in_each_interval() {
+        assert_eq!(remembered(&DEFAULT, 3, 0, 9_999_999_999), 3);
+        assert_eq!(remembered(&DEFAULT, 3, 0, 10_000_000_000), 2);
+        assert_eq!(remembered(&DEFAULT, 3, 5_000_000_000, 1_000_000_000_000), 0);
+        let rule = OutlierDetection { interval: Duration::from_secs(30), ..DEFAULT };
+        assert_eq!(remembered(&rule, 3, 0, 60_000_000_000), 1);
     }
 
     #[test]
-    fn the_success_rate_needs_enough_requests_of_one_window() {
-        let rule = DEFAULT.success_rate.as_ref().expect("set");
+    fn failures_of_gateways_are_counted_apart_too() {
+        let rule = OutlierDetection { consecutive_failures: 4, consecutive_gateway_failures: 2, ..DEFAULT };
+        let long = |failures: &[bool]| {
+            let row = failures.iter().fold(Row::default(), |row, gateway| row.after(*gateway));
+            assert_eq!(Row::unpack(row.pack()), row);
+            row.is_too_long(&rule)
+        };
+        assert!(long(&[true, true]) && long(&[false, true, true]));
+        assert!(!long(&[true, false, true]), "one of another kind ends the row");
+        assert!(long(&[true, false, true, false]));
+        assert!(!Row::unpack(u32::MAX).is_too_long(&OutlierDetection {
+            consecutive_failures: 0,
+            consecutive_gateway_failures: 0,
+            ..DEFAULT
+        }));
+    }
+
+    #[test]
+    fn a_share_needs_enough_requests_of_one_window() {
+        let rule = DEFAULT.failure_percentage.as_ref().expect("set");
         let mut window = Window::default();
         for n in 0..20u64 {
-            assert!(!window.is_too_low(rule), "after {n}");
-            window = window.record(n % 3 != 0, n * TENTH, rule.interval);
+            assert!(!window.suffices(rule.minimum_requests), "after {n}");
+            window = window.record(n % 3 != 0, n * TENTH, Some(DEFAULT.interval));
         }
-        assert!(window.is_too_low(rule));
-        let next = window.record(true, 100 * TENTH, rule.interval);
+        assert!(window.suffices(rule.minimum_requests) && window.fails(rule));
+        let next = window.record(true, 100 * TENTH, Some(DEFAULT.interval));
         assert_eq!((next.total, next.failed), (1, 1));
+        let same = window.record(true, 100 * TENTH, None);
+        assert_eq!(same.total, 21, "until it is taken");
     }
 
     proptest! {
@@ -212,7 +369,7 @@ mod tests {
             let mut now = 0;
             for (failure, step) in steps {
                 now += step;
-                window = window.record(failure, now, Duration::from_secs(10));
+                window = window.record(failure, now, Some(Duration::from_secs(10)));
                 prop_assert!(window.failed <= window.total && window.total > 0);
             }
         }

@@ -26,19 +26,19 @@ struct Builder {
 impl Table {
     /// Fills `size` entries, a prime. In turns, each endpoint takes the next of its own order that is free; of less
     /// weight, it has fewer turns.
-    pub(super) fn new(endpoints: &[(SocketAddr, u32)], size: u32) -> Self {
-        let greatest = endpoints.iter().map(|(_, weight)| *weight).max().unwrap_or(1);
+    pub(super) fn new(endpoints: &[(SocketAddr, f64)], size: u32) -> Self {
+        let greatest = endpoints.iter().map(|(_, weight)| *weight).fold(f64::MIN_POSITIVE, f64::max);
         let mut named: Vec<_> =
             (0..).zip(endpoints).map(|(index, (at, weight))| (at.to_string(), index, *weight)).collect();
         // By name, so that the order in which they are listed makes no difference.
-        named.sort();
+        named.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         let size = u64::from(size);
-        let builder = |(name, index, weight): (String, u32, u32)| Builder {
+        let builder = |(name, index, weight): (String, u32, f64)| Builder {
             index,
             offset: XxHash64::oneshot(0, name.as_bytes()) % size,
             skip: XxHash64::oneshot(1, name.as_bytes()) % (size - 1) + 1,
             next: 0,
-            weight: f64::from(weight) / f64::from(greatest),
+            weight: weight / greatest,
             target: 0.0,
         };
         let mut builders: Vec<_> = named.into_iter().map(builder).collect();
@@ -93,8 +93,8 @@ impl Builder {
 mod tests {
     use super::*;
 
-    fn addresses(n: u8) -> Vec<(SocketAddr, u32)> {
-        (0..n).map(|i| (SocketAddr::from(([10, 0, 0, i], 80)), 1)).collect()
+    fn addresses(n: u8) -> Vec<(SocketAddr, f64)> {
+        (0..n).map(|i| (SocketAddr::from(([10, 0, 0, i], 80)), 1.0)).collect()
     }
 
     fn count(table: &Table, index: u32) -> usize {
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn entries_follow_weights() {
         let mut endpoints = addresses(3);
-        endpoints[0].1 = 2;
+        endpoints[0].1 = 2.0;
         let table = Table::new(&endpoints, 65_537);
         let shares = [0, 1, 2].map(|index| count(&table, index));
         assert_eq!(shares.iter().sum::<usize>(), 65_537);

@@ -18,7 +18,7 @@ mod stride;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use tulle_mesh::identity::SpiffeId;
@@ -74,10 +74,23 @@ pub(crate) struct EndpointTls {
 pub(crate) enum Outcome {
     /// It answered; also with what is the client's fault (4xx, gRPC PERMISSION_DENIED).
     Success,
-    /// It failed: no connection, no (whole) answer, 5xx, gRPC UNAVAILABLE.
+    /// It failed as a gateway would: no connection, no (whole) answer, 502 to 504, gRPC UNAVAILABLE.
     Failure,
+    /// It answered with any other 5xx.
+    ServerError,
     /// It said that it did not process the request: it is full or about to end. Not a failure, but others are better.
     Refused,
+}
+
+impl Outcome {
+    /// How the endpoint did that answered with this status.
+    pub(crate) fn of(status: http::StatusCode) -> Self {
+        match status.as_u16() {
+            502..=504 => Self::Failure,
+            500.. => Self::ServerError,
+            _ => Self::Success,
+        }
+    }
 }
 
 /// One request or connection on an endpoint; counts as its load until it is dropped.
@@ -94,14 +107,6 @@ impl Cluster {
         InFlight { cluster: self.clone(), endpoint: endpoint.clone() }
     }
 
-    /// Whether an answer of this status is a failure of its endpoint.
-    pub(crate) fn blames(&self, status: http::StatusCode) -> bool {
-        match self.outlier_detection().only_gateway_errors {
-            true => matches!(status.as_u16(), 502..=504),
-            false => status.is_server_error(),
-        }
-    }
-
     fn outlier_detection(&self) -> &model::OutlierDetection {
         self.model.outlier_detection.as_ref().unwrap_or(&breaker::DEFAULT)
     }
@@ -115,14 +120,31 @@ impl Cluster {
             return;
         }
         let rule = self.outlier_detection();
-        let healthy = |e: &&Arc<Endpoint>| e.model.health == model::Health::Healthy;
-        let suspended = self.endpoints.iter().filter(healthy).filter(|e| e.stats.is_suspended()).count();
-        let room = suspended < breaker::most_ejected(self.endpoints.healthy, rule.max_ejection_percent);
+        let suspended = self.endpoints.iter().filter(|e| e.stats.is_suspended()).count();
+        let room = suspended < breaker::most_ejected(rule, self.endpoints.all.len());
         if room || endpoint.stats.is_suspended() {
             endpoint.stats.eject(rule, now, random);
             state.series.ejections.increment();
+            state.changes.fetch_add(1, Relaxed);
         }
         state.ejecting.store(false, Release);
+    }
+
+    /// At the end of an interval, compares the endpoints and ejects who stands out. Of all that come then, one does it.
+    fn compare(&self, now: Instant, random: u64) {
+        let rule = self.outlier_detection();
+        if !breaker::compares(rule) || !self.state.ends_interval(rule.interval, now) {
+            return;
+        }
+        let standing = || self.endpoints.iter().filter(|e| !e.stats.is_suspended());
+        let comparison = breaker::Comparison::new(rule, standing().map(|e| e.stats.window()));
+        for (turn, endpoint) in (0..).zip(self.endpoints.iter()) {
+            let window = endpoint.stats.window();
+            endpoint.stats.begin_window();
+            if !endpoint.stats.is_suspended() && comparison.ejects(rule, window) {
+                self.eject(endpoint, now, set::Draws(random.wrapping_add(turn)).next());
+            }
+        }
     }
 }
 
@@ -150,9 +172,9 @@ impl InFlight {
         match outcome {
             Outcome::Success => stats.succeed(rule, now),
             Outcome::Refused => stats.penalize(now),
-            Outcome::Failure => {
+            Outcome::Failure | Outcome::ServerError => {
                 stats.penalize(now);
-                if stats.fail(rule, now) {
+                if stats.fail(outcome == Outcome::Failure, rule, now) {
                     self.cluster.eject(&self.endpoint, now, random);
                 }
             }

@@ -14,9 +14,9 @@ pub(super) struct Ring {
 impl Ring {
     /// Places `XXH64("<ip:port>_<i>")` for each endpoint: as many points as make the lightest endpoint's share whole,
     /// at least `min_size` and at most `max_size` in all.
-    pub(super) fn new(endpoints: &[(SocketAddr, u32)], min_size: u64, max_size: u64) -> Self {
-        let total: f64 = endpoints.iter().map(|(_, weight)| f64::from(*weight)).sum();
-        let lightest = endpoints.iter().map(|(_, weight)| f64::from(*weight) / total).fold(1.0, f64::min);
+    pub(super) fn new(endpoints: &[(SocketAddr, f64)], min_size: u64, max_size: u64) -> Self {
+        let total: f64 = endpoints.iter().map(|(_, weight)| weight).sum();
+        let lightest = endpoints.iter().map(|(_, weight)| weight / total).fold(1.0, f64::min);
         // A floor of one point for each endpoint and a ceiling against configuration that asks for gigabytes.
         let max_size = (max_size.min(MAX_POINTS) as f64).max(endpoints.len() as f64);
         let scale = ((lightest * min_size as f64).ceil() / lightest).min(max_size);
@@ -24,7 +24,7 @@ impl Ring {
         let (mut placed, mut target) = (0.0, 0.0);
         let mut key = String::new();
         for (index, (address, weight)) in endpoints.iter().enumerate() {
-            target += scale * f64::from(*weight) / total;
+            target += scale * weight / total;
             let mut i = 0u64;
             while placed < target {
                 key.clear();
@@ -61,8 +61,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn addresses(n: u16) -> Vec<(SocketAddr, u32)> {
-        (0..n).map(|i| (SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 80)), 1)).collect()
+    fn addresses(n: u16) -> Vec<(SocketAddr, f64)> {
+        (0..n).map(|i| (SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 80)), 1.0)).collect()
     }
 
     #[test]
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn points_follow_weights() {
         let mut endpoints = addresses(3);
-        endpoints[0].1 = 2;
+        endpoints[0].1 = 2.0;
         let ring = Ring::new(&endpoints, 1024, 8 << 20);
         let count = |index| ring.points.iter().filter(|(_, i)| *i == index).count();
         assert_eq!((count(0), count(1), count(2)), (512, 256, 256));
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn a_ring_is_no_larger_than_allowed() {
         let mut endpoints = addresses(4);
-        endpoints[0].1 = 1000;
+        endpoints[0].1 = 1000.0;
         assert!(Ring::new(&endpoints, 1024, 100).points.len() <= 101);
         assert_eq!(Ring::new(&addresses(1), 1024, 1).points.len(), 1);
     }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use tulle_mesh::model;
 
@@ -21,6 +21,10 @@ pub(crate) struct ClusterState {
     budget: Budget,
     /// Held by the one worker that is deciding on an ejection.
     pub(super) ejecting: AtomicBool,
+    /// How many ejections there were.
+    pub(super) changes: AtomicU64,
+    /// When the current interval of outlier detection ends, in nanoseconds since `epoch`.
+    interval_end: AtomicU64,
 }
 
 /// What is limited.
@@ -60,7 +64,22 @@ impl ClusterState {
             in_flight: Default::default(),
             budget: Budget::default(),
             ejecting: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            interval_end: AtomicU64::new(0),
         }
+    }
+
+    /// Nanoseconds of the cluster's clock.
+    pub(super) fn clock(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+
+    /// Whether an interval of outlier detection has ended; the next begins then. Of all that ask, one gets `true`.
+    pub(super) fn ends_interval(&self, interval: Duration, now: Instant) -> bool {
+        let now = self.clock(now);
+        let end = self.interval_end.load(Relaxed);
+        let next = now.saturating_add(interval.as_nanos() as u64);
+        end <= now && self.interval_end.compare_exchange(end, next, Relaxed, Relaxed).is_ok()
     }
 
     /// How much is in flight.

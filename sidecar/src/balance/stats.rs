@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tulle_mesh::model::OutlierDetection;
 
-use super::breaker::{self, Standing, State, Window};
+use super::breaker::{self, Row, Standing, State, Window};
 use super::ewma::Ewma;
 
 /// A new endpoint of a cluster that has others reaches its full share after this long.
@@ -27,7 +27,7 @@ pub(crate) struct EndpointStats {
     epoch: Instant,
     /// Requests and connections under way.
     in_flight: AtomicU32,
-    /// Failures since the last success.
+    /// A packed [`Row`].
     consecutive: AtomicU32,
     /// The latency's average, as the bits of an `f64`.
     ewma: AtomicU64,
@@ -158,18 +158,21 @@ impl EndpointStats {
         }
     }
 
-    /// Notes a failure, and says whether the endpoint should be ejected for it.
+    /// Notes a failure, of a gateway or not, and says whether the endpoint should be ejected for it.
     #[must_use]
-    pub(super) fn fail(&self, rule: &OutlierDetection, now: Instant) -> bool {
-        let run = self.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+    pub(super) fn fail(&self, of_gateway: bool, rule: &OutlierDetection, now: Instant) -> bool {
+        let row = Row::unpack(self.consecutive.load(Relaxed)).after(of_gateway);
+        self.consecutive.store(row.pack(), Relaxed);
         let window = self.count(true, rule, now);
         match State::unpack(self.breaker.load(Relaxed)) {
             State::Probing { .. } => true,
             // It failed requests from before; it is out already.
             State::Open { .. } => false,
             State::Closed { .. } => {
-                (rule.consecutive_failures > 0 && run >= rule.consecutive_failures)
-                    || rule.success_rate.as_ref().is_some_and(|rule| window.is_too_low(rule))
+                let failures = rule.failure_percentage.as_ref().filter(|_| !breaker::compares(rule));
+                row.is_too_long(rule)
+                    || failures
+                        .is_some_and(|rule| window.suffices(rule.minimum_requests) && window.fails(rule))
             }
         }
     }
@@ -179,7 +182,7 @@ impl EndpointStats {
         let now = self.clock(now);
         let state = State::unpack(self.breaker.load(Relaxed));
         let earlier = match state {
-            State::Closed { since } => breaker::remembered(self.ejections.load(Relaxed), since, now),
+            State::Closed { since } => breaker::remembered(rule, self.ejections.load(Relaxed), since, now),
             State::Open { .. } | State::Probing { .. } => self.ejections.load(Relaxed),
         };
         let time = breaker::ejection_time(rule, earlier, random);
@@ -190,10 +193,23 @@ impl EndpointStats {
     }
 
     fn count(&self, failure: bool, rule: &OutlierDetection, now: Instant) -> Window {
-        let Some(rate) = &rule.success_rate else { return Window::default() };
-        let next = Window::unpack(self.window.load(Relaxed)).record(failure, self.clock(now), rate.interval);
+        if rule.failure_percentage.is_none() && rule.success_rate.is_none() {
+            return Window::default();
+        }
+        let interval = (!breaker::compares(rule)).then_some(rule.interval);
+        let next = self.window().record(failure, self.clock(now), interval);
         self.window.store(next.pack(), Relaxed);
         next
+    }
+
+    /// What has become of the requests of the current interval.
+    pub(super) fn window(&self) -> Window {
+        Window::unpack(self.window.load(Relaxed))
+    }
+
+    /// Begins the next interval.
+    pub(super) fn begin_window(&self) {
+        self.window.store(Window::default().pack(), Relaxed);
     }
 
     fn ewma(&self) -> Ewma {
@@ -230,7 +246,7 @@ mod tests {
         assert!(stats.is_ejected(start) && !stats.claim_probe(start, MS));
         stats.succeed(rule, start);
         assert!(stats.is_ejected(start), "a success of a request from before the ejection");
-        assert!(!stats.fail(rule, start), "a failure of a request from before the ejection");
+        assert!(!stats.fail(true, rule, start), "a failure of a request from before the ejection");
 
         let due = start + rule.base_ejection_time;
         let lease = Duration::from_secs(1);
@@ -249,7 +265,7 @@ mod tests {
         stats.eject(rule, start, 0);
         let due = start + Duration::from_secs(1);
         assert!(stats.claim_probe(due, MS));
-        assert!(stats.fail(rule, due));
+        assert!(stats.fail(true, rule, due));
         stats.eject(rule, due, 0);
         assert!(stats.is_ejected(due + Duration::from_millis(1999)));
         assert!(!stats.is_ejected(due + Duration::from_secs(2)));
@@ -261,13 +277,13 @@ mod tests {
         let stats = EndpointStats::new(now, false, Duration::ZERO);
         let rule = &breaker::DEFAULT;
         for _ in 0..4 {
-            assert!(!stats.fail(rule, now));
+            assert!(!stats.fail(true, rule, now));
         }
         stats.succeed(rule, now);
         for _ in 0..4 {
-            assert!(!stats.fail(rule, now));
+            assert!(!stats.fail(true, rule, now));
         }
-        assert!(stats.fail(rule, now));
+        assert!(stats.fail(true, rule, now));
     }
 
     #[test]

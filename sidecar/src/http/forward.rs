@@ -369,13 +369,14 @@ fn answered(exchange: &mut Exchange, plan: &Plan<'_>, endpoint: &Endpoint, mut a
     let response_headers = answer.response.headers_mut();
     let mark = headers::Outcome::take(response_headers, endpoint.tls.is_some());
     let grpc_status = if exchange.grpc { respond::grpc_status(response_headers) } else { None };
-    let failed = plan.cluster.blames(status) || grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
+    let unavailable = grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
     let not_processed = mark == Some(headers::Outcome::NotProcessed);
     // What is no failure yet may still become one; the end of the body tells.
-    let outcome = match (not_processed, failed) {
-        (true, _) => Some(Outcome::Refused),
-        (false, true) => Some(Outcome::Failure),
-        (false, false) => None,
+    let outcome = match Outcome::of(status) {
+        _ if not_processed => Some(Outcome::Refused),
+        _ if unavailable => Some(Outcome::Failure),
+        Outcome::Success => None,
+        failure => Some(failure),
     };
     let policy = plan.forward.retry.as_ref();
     let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

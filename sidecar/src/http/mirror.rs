@@ -81,11 +81,11 @@ impl Copied {
         let outcome = match sent {
             Ok(answer) => {
                 self.in_flight.observe(now.saturating_duration_since(begun), now);
-                let failed = cluster.blames(answer.response.status());
+                let outcome = Outcome::of(answer.response.status());
                 // Read to its end, so that the connection can be used again.
                 let mut body = answer.response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
-                if failed { Outcome::Failure } else { Outcome::Success }
+                outcome
             }
             Err(error) => {
                 tracing::debug!(cluster = %cluster.name, ?error, "a mirrored request failed");

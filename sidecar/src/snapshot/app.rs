@@ -46,15 +46,20 @@ fn cluster(
         // One endpoint, and who is served is not for the sidecar to decide.
         outlier_detection: Some(model::OutlierDetection {
             consecutive_failures: 0,
-            only_gateway_errors: false,
+            consecutive_gateway_failures: 0,
+            failure_percentage: None,
             success_rate: None,
+            interval: Duration::ZERO,
             base_ejection_time: Duration::ZERO,
             max_ejection_time: Duration::ZERO,
+            max_ejection_time_jitter: Duration::ZERO,
             max_ejection_percent: 0,
+            always_eject_one: false,
         }),
         tls: None,
         protocol: model::UpstreamProtocol::Downstream,
         ignores_localities: false,
+        panic: model::Panic::LAST_RESORT,
         sessions: model::SessionHealth::default(),
     };
     Cluster::build(Arc::new(model), endpoints, None, series)

@@ -8,7 +8,7 @@ use tulle_tests::oracle::{Oracle, Outcome, cluster, endpoints, route_configurati
 use crate::generate::{self, Generator};
 
 /// Which upstream answered; else the status.
-fn upstream(outcome: &Outcome) -> String {
+pub(crate) fn upstream(outcome: &Outcome) -> String {
     let headers = &outcome.received.headers;
     let found = headers.iter().find(|(name, _)| name == "x-cluster");
     found.map_or_else(|| outcome.received.status.to_string(), |(_, value)| value.clone())
@@ -31,7 +31,7 @@ async fn shares(oracle: &Oracle, path: &str, times: usize) -> [BTreeMap<String, 
 }
 
 /// Shares of a whole. Each must come within five standard deviations, which chance alone exceeds once in a million times.
-fn check(case: &str, expected: &[(&str, f64)], got: &BTreeMap<String, usize>) {
+pub(crate) fn check(case: &str, expected: &[(&str, f64)], got: &BTreeMap<String, usize>) {
     let total: usize = got.values().sum();
     for (name, share) in expected {
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]

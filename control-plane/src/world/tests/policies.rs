@@ -254,7 +254,7 @@ fn traffic_policies_shape_clusters() {
     let name = "outbound|80||cart.shop.svc.cluster.local";
     let world = with("http", &[policy("BackendTrafficPolicy", "p", &spec)]);
     let cluster = world.cluster(name).expect("made");
-    assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest { choices: 2 });
+    assert_eq!(cluster.load_balancer, LoadBalancer::LeastRequest { choices: 2, bias: 1.0 });
     assert_eq!(cluster.connect_timeout, Some(Duration::from_secs(1)));
     let limits = &cluster.limits;
     assert_eq!(
@@ -265,7 +265,7 @@ fn traffic_policies_shape_clusters() {
     assert_eq!((budget.percent, budget.min_per_second, budget.interval), (30.0, 1, Duration::from_secs(10)));
     let outlier = cluster.outlier_detection.as_ref().expect("given");
     assert_eq!(
-        (outlier.consecutive_failures, &outlier.success_rate, outlier.max_ejection_percent),
+        (outlier.consecutive_failures, &outlier.failure_percentage, outlier.max_ejection_percent),
         (2, &None, 50)
     );
 

@@ -8,6 +8,7 @@
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
+use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::LocalityLbConfig;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::locality_lb_config::{
     LocalityConfigSpecifier, LocalityWeightedLbConfig,
@@ -24,6 +25,7 @@ use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 
 use prost::Name;
 
+use super::localities::Places;
 use crate::model::LoadBalancer;
 use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::proto::{self, Fields};
@@ -31,19 +33,60 @@ use crate::xds::proto::{self, Fields};
 /// Tulle's own policy, which needs no settings.
 const PEAK_EWMA: &str = "type.googleapis.com/tulle.PeakEwma";
 
-/// How many endpoints least request draws where nothing else is set.
+/// How many endpoints least request draws where nothing else is set, and to what power those in flight count.
 const DEFAULT_CHOICES: u32 = 2;
+const DEFAULT_BIAS: f64 = 1.0;
 /// The sizes of a ring where nothing else is set, and the greatest that may be set.
 const MIN_RING: u64 = 1024;
 const MAX_RING: u64 = 8 << 20;
 /// The size of a table where nothing else is set, and the greatest that may be set.
 const TABLE: u64 = 65_537;
 const MAX_TABLE: u64 = 5_000_011;
+/// Where round robin says, in the form of fields, that localities go by weight.
+const BY_LOCALITY: &str = "locality_lb_config";
+/// The key of a setting that nobody changes at run time, where Envoy wants one.
+const UNNAMED: &str = "tulle";
 
-pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
-    let least_request = |choices| {
+/// What is said of the choice of an endpoint.
+pub(super) struct Choice {
+    pub(super) balancer: LoadBalancer,
+    /// What the policy itself says of localities; those that Envoy had before there was a list say nothing.
+    pub(super) localities: Option<Places>,
+}
+
+impl Choice {
+    /// One that says nothing of localities.
+    pub(super) fn of(balancer: LoadBalancer) -> Self {
+        Self { balancer, localities: None }
+    }
+
+    /// One under which the weights of localities hold, or not.
+    fn weighted(balancer: LoadBalancer, weighted: bool) -> Self {
+        Self { balancer, localities: Some(Places { weighted: Some(weighted), fails_requests: false }) }
+    }
+
+    fn placed(balancer: LoadBalancer, config: Option<LocalityLbConfig>) -> Self {
+        let places = match config.and_then(|config| config.locality_config_specifier) {
+            Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
+                return Self::weighted(balancer, true);
+            }
+            Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zones)) => {
+                Places { weighted: Some(false), fails_requests: zones.fail_traffic_on_panic }
+            }
+            None => return Self::weighted(balancer, false),
+        };
+        Self { balancer, localities: Some(places) }
+    }
+}
+
+pub(super) fn encode(balancer: LoadBalancer, weighted: bool) -> pb::LoadBalancingPolicy {
+    let by_weight = || weighted.then(by_weight);
+    let own_weight = weighted.then(LocalityWeightedLbConfig::default);
+    let least_request = |choices, bias| {
         let config = LeastRequest {
             choice_count: proto::u32_value(choices),
+            active_request_bias: (bias != DEFAULT_BIAS)
+                .then(|| RuntimeDouble { default_value: bias, runtime_key: UNNAMED.into() }),
             locality_lb_config: by_weight(),
             ..Default::default()
         };
@@ -52,13 +95,15 @@ pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
     let policies = match balancer {
         LoadBalancer::PeakEwma => vec![
             policy("tulle.peak_ewma", proto::extension_fields(PEAK_EWMA, Fields::new())),
-            least_request(DEFAULT_CHOICES),
+            least_request(DEFAULT_CHOICES, DEFAULT_BIAS),
             round_robin_by_locality(),
         ],
-        LoadBalancer::LeastRequest { choices } => vec![least_request(choices), round_robin_by_locality()],
+        LoadBalancer::LeastRequest { choices, bias } => {
+            vec![least_request(choices, bias), round_robin_by_locality()]
+        }
         LoadBalancer::RoundRobin => {
-            let weighted = proto::object([("locality_weighted_lb_config", proto::object([]))]);
-            let fields = [("locality_lb_config".to_owned(), weighted)].into();
+            let by_weight = proto::object([("locality_weighted_lb_config", proto::object([]))]);
+            let fields = weighted.then(|| (BY_LOCALITY.to_owned(), by_weight)).into_iter().collect();
             let config = proto::extension_fields(&RoundRobin::type_url(), fields);
             vec![policy("envoy.load_balancing_policies.round_robin", config), round_robin_by_locality()]
         }
@@ -72,7 +117,7 @@ pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
                 hash_function: HashFunction::XxHash as i32,
                 minimum_ring_size: Some(UInt64Value { value: min_size }),
                 maximum_ring_size: Some(UInt64Value { value: max_size }),
-                locality_weighted_lb_config: Some(LocalityWeightedLbConfig::default()),
+                locality_weighted_lb_config: own_weight,
                 ..Default::default()
             };
             vec![policy("envoy.load_balancing_policies.ring_hash", proto::any(&config))]
@@ -80,7 +125,7 @@ pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
         LoadBalancer::Maglev { table_size } => {
             let config = Maglev {
                 table_size: Some(UInt64Value { value: table_size.into() }),
-                locality_weighted_lb_config: Some(LocalityWeightedLbConfig::default()),
+                locality_weighted_lb_config: own_weight,
                 ..Default::default()
             };
             vec![policy("envoy.load_balancing_policies.maglev", proto::any(&config))]
@@ -89,21 +134,21 @@ pub(super) fn encode(balancer: LoadBalancer) -> pb::LoadBalancingPolicy {
     pb::LoadBalancingPolicy { policies }
 }
 
-pub(super) fn decode(message: &pb::Cluster) -> Decoded<LoadBalancer> {
+pub(super) fn decode(message: &pb::Cluster) -> Decoded<Choice> {
     match &message.load_balancing_policy {
         Some(list) => decode_list(list, true).at("load_balancing_policy"),
-        None => decode_policy(message.lb_policy, message.lb_config.as_ref()),
+        None => decode_policy(message.lb_policy, message.lb_config.as_ref()).map(Choice::of),
     }
 }
 
 /// The first policy of the list that is known. Weighted localities hold one more list, and within that they may not stand
 /// again: a list that nests without end must not use up the stack.
-fn decode_list(list: &pb::LoadBalancingPolicy, may_nest: bool) -> Decoded<LoadBalancer> {
+fn decode_list(list: &pb::LoadBalancingPolicy, may_nest: bool) -> Decoded<Choice> {
     for (index, policy) in list.policies.iter().enumerate() {
         let config = policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref());
         let Some(config) = config else { continue };
-        if let Some(balancer) = decode_config(config, may_nest).at_item("policies", index)? {
-            return Ok(balancer);
+        if let Some(choice) = decode_config(config, may_nest).at_item("policies", index)? {
+            return Ok(choice);
         }
     }
     Err(FieldError::new(
@@ -112,40 +157,46 @@ fn decode_list(list: &pb::LoadBalancingPolicy, may_nest: bool) -> Decoded<LoadBa
     .at("policies")
 }
 
-fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<LoadBalancer>> {
+fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<Choice>> {
     if proto::decode_fields(config, PEAK_EWMA)?.is_some() {
-        return Ok(Some(LoadBalancer::PeakEwma));
+        return Ok(Some(Choice::of(LoadBalancer::PeakEwma)));
     }
     if proto::is::<LeastRequest>(config) {
         let least: LeastRequest = proto::unpack(config)?;
-        refuse!(least; active_request_bias, selection_method, slow_start_config)?;
-        return decode_choices(least.choice_count).map(Some);
+        refuse!(least; selection_method, slow_start_config)?;
+        let balancer = decode_least_request(least.choice_count, least.active_request_bias)?;
+        return Ok(Some(Choice::placed(balancer, least.locality_lb_config)));
     }
-    if proto::decode_fields(config, &RoundRobin::type_url())?.is_some() {
-        return Ok(Some(LoadBalancer::RoundRobin));
+    if let Some(fields) = proto::decode_fields(config, &RoundRobin::type_url())? {
+        return Ok(Some(Choice::weighted(LoadBalancer::RoundRobin, fields.contains_key(BY_LOCALITY))));
     }
     if proto::is::<RoundRobin>(config) {
         let round_robin: RoundRobin = proto::unpack(config)?;
         refuse!(round_robin; slow_start_config)?;
-        return Ok(Some(LoadBalancer::RoundRobin));
+        return Ok(Some(Choice::placed(LoadBalancer::RoundRobin, round_robin.locality_lb_config)));
     }
     if proto::is::<Random>(config) {
-        return Ok(Some(LoadBalancer::Random));
+        let random: Random = proto::unpack(config)?;
+        return Ok(Some(Choice::placed(LoadBalancer::Random, random.locality_lb_config)));
     }
     if proto::is::<RingHash>(config) {
         let ring: RingHash = proto::unpack(config)?;
         let murmur = ring.hash_function == HashFunction::MurmurHash2 as i32;
-        return decode_ring(ring.minimum_ring_size, ring.maximum_ring_size, murmur).map(Some);
+        let weighted = ring.locality_weighted_lb_config.is_some();
+        let balancer = decode_ring(ring.minimum_ring_size, ring.maximum_ring_size, murmur)?;
+        return Ok(Some(Choice::weighted(balancer, weighted)));
     }
     if proto::is::<Maglev>(config) {
         let maglev: Maglev = proto::unpack(config)?;
         refuse!(maglev; consistent_hashing_lb_config)?;
-        return decode_table(maglev.table_size).map(Some);
+        let weighted = maglev.locality_weighted_lb_config.is_some();
+        return Ok(Some(Choice::weighted(decode_table(maglev.table_size)?, weighted)));
     }
     if may_nest && proto::is::<WrrLocality>(config) {
         let weighted: WrrLocality = proto::unpack(config)?;
         let inner = required(weighted.endpoint_picking_policy, "endpoint_picking_policy")?;
-        return decode_list(&inner, false).at("endpoint_picking_policy").map(Some);
+        let inner = decode_list(&inner, false).at("endpoint_picking_policy")?;
+        return Ok(Some(Choice::weighted(inner.balancer, true)));
     }
     Ok(None)
 }
@@ -160,14 +211,14 @@ fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer
         }
         Ok(LbPolicy::Random) => return Ok(LoadBalancer::Random),
         Ok(LbPolicy::LeastRequest) => {
-            let choices = match config {
+            let (choices, bias) = match config {
                 Some(LbConfig::LeastRequestLbConfig(least)) => {
-                    refuse!(least; active_request_bias, slow_start_config).at("least_request_lb_config")?;
-                    least.choice_count
+                    refuse!(least; slow_start_config).at("least_request_lb_config")?;
+                    (least.choice_count, least.active_request_bias.clone())
                 }
-                _ => None,
+                _ => (None, None),
             };
-            return decode_choices(choices).at("least_request_lb_config");
+            return decode_least_request(choices, bias).at("least_request_lb_config");
         }
         Ok(LbPolicy::RingHash) => {
             let (min, max, function) = match config {
@@ -194,10 +245,15 @@ fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer
     Err(FieldError::new(problem)).at("lb_policy")
 }
 
-fn decode_choices(choices: Option<UInt32Value>) -> Decoded<LoadBalancer> {
+fn decode_least_request(choices: Option<UInt32Value>, bias: Option<RuntimeDouble>) -> Decoded<LoadBalancer> {
+    let bias = bias.map_or(DEFAULT_BIAS, |bias| bias.default_value);
+    if !(bias.is_finite() && bias >= 0.0) {
+        return Err(FieldError::new(format!("{bias} is not a power: use 0 or more")))
+            .at("active_request_bias");
+    }
     match choices.map_or(DEFAULT_CHOICES, |choices| choices.value) {
         choices @ 0..=1 => Err(FieldError::new(format!("is {choices}: draw at least 2"))).at("choice_count"),
-        choices => Ok(LoadBalancer::LeastRequest { choices }),
+        choices => Ok(LoadBalancer::LeastRequest { choices, bias }),
     }
 }
 
@@ -239,12 +295,9 @@ fn round_robin_by_locality() -> Policy {
 }
 
 /// Envoy passes over the localities' weights unless it is told to heed them.
-fn by_weight() -> Option<LocalityLbConfig> {
-    Some(LocalityLbConfig {
-        locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
-            LocalityWeightedLbConfig::default(),
-        )),
-    })
+fn by_weight() -> LocalityLbConfig {
+    let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig::default());
+    LocalityLbConfig { locality_config_specifier: Some(weighted) }
 }
 
 fn policy(name: &str, config: Any) -> Policy {

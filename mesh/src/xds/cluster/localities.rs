@@ -1,4 +1,4 @@
-//! Whether it matters where endpoints are, and with which of them sessions stay.
+//! Whether it matters where endpoints are, when their health does not any more, and with which of them sessions stay.
 //!
 //! Envoy prefers its own zone where it knows how many of its own kind are in each, from a cluster of its own that its start
 //! names. A sidecar has none, and does what Envoy does without: no zone is preferred, and no locality has a weight.
@@ -8,41 +8,76 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
     LocalityConfigSpecifier, ZoneAwareLbConfig,
 };
 use envoy_types::pb::envoy::config::core::v3::{HealthStatus, HealthStatusSet};
+use envoy_types::pb::envoy::r#type::v3::Percent;
 
 use crate::model::{Cluster, SessionHealth};
-use crate::xds::error::{At, Decoded, FieldError, refuse, unsupported};
+use crate::xds::error::{At, Decoded, FieldError, refuse};
 
-/// What a cluster says of places and of sessions.
-#[derive(Default)]
+/// Envoy's, where nothing is said.
+const PANIC_THRESHOLD: u32 = 50;
+
+/// What a cluster says of places, of health and of sessions.
 pub(super) struct Localities {
-    pub(super) ignored: bool,
+    pub(super) places: Places,
+    pub(super) panic_threshold: u32,
     pub(super) sessions: SessionHealth,
 }
 
-pub(super) fn encode(cluster: &Cluster) -> Option<CommonLbConfig> {
-    let Cluster { ignores_localities, sessions, .. } = *cluster;
-    let config = CommonLbConfig {
+/// What is said of places.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Places {
+    /// Whether their weights hold, where that is said.
+    pub(super) weighted: Option<bool>,
+    /// In a panic, requests are refused.
+    pub(super) fails_requests: bool,
+}
+
+pub(super) fn encode(cluster: &Cluster) -> CommonLbConfig {
+    let Cluster { ignores_localities, panic, sessions, .. } = *cluster;
+    let zones = ZoneAwareLbConfig { fail_traffic_on_panic: panic.fails_requests, ..Default::default() };
+    CommonLbConfig {
+        healthy_panic_threshold: Some(Percent { value: panic.threshold.into() }),
         override_host_status: (sessions != SessionHealth::default()).then(|| encode_health(sessions)),
+        // That they go by weight is said by the policies, beside which Envoy takes none of it here.
         locality_config_specifier: ignores_localities
-            .then(|| LocalityConfigSpecifier::ZoneAwareLbConfig(ZoneAwareLbConfig::default())),
+            .then(|| LocalityConfigSpecifier::ZoneAwareLbConfig(zones)),
         ..Default::default()
-    };
-    (config != CommonLbConfig::default()).then_some(config)
+    }
 }
 
 pub(super) fn decode(config: Option<&CommonLbConfig>) -> Decoded<Localities> {
-    let Some(config) = config else { return Ok(Localities::default()) };
+    let empty = CommonLbConfig::default();
+    let config = config.unwrap_or(&empty);
     let at = "common_lb_config";
     refuse!(config; close_connections_on_host_set_change, consistent_hashing_lb_config).at(at)?;
-    let zones = match &config.locality_config_specifier {
-        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zones)) => Some(zones),
-        _ => None,
+    let places = match &config.locality_config_specifier {
+        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zones)) => {
+            Places { weighted: Some(false), fails_requests: zones.fail_traffic_on_panic }
+        }
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
+            Places { weighted: Some(true), fails_requests: false }
+        }
+        None => Places::default(),
     };
-    let fails = zones.is_some_and(|zones| zones.fail_traffic_on_panic);
-    unsupported(fails, "zone_aware_lb_config.fail_traffic_on_panic", "leave it out").at(at)?;
+    let threshold = decode_threshold(config.healthy_panic_threshold).at("healthy_panic_threshold").at(at)?;
     let sessions = config.override_host_status.as_ref();
     let sessions = sessions.map_or(Ok(SessionHealth::default()), decode_health);
-    Ok(Localities { ignored: zones.is_some(), sessions: sessions.at("override_host_status").at(at)? })
+    Ok(Localities {
+        places,
+        panic_threshold: threshold,
+        sessions: sessions.at("override_host_status").at(at)?,
+    })
+}
+
+/// To the nearest whole percent, as in Envoy.
+fn decode_threshold(threshold: Option<Percent>) -> Decoded<u32> {
+    match threshold.map(|threshold| threshold.value) {
+        None => Ok(PANIC_THRESHOLD),
+        // The range is checked first, so that the conversion is exact.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(percent) if (0.0..=100.0).contains(&percent) => Ok(percent.round() as u32),
+        Some(percent) => Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100"))),
+    }
 }
 
 fn encode_health(sessions: SessionHealth) -> HealthStatusSet {

@@ -1,8 +1,7 @@
 //! Clusters.
 //!
 //! One message serves Tulle's sidecar, Envoy and gRPC. Where Envoy has no field, a value goes into the nearest one: the
-//! retries per second of a budget are its `min_retry_concurrency`, and a minimal success rate is what is left of the
-//! `failure_percentage_threshold`.
+//! retries per second of a budget are its `min_retry_concurrency`.
 
 use std::collections::HashMap;
 
@@ -23,13 +22,14 @@ use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value};
 use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
 use super::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto, tls};
-use crate::model::{Cluster, Discovery, HostPort, LoadBalancer, UpstreamProtocol, UpstreamTls};
+use crate::model::{Cluster, Discovery, HostPort, LoadBalancer, Panic, UpstreamProtocol, UpstreamTls};
 use crate::xds::Client;
 
 mod balance;
 mod limits;
 mod localities;
 
+use balance::Choice;
 use localities::Localities;
 
 /// The key of a cluster's HTTP settings.
@@ -47,7 +47,7 @@ pub fn encode_for(cluster: &Cluster, client: &Client) -> pb::Cluster {
         connect_timeout: cluster.connect_timeout.map(proto::duration),
         circuit_breakers: limits::encode(&cluster.limits),
         outlier_detection: cluster.outlier_detection.as_ref().map(limits::encode_outliers),
-        common_lb_config: localities::encode(cluster),
+        common_lb_config: Some(localities::encode(cluster)),
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_http(cluster))].into(),
         ..Default::default()
     };
@@ -73,14 +73,18 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
     unsupported(subsets, "lb_subset_config", "make a cluster of its own for each subset")?;
     unsupported(!message.filters.is_empty(), "filters", "leave them out")?;
     refuse_rest(&message)?;
-    let Localities { ignored, sessions } = localities::decode(message.common_lb_config.as_ref())?;
+    let Localities { places, panic_threshold, sessions } =
+        localities::decode(message.common_lb_config.as_ref())?;
     let Http { protocol, idle_timeout, max_requests_per_connection } = decode_http(&message)?;
     let discovery = decode_discovery(&message, &name)?;
-    let load_balancer = match discovery {
+    let Choice { balancer: load_balancer, localities: by_policy } = match discovery {
         // There is nothing to choose from.
-        Discovery::OriginalDestination => LoadBalancer::PeakEwma,
+        Discovery::OriginalDestination => Choice::of(LoadBalancer::PeakEwma),
         _ => balance::decode(&message)?,
     };
+    // What a policy of the list says of localities goes before what stands beside.
+    let fails_requests = places.fails_requests || by_policy.is_some_and(|places| places.fails_requests);
+    let weighted = by_policy.unwrap_or(places).weighted.unwrap_or(load_balancer == LoadBalancer::PeakEwma);
     Ok(Cluster {
         discovery,
         load_balancer,
@@ -98,7 +102,8 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
             message.transport_socket_matcher.is_some(),
         )?,
         protocol,
-        ignores_localities: ignored,
+        ignores_localities: !weighted,
+        panic: Panic { threshold: panic_threshold, fails_requests },
         sessions,
         name,
     })
@@ -130,7 +135,8 @@ fn encode_discovery(message: &mut pb::Cluster, cluster: &Cluster) {
     if discovery == DiscoveryType::OriginalDst {
         message.lb_policy = pb::cluster::LbPolicy::ClusterProvided as i32;
     } else {
-        message.load_balancing_policy = Some(balance::encode(cluster.load_balancer));
+        message.load_balancing_policy =
+            Some(balance::encode(cluster.load_balancer, !cluster.ignores_localities));
     }
 }
 

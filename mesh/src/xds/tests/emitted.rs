@@ -163,7 +163,7 @@ fn every_list_of_balancers_has_one_for_envoy_and_one_for_grpc() {
     let by_locality = "envoy.load_balancing_policies.wrr_locality";
     let least = "envoy.load_balancing_policies.least_request";
     assert_eq!(names(LoadBalancer::PeakEwma), ["tulle.peak_ewma", least, by_locality]);
-    assert_eq!(names(LoadBalancer::LeastRequest { choices: 3 }), [least, by_locality]);
+    assert_eq!(names(LoadBalancer::LeastRequest { choices: 3, bias: 1.0 }), [least, by_locality]);
     assert_eq!(names(LoadBalancer::RoundRobin), ["envoy.load_balancing_policies.round_robin", by_locality]);
     let ring = LoadBalancer::RingHash { min_size: 1, max_size: 2 };
     assert_eq!(names(ring), ["envoy.load_balancing_policies.ring_hash"]);

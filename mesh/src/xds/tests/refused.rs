@@ -222,8 +222,8 @@ fn endpoints_that_could_not_be_used_are_refused() {
         };
         endpoint::decode(message).map(|assignment| assignment.localities[0].weight).map_err(|e| e.to_string())
     };
-    // A group without a weight has one.
-    assert_eq!(refused(endpoint("10.0.0.1", 80), None, 0), Ok(1));
+    // A group without a weight has no share beside others that have one.
+    assert_eq!(refused(endpoint("10.0.0.1", 80), None, 0), Ok(0));
     let error = |endpoint, weight, priority| refused(endpoint, weight, priority).unwrap_err();
     let at = "load assignment c: endpoints[0].";
     assert!(

@@ -62,7 +62,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
         limits(),
         of(outliers()),
         of(tls()),
-        (protocol, any::<[bool; 4]>()),
+        (protocol, any::<[bool; 5]>(), 0..=100_u32),
     )
         .prop_map(
             |(
@@ -74,7 +74,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                 limits,
                 outlier_detection,
                 tls,
-                (protocol, [ignores_localities, healthy, draining, unhealthy]),
+                (protocol, [ignores_localities, fails_requests, healthy, draining, unhealthy], threshold),
             )| {
                 // Where there is nothing to choose from, the balancer has no meaning and is not kept.
                 let load_balancer = match discovery {
@@ -93,6 +93,8 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                     tls,
                     protocol,
                     ignores_localities,
+                    // Envoy has a field for it only where localities have no weights.
+                    panic: Panic { threshold, fails_requests: fails_requests && ignores_localities },
                     sessions: SessionHealth { healthy, draining, unhealthy },
                 }
             },
@@ -115,7 +117,7 @@ fn discovery() -> BoxedStrategy<Discovery> {
 fn balancer() -> impl Strategy<Value = LoadBalancer> {
     prop_oneof![
         Just(LoadBalancer::PeakEwma),
-        (2..=u32::MAX).prop_map(|choices| LoadBalancer::LeastRequest { choices }),
+        (2..=u32::MAX, 0.0..8.0_f64).prop_map(|(choices, bias)| LoadBalancer::LeastRequest { choices, bias }),
         Just(LoadBalancer::RoundRobin),
         Just(LoadBalancer::Random),
         (0..=1024_u64, 1024..=8_388_608_u64)
@@ -140,27 +142,36 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn outliers() -> impl Strategy<Value = OutlierDetection> {
-    let success =
-        (0..=100_u32, any::<u32>(), positive()).prop_map(|(minimum_percent, minimum_requests, interval)| {
-            SuccessRate { minimum_percent, minimum_requests, interval }
+    let failures =
+        (0..=100_u32, any::<u32>(), any::<u32>()).prop_map(|(threshold, minimum_requests, minimum_hosts)| {
+            FailurePercentage { threshold, minimum_requests, minimum_hosts }
         });
-    let consecutive =
-        (any::<u32>(), any::<bool>()).prop_map(|(failures, only)| (failures, only && failures > 0));
-    (consecutive, of(success), positive(), positive(), 0..=100_u32).prop_map(
+    let success = any::<[u32; 3]>().prop_map(|[stdev_factor, minimum_requests, minimum_hosts]| SuccessRate {
+        stdev_factor,
+        minimum_requests,
+        minimum_hosts,
+    });
+    let times = (positive(), positive(), positive(), duration());
+    (any::<[u32; 2]>(), of(failures), of(success), times, 0..=100_u32, any::<bool>()).prop_map(
         |(
-            (consecutive_failures, only_gateway_errors),
+            [consecutive_failures, consecutive_gateway_failures],
+            failure_percentage,
             success_rate,
-            base_ejection_time,
-            max_ejection_time,
+            (interval, base_ejection_time, max_ejection_time, max_ejection_time_jitter),
             max_ejection_percent,
+            always_eject_one,
         )| {
             OutlierDetection {
                 consecutive_failures,
-                only_gateway_errors,
+                consecutive_gateway_failures,
+                failure_percentage,
                 success_rate,
+                interval,
                 base_ejection_time,
                 max_ejection_time,
+                max_ejection_time_jitter,
                 max_ejection_percent,
+                always_eject_one,
             }
         },
     )
