@@ -116,6 +116,7 @@ impl Telemetries<'_> {
             let port = service?.port(reference.port)?;
             Some(ClusterName::outbound(ServicePort::clone(&port.service)).to_string())
         });
-        Some(Tracing { random_sampling, collector })
+        let all = PerMillion::ALL;
+        Some(Tracing { random_sampling, client_sampling: all, overall_sampling: all, collector })
     }
 }

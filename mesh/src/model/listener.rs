@@ -244,6 +244,10 @@ pub enum RouteSource {
 pub struct Tracing {
     /// Which part of requests that arrive without a sampling decision is sampled.
     pub random_sampling: PerMillion,
+    /// Which part of those is sampled in any case that ask for it by an `x-client-trace-id`.
+    pub client_sampling: PerMillion,
+    /// Which part of all these is left in the end.
+    pub overall_sampling: PerMillion,
     /// The exporter's cluster, or `None` for the collector in the sidecar's own configuration.
     pub collector: Option<String>,
 }

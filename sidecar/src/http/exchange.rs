@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, StatusCode, Uri};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Cors, RouteAction, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
@@ -86,6 +86,9 @@ pub(super) struct Sent {
 
 /// Why there is no whole answer: an RFC 9209 token, and a text.
 pub(super) type Problem = (&'static str, String);
+
+/// By which a client asks for its request to be traced (Envoy).
+const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 
 /// One attempt: what it occupies, and how it went.
 struct Attempt {
@@ -201,8 +204,11 @@ impl Exchange {
         let Some(tracing) = tracing else { return };
         let worker = &self.worker;
         let random = [worker.draw_u64(), worker.draw_u64(), worker.draw_u64()];
-        let sample = tracing.random_sampling.hit(worker.draw());
-        self.trace = Some(TraceContext::start(&self.request.headers, random, sample));
+        let headers = &self.request.headers;
+        let asked = headers.contains_key(CLIENT_TRACE_ID) && tracing.client_sampling.hit(worker.draw());
+        let sample = (asked || tracing.random_sampling.hit(worker.draw()))
+            && tracing.overall_sampling.hit(worker.draw());
+        self.trace = Some(TraceContext::start(headers, random, sample));
     }
 
     /// Begins an attempt that asks for `path`.

@@ -21,4 +21,5 @@ mod requests;
 mod retried;
 mod routing;
 mod shares;
+mod traced;
 mod words;

@@ -40,7 +40,7 @@ pub(super) fn encode(cluster: &Cluster) -> CommonLbConfig {
         override_host_status: (sessions != SessionHealth::default()).then(|| encode_health(sessions)),
         // That they go by weight is said by the policies, beside which Envoy takes none of it here.
         locality_config_specifier: ignores_localities
-            .then(|| LocalityConfigSpecifier::ZoneAwareLbConfig(zones)),
+            .then_some(LocalityConfigSpecifier::ZoneAwareLbConfig(zones)),
         ..Default::default()
     }
 }

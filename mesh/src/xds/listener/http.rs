@@ -266,7 +266,9 @@ fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
         ..Default::default()
     });
     TracingPb {
-        random_sampling: Some(Percent { value: f64::from(tracing.random_sampling.0) / 10_000.0 }),
+        random_sampling: Some(percent(tracing.random_sampling)),
+        client_sampling: unless_all(tracing.client_sampling),
+        overall_sampling: unless_all(tracing.overall_sampling),
         provider: provider.map(|config| trace::tracing::Http {
             name: "envoy.tracers.opentelemetry".into(),
             config_type: Some(trace::tracing::http::ConfigType::TypedConfig(proto::any(&config))),
@@ -278,17 +280,9 @@ fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
 
 /// A provider other than OpenTelemetry is passed over: spans then go to the sidecar's own collector.
 fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
-    let percent = tracing.random_sampling.map_or(100.0, |percent| percent.value);
-    if !(0.0..=100.0).contains(&percent) {
-        return Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100")))
-            .at("random_sampling");
-    }
-    for (share, field) in
-        [(&tracing.client_sampling, "client_sampling"), (&tracing.overall_sampling, "overall_sampling")]
-    {
-        let all = share.as_ref().is_none_or(|share| share.value >= 100.0);
-        unsupported(!all, field, "use random_sampling")?;
-    }
+    let random_sampling = decode_percent(tracing.random_sampling).at("random_sampling")?;
+    let client_sampling = decode_percent(tracing.client_sampling).at("client_sampling")?;
+    let overall_sampling = decode_percent(tracing.overall_sampling).at("overall_sampling")?;
     refuse!(tracing; custom_tags)?;
     let config = match tracing.provider.and_then(|provider| provider.config_type) {
         Some(trace::tracing::http::ConfigType::TypedConfig(config))
@@ -303,7 +297,24 @@ fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
         Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(service)) => Some(service.cluster_name),
         _ => None,
     };
+    let collector = collector.filter(|cluster| !cluster.is_empty());
+    Ok(Tracing { random_sampling, client_sampling, overall_sampling, collector })
+}
+
+fn percent(share: PerMillion) -> Percent {
+    Percent { value: f64::from(share.0) / 10_000.0 }
+}
+
+/// All is the default.
+fn unless_all(share: PerMillion) -> Option<Percent> {
+    (share != PerMillion::ALL).then(|| percent(share))
+}
+
+fn decode_percent(share: Option<Percent>) -> Decoded<PerMillion> {
+    let percent = share.map_or(100.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&percent) {
+        return Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100")));
+    }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked above")]
-    let random_sampling = PerMillion((percent * 10_000.0).round() as u32);
-    Ok(Tracing { random_sampling, collector: collector.filter(|cluster| !cluster.is_empty()) })
+    Ok(PerMillion((percent * 10_000.0).round() as u32))
 }

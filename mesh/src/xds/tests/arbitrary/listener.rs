@@ -62,8 +62,14 @@ fn http() -> BoxedStrategy<HttpConnection> {
     ];
     let timeouts = (of(duration()), of(duration()), of(duration()), of(duration()));
     let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
-    let tracing = (fraction(), of(name()))
-        .prop_map(|(random_sampling, collector)| Tracing { random_sampling, collector });
+    let tracing = (fraction(), fraction(), fraction(), of(name())).prop_map(
+        |(random_sampling, client_sampling, overall_sampling, collector)| Tracing {
+            random_sampling,
+            client_sampling,
+            overall_sampling,
+            collector,
+        },
+    );
     let underscores = select(vec![Underscores::Allow, Underscores::Reject, Underscores::Drop]);
     let forwarding = (any::<bool>(), any::<u32>(), any::<bool>()).prop_map(
         |(use_remote_address, trusted_hops, skip_append)| Forwarding {
