@@ -61,7 +61,7 @@ fn a_request_is_followed_to_both_versions_of_stock() {
     assert_line(&run, "route", "(HTTPRoute shop/stock rule 0 match 0) at ");
     assert_line(&run, "route", "10-routes.yaml:");
     assert_line(&run, "timeout", "request 5 s, each attempt 1 s");
-    assert_line(&run, "retry", "at most 5 retries on ");
+    assert_line(&run, "retry", "at most 8 retries on ");
     assert_line(&run, "backend", "90.0 % to outbound|80||stock-v1.shop.svc.cluster.local");
     assert_line(&run, "backend", "10.0 % to outbound|80||stock-v2.shop.svc.cluster.local");
     assert_line(
