@@ -145,6 +145,9 @@ fn outliers() -> Vec<(Value, &'static str, usize)> {
     ]
 }
 
+/// How often a case is tried, each time with a cluster of its own.
+const ATTEMPTS: usize = 3;
+
 #[tokio::test]
 async fn failing_endpoints_are_left_out_as_with_envoy() {
     let mut oracle = Oracle::start().await;
@@ -153,33 +156,41 @@ async fn failing_endpoints_are_left_out_as_with_envoy() {
     let mut resources = Vec::new();
     let mut routes = Vec::new();
     for (index, (detection, ..)) in cases.iter().enumerate() {
-        let name = format!("watched{index}");
         let mut detection = detection.clone();
         detection["enforcing_success_rate"] = json!(0);
         // Longer than the test lasts.
         detection["interval"] = json!("300s");
         detection["base_ejection_time"] = json!("300s");
-        resources.push(cluster(&name, json!({ "outlier_detection": detection })));
-        resources.push(endpoints(&name, &addresses));
-        routes.push(json!({ "match": { "path": format!("/{index}") }, "route": { "cluster": name } }));
+        for attempt in 0..ATTEMPTS {
+            let name = format!("watched{index}-{attempt}");
+            resources.push(cluster(&name, json!({ "outlier_detection": detection })));
+            resources.push(endpoints(&name, &addresses));
+            let path = format!("/{index}/{attempt}");
+            routes.push(json!({ "match": { "path": path }, "route": { "cluster": name } }));
+        }
     }
     let host = json!({ "name": "h", "domains": ["h.test"], "routes": routes });
     resources.push(route_configuration("routes", &[host]));
     oracle.push(resources).await;
     for (index, (detection, script, expected)) in cases.iter().enumerate() {
-        let request = format!("POST /{index} HTTP/1.1\r\nhost: h.test\r\ncontent-length: 2\r\n\r\nhi");
-        let mut reached = [0, 0];
-        for _ in 0..60 {
-            let outcomes = oracle.both(request.as_bytes(), script).await;
-            for (outcome, reached) in outcomes.iter().zip(&mut reached) {
-                *reached += outcome.upstream.iter().filter(|(name, _)| name == "b").count();
-            }
-        }
         // An ejection takes effect in Envoy only after the next turns of two loops.
         let about = *expected..=expected + 2;
-        assert!(
-            reached.iter().all(|reached| about.contains(reached)),
-            "{detection} {script}: {reached:?}, not {expected}"
-        );
+        let mut seen = Vec::new();
+        while !seen.last().is_some_and(|reached: &[usize; 2]| reached.iter().all(|one| about.contains(one))) {
+            // One that fails for another reason on a busy machine takes the place of the one that should be out.
+            assert!(seen.len() < ATTEMPTS, "{detection} {script}: {seen:?}, not {expected}");
+            let request = format!(
+                "POST /{index}/{} HTTP/1.1\r\nhost: h.test\r\ncontent-length: 2\r\n\r\nhi",
+                seen.len()
+            );
+            let mut reached = [0, 0];
+            for _ in 0..60 {
+                let outcomes = oracle.both(request.as_bytes(), script).await;
+                for (outcome, reached) in outcomes.iter().zip(&mut reached) {
+                    *reached += outcome.upstream.iter().filter(|(name, _)| name == "b").count();
+                }
+            }
+            seen.push(reached);
+        }
     }
 }
