@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryPar
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
-use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range};
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range, Percent};
 use http::HeaderName;
 
 use super::error::{At, Decoded, FieldError, non_empty, required};
@@ -131,6 +131,15 @@ pub(super) fn decode_query(matcher: pb::QueryParameterMatcher) -> Decoded<QueryM
         }
     };
     Ok(QueryMatch { name: non_empty(matcher.name, "name")?, value })
+}
+
+/// A percentage, or `default` where there is none.
+pub(super) fn decode_percent(percent: Option<Percent>, default: f64) -> Decoded<f64> {
+    let percent = percent.map_or(default, |percent| percent.value);
+    match (0.0..=100.0).contains(&percent) {
+        true => Ok(percent),
+        false => Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100"))),
+    }
 }
 
 pub(super) fn fraction(fraction: PerMillion) -> FractionalPercent {

@@ -10,6 +10,7 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 
 use crate::model::{FailurePercentage, Limits, OutlierDetection, RetryBudget, SuccessRate};
 use crate::xds::error::{At, Decoded, FieldError, refuse};
+use crate::xds::matching::decode_percent;
 use crate::xds::proto;
 
 /// Over how long requests count towards a budget where nothing is set.
@@ -70,11 +71,7 @@ pub(super) fn decode(breakers: Option<pb::CircuitBreakers>) -> Decoded<Limits> {
 }
 
 fn decode_budget(budget: thresholds::RetryBudget) -> Decoded<RetryBudget> {
-    let percent = budget.budget_percent.map_or(BUDGET_PERCENT, |percent| percent.value);
-    if !(0.0..=100.0).contains(&percent) {
-        return Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100")))
-            .at("budget_percent");
-    }
+    let percent = decode_percent(budget.budget_percent, BUDGET_PERCENT).at("budget_percent")?;
     let interval = proto::decode_duration(budget.budget_interval, "budget_interval")?;
     Ok(RetryBudget {
         percent,

@@ -12,9 +12,10 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 
 use crate::model::{Cluster, SessionHealth};
 use crate::xds::error::{At, Decoded, FieldError, refuse};
+use crate::xds::matching::decode_percent;
 
 /// Envoy's, where nothing is said.
-const PANIC_THRESHOLD: u32 = 50;
+const PANIC_THRESHOLD: f64 = 50.0;
 
 /// What a cluster says of places, of health and of sessions.
 pub(super) struct Localities {
@@ -71,13 +72,9 @@ pub(super) fn decode(config: Option<&CommonLbConfig>) -> Decoded<Localities> {
 
 /// To the nearest whole percent, as in Envoy.
 fn decode_threshold(threshold: Option<Percent>) -> Decoded<u32> {
-    match threshold.map(|threshold| threshold.value) {
-        None => Ok(PANIC_THRESHOLD),
-        // The range is checked first, so that the conversion is exact.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Some(percent) if (0.0..=100.0).contains(&percent) => Ok(percent.round() as u32),
-        Some(percent) => Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100"))),
-    }
+    let percent = decode_percent(threshold, PANIC_THRESHOLD)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a percentage")]
+    Ok(percent.round() as u32)
 }
 
 fn encode_health(sessions: SessionHealth) -> HealthStatusSet {

@@ -18,6 +18,7 @@ use crate::model::{
     TrafficDirection, Underscores,
 };
 use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
+use crate::xds::matching::decode_percent;
 use crate::xds::{Client, proto, route};
 
 /// The most that Envoy lets a request's head have.
@@ -280,9 +281,9 @@ fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
 
 /// A provider other than OpenTelemetry is passed over: spans then go to the sidecar's own collector.
 fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
-    let random_sampling = decode_percent(tracing.random_sampling).at("random_sampling")?;
-    let client_sampling = decode_percent(tracing.client_sampling).at("client_sampling")?;
-    let overall_sampling = decode_percent(tracing.overall_sampling).at("overall_sampling")?;
+    let random_sampling = decode_share(tracing.random_sampling).at("random_sampling")?;
+    let client_sampling = decode_share(tracing.client_sampling).at("client_sampling")?;
+    let overall_sampling = decode_share(tracing.overall_sampling).at("overall_sampling")?;
     refuse!(tracing; custom_tags)?;
     let config = match tracing.provider.and_then(|provider| provider.config_type) {
         Some(trace::tracing::http::ConfigType::TypedConfig(config))
@@ -310,11 +311,8 @@ fn unless_all(share: PerMillion) -> Option<Percent> {
     (share != PerMillion::ALL).then(|| percent(share))
 }
 
-fn decode_percent(share: Option<Percent>) -> Decoded<PerMillion> {
-    let percent = share.map_or(100.0, |percent| percent.value);
-    if !(0.0..=100.0).contains(&percent) {
-        return Err(FieldError::new(format!("{percent} is not a percentage: use 0 to 100")));
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked above")]
+fn decode_share(share: Option<Percent>) -> Decoded<PerMillion> {
+    let percent = decode_percent(share, 100.0)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a percentage")]
     Ok(PerMillion((percent * 10_000.0).round() as u32))
 }

@@ -206,19 +206,16 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
         "make a cluster of its own for the subset",
     )?;
     let (fault, overrides) = filters::decode_backend(&cluster.typed_per_filter_config)?;
+    let (name, weight) = (non_empty(cluster.name, "name")?, required(cluster.weight, "weight")?.value);
+    let changes = headers::decode_both(
+        (cluster.request_headers_to_add, cluster.request_headers_to_remove),
+        (cluster.response_headers_to_add, cluster.response_headers_to_remove),
+    )?;
     Ok(Backend {
-        cluster: non_empty(cluster.name, "name")?,
-        weight: required(cluster.weight, "weight")?.value,
-        request_headers: headers::decode(
-            "request_headers",
-            cluster.request_headers_to_add,
-            cluster.request_headers_to_remove,
-        )?,
-        response_headers: headers::decode(
-            "response_headers",
-            cluster.response_headers_to_add,
-            cluster.response_headers_to_remove,
-        )?,
+        cluster: name,
+        weight,
+        request_headers: changes.request,
+        response_headers: changes.response,
         host_rewrite: cluster
             .host_rewrite_specifier
             .map(|BackendHost::HostRewriteLiteral(host)| host)

@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use http::{HeaderName, HeaderValue};
 
-use crate::model::{Format, HeaderMutation, HeaderMutations, HeaderOp, HeaderText, Operator};
+use crate::model::{Format, HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText, Operator};
 use crate::xds::error::{At, Decoded, FieldError, each, required};
 use crate::xds::matching;
 
@@ -19,6 +19,17 @@ pub(in crate::xds) fn add(mutations: &HeaderMutations) -> Vec<core::HeaderValueO
 /// The names to remove, as Envoy holds them.
 pub(in crate::xds) fn remove(mutations: &HeaderMutations) -> Vec<String> {
     mutations.remove.iter().map(|name| name.as_str().to_owned()).collect()
+}
+
+/// What is to be added and what to be removed, in one direction.
+type Lists = (Vec<core::HeaderValueOption>, Vec<String>);
+
+/// Reads the lists of both directions.
+pub(super) fn decode_both(request: Lists, response: Lists) -> Decoded<HeaderChanges> {
+    Ok(HeaderChanges {
+        request: decode("request_headers", request.0, request.1)?,
+        response: decode("response_headers", response.0, response.1)?,
+    })
 }
 
 /// Reads the two lists of one direction, `request_headers` or `response_headers`.

@@ -22,8 +22,7 @@ use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, u
 use super::proto::{self, Fields, Read};
 use super::{Kind, XdsError, matching};
 use crate::model::{
-    Domain, HeaderChanges, Origin, PathMatch, Route, RouteAction, RouteConfiguration, TellAttempts,
-    VirtualHost,
+    Domain, Origin, PathMatch, Route, RouteAction, RouteConfiguration, TellAttempts, VirtualHost,
 };
 
 mod action;
@@ -173,18 +172,10 @@ pub(super) fn decode_configuration(message: pb::RouteConfiguration) -> Decoded<R
             return Err(FieldError::new(problem)).at("domains").at_item("virtual_hosts", index);
         }
     }
-    let headers = HeaderChanges {
-        request: headers::decode(
-            "request_headers",
-            message.request_headers_to_add,
-            message.request_headers_to_remove,
-        )?,
-        response: headers::decode(
-            "response_headers",
-            message.response_headers_to_add,
-            message.response_headers_to_remove,
-        )?,
-    };
+    let headers = headers::decode_both(
+        (message.request_headers_to_add, message.request_headers_to_remove),
+        (message.response_headers_to_add, message.response_headers_to_remove),
+    )?;
     let specific_headers_last = message.most_specific_header_mutations_wins;
     Ok(RouteConfiguration { name, virtual_hosts, headers, specific_headers_last })
 }
@@ -244,18 +235,10 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
         name: host.name,
         domains: each("domains", host.domains, decode_domain)?,
         routes,
-        headers: HeaderChanges {
-            request: headers::decode(
-                "request_headers",
-                host.request_headers_to_add,
-                host.request_headers_to_remove,
-            )?,
-            response: headers::decode(
-                "response_headers",
-                host.response_headers_to_add,
-                host.response_headers_to_remove,
-            )?,
-        },
+        headers: headers::decode_both(
+            (host.request_headers_to_add, host.request_headers_to_remove),
+            (host.response_headers_to_add, host.response_headers_to_remove),
+        )?,
     })
 }
 
@@ -333,21 +316,19 @@ fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)
     refuse!(route; tracing)?;
     let Own { origin, half, session_lifetime } = decode_metadata(route.metadata.as_ref())?;
     let settings = filters::decode(&route.typed_per_filter_config, session_lifetime)?;
+    let matches = matches::decode(required(route.r#match, "match")?).at("match")?;
+    let action = action::decode(required(route.action, "action")?)?;
+    let changes = headers::decode_both(
+        (route.request_headers_to_add, route.request_headers_to_remove),
+        (route.response_headers_to_add, route.response_headers_to_remove),
+    )?;
     let mut decoded = Route {
         name: if route.name.is_empty() { format!("#{index}") } else { route.name },
         origin,
-        matches: matches::decode(required(route.r#match, "match")?).at("match")?,
-        action: action::decode(required(route.action, "action")?)?,
-        request_headers: headers::decode(
-            "request_headers",
-            route.request_headers_to_add,
-            route.request_headers_to_remove,
-        )?,
-        response_headers: headers::decode(
-            "response_headers",
-            route.response_headers_to_add,
-            route.response_headers_to_remove,
-        )?,
+        matches,
+        action,
+        request_headers: changes.request,
+        response_headers: changes.response,
         fault: settings.fault,
         cors: settings.cors,
         filters: settings.overrides,
