@@ -438,11 +438,8 @@ fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bo
         let said = response_headers.get(PROXY_STATUS).and_then(|value| value.to_str().ok());
         ("destination_unavailable", said.unwrap_or("the endpoint's sidecar answered").to_owned())
     });
-    if plan.table.virtual_host(plan.id).tell_attempts.client {
-        response_headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts()));
-    }
-    let changes = plan.table.response_headers(plan.id, Some(plan.backend));
-    Words::new(exchange, Moment::Answer(status)).change(changes, response_headers);
+    let words = Words::new(exchange, Moment::Answer(status));
+    words.change_answer(plan.table, plan.id, Some(plan.backend), response_headers);
     if let Some(cookie) = plan.cookie {
         response_headers.append(SET_COOKIE, cookie);
     }

@@ -251,10 +251,7 @@ fn change(exchange: &Exchange, id: RouteId, words: &Words<'_>, response: &mut He
         RouteAction::Forward(forward) => exchange.backend.map(|at| &forward.backends[at]),
         RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
     };
-    if routes.table.virtual_host(id).tell_attempts.client && exchange.attempts() > 0 {
-        response.insert(headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts()));
-    }
-    words.change(routes.table.response_headers(id, backend), response);
+    words.change_answer(&routes.table, id, backend, response);
 }
 
 impl Handler for Proxy {

@@ -6,9 +6,9 @@
 use std::io::Write;
 use std::net::SocketAddr;
 
-use http::{HeaderMap, StatusCode};
-use tulle_mesh::model::{AddressPart, HeadField, HeaderMutations, Operator};
-use tulle_mesh::route::filter;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tulle_mesh::model::{AddressPart, Backend, HeadField, HeaderMutations, Operator};
+use tulle_mesh::route::{RouteId, RouteTable, filter};
 
 use super::exchange::Exchange;
 use super::headers;
@@ -45,6 +45,21 @@ impl<'a> Words<'a> {
         for changes in levels {
             filter::mutate_headers(changes, head, |own, operator, out| self.write(own, operator, out));
         }
+    }
+
+    /// Makes the changes of a route to an answer: that of `backend`, or one of the sidecar itself.
+    pub(super) fn change_answer(
+        &self,
+        table: &RouteTable,
+        id: RouteId,
+        backend: Option<&Backend>,
+        head: &mut HeaderMap,
+    ) {
+        let attempts = self.exchange.attempts();
+        if table.virtual_host(id).tell_attempts.client && attempts > 0 {
+            head.insert(headers::ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        self.change(table.response_headers(id, backend), head);
     }
 
     /// Writes what `operator` stands for behind `out`. `own` is the head that is changed.

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::SystemTime;
 
+use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value, json};
 use tulle_mesh::model::{
@@ -118,8 +119,9 @@ fn request_json(record: &RequestRecord<'_>) -> String {
     put("client.address", record.client.to_string().into());
     put("trace_id", json!(record.trace.map(|trace| format!("{:032x}", trace.trace_id))));
     put("span_id", json!(record.trace.map(|trace| format!("{:016x}", trace.span_id))));
-    put("user_agent.original", json!(header(&record.request.headers, "user-agent")));
-    put("http.request.header.x-request-id", json!(header(&record.request.headers, "x-request-id")));
+    put("user_agent.original", json!(header(&record.request.headers, &USER_AGENT)));
+    let request_id = HeaderName::from_static("x-request-id");
+    put("http.request.header.x-request-id", json!(header(&record.request.headers, &request_id)));
     Value::Object(line).to_string()
 }
 
@@ -195,18 +197,18 @@ fn request_header(record: &RequestRecord<'_>, field: &HeadField) -> Option<Strin
         HeadField::Path => request.uri.path_and_query().map(|path| path.as_str().to_owned()),
         HeadField::Authority => {
             let authority = request.uri.authority().map(|authority| authority.as_str().to_owned());
-            authority.or_else(|| header(&request.headers, "host"))
+            authority.or_else(|| header(&request.headers, &HOST))
         }
         HeadField::Scheme => request.uri.scheme_str().map(str::to_owned),
         HeadField::Status => None,
-        HeadField::Named(name) => header(&request.headers, name.as_str()),
+        HeadField::Named(name) => header(&request.headers, name),
     }
 }
 
 fn response_header(record: &RequestRecord<'_>, field: &HeadField) -> Option<String> {
     match field {
         HeadField::Status => record.status.map(|status| status.as_str().to_owned()),
-        HeadField::Named(name) => header(record.response_headers?, name.as_str()),
+        HeadField::Named(name) => header(record.response_headers?, name),
         _ => None,
     }
 }
@@ -244,9 +246,8 @@ fn address(address: SocketAddr, part: AddressPart) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn header(headers: &HeaderMap, name: &str) -> Option<String> {
-    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-    let value = headers.get(&name)?;
+fn header(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let value = headers.get(name)?;
     if matches!(
         name.as_str(),
         "authorization" | "proxy-authorization" | "cookie" | "set-cookie" | "x-api-key" | "x-auth-token"
