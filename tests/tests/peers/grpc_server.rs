@@ -7,13 +7,8 @@ use crate::support::{GrpcClient, GrpcServer, call, certificates, only, service, 
 
 #[tokio::test]
 async fn sidecars_and_grpc_clients_call_it_and_its_policy_holds() {
-    let mesh = TestMesh::start().await;
-    let port = free_port();
-    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
-    mesh.knows("Service", "echo").await;
-    let own = certificates(&mesh, "echo").await;
     // Its listener is asked for by the address that it is bound to, which here is all of them.
-    let _server = GrpcServer::start(&mesh, "echo", &own, &format!("0.0.0.0:{port}")).await;
+    let (mesh, _server, port) = served("echo", "0.0.0.0").await;
     let web = mesh.workload(Workload::new("web").port("echo.shop:80")).await;
     let cart = mesh.workload(Workload::new("cart").port("echo.shop:80")).await;
     let (web, cart) = (web.ports["echo.shop:80"], cart.ports["echo.shop:80"]);
@@ -34,12 +29,7 @@ async fn sidecars_and_grpc_clients_call_it_and_its_policy_holds() {
 /// would be too many.
 #[tokio::test]
 async fn a_call_on_which_nothing_is_said_goes_on() {
-    let mesh = TestMesh::start().await;
-    let port = free_port();
-    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
-    mesh.knows("Service", "echo").await;
-    let own = certificates(&mesh, "echo").await;
-    let _server = GrpcServer::start(&mesh, "echo", &own, &format!("0.0.0.0:{port}")).await;
+    let (mesh, _server, _) = served("echo", "0.0.0.0").await;
     let web = mesh.workload(Workload::new("web").port("echo.shop:80")).await;
     let web = web.ports["echo.shop:80"];
     until_called(web, "OK").await;
@@ -51,12 +41,7 @@ async fn a_call_on_which_nothing_is_said_goes_on() {
 
 #[tokio::test]
 async fn a_sidecar_refuses_one_that_proves_to_be_someone_else() {
-    let mesh = TestMesh::start().await;
-    let port = free_port();
-    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
-    mesh.knows("Service", "echo").await;
-    let other = certificates(&mesh, "someone-else").await;
-    let _server = GrpcServer::start(&mesh, "echo", &other, &format!("127.0.0.1:{port}")).await;
+    let (mesh, _server, _) = served("someone-else", "127.0.0.1").await;
     let web = mesh.workload(Workload::new("web").port("echo.shop:80")).await;
     let refused = || async {
         let said = call(web.ports["echo.shop:80"]).await;
@@ -68,4 +53,15 @@ async fn a_sidecar_refuses_one_that_proves_to_be_someone_else() {
     let said = wait_for(LIMIT, refused).await.unwrap_or_else(|error| panic!("{error}"));
     assert!(said.starts_with("UNAVAILABLE"), "{said}");
     assert_eq!(mesh.api("/api/v1/objects").await["problems"], json!([]));
+}
+
+/// A mesh with the service `echo`, a server of it that listens at `ip` and proves to be `identity`, and its port.
+async fn served(identity: &str, ip: &str) -> (TestMesh, GrpcServer, u16) {
+    let mesh = TestMesh::start().await;
+    let port = free_port();
+    mesh.manifest("echo.yaml", &service("echo", "echo", port, port, "grpc"));
+    mesh.knows("Service", "echo").await;
+    let proof = certificates(&mesh, identity).await;
+    let server = GrpcServer::start(&mesh, "echo", &proof, &format!("{ip}:{port}")).await;
+    (mesh, server, port)
 }

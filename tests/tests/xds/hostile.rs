@@ -237,9 +237,8 @@ async fn what_is_bad_in_itself_is_refused_and_the_good_stays() {
                 if now > rejected || PASSED_OVER.contains(&attack) {
                     Ok(())
                 } else {
-                    Err("it is not refused")
+                    Err("it is not refused".to_owned())
                 }
-                .map_err(str::to_owned)
             };
             match wait_for(LIMIT / 6, refused).await {
                 Ok(()) => break,
