@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::SendStream;
 
-use super::reset_reason;
 use crate::http::body::BodyError;
 
 /// Sends a body frame by frame, as the peer's windows allow. Never holds more than the frame at hand. Dropped before its
@@ -24,7 +23,7 @@ pub(crate) struct SendBody {
 /// Why a body was not sent whole.
 #[derive(Debug)]
 pub(crate) enum SendFailure {
-    /// The body failed; the stream was reset accordingly.
+    /// The body failed; the stream is to be reset accordingly.
     Body(BodyError),
     /// The peer reset the stream, or the connection is gone.
     Peer,
@@ -70,7 +69,6 @@ impl SendBody {
                 Poll::Ready(None) => self.end()?,
                 Poll::Ready(Some(Err(error))) => {
                     self.ended = true;
-                    self.stream.send_reset(reset_reason(&error));
                     return Poll::Ready(Err(SendFailure::Body(error)));
                 }
             }

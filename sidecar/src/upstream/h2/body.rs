@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 use super::connection::Lease;
 use crate::http::body::{Body, BodyError};
 use crate::http::h2::recv::RecvBody;
+use crate::http::h2::reset_reason;
 use crate::http::h2::send::{SendBody, SendFailure};
 
 /// The body of a response. While it is read, what is left of the request is sent. Dropped before its end, it resets the
@@ -83,8 +84,12 @@ impl Upload {
         Self { send: SendBody::new(stream), body }
     }
 
-    /// As [`SendBody::poll`].
+    /// As [`SendBody::poll`]; a stream whose body failed is reset.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
-        self.send.poll(cx, Pin::new(&mut self.body))
+        let polled = self.send.poll(cx, Pin::new(&mut self.body));
+        if let Poll::Ready(Err(SendFailure::Body(error))) = &polled {
+            self.send.reset(reset_reason(error));
+        }
+        polled
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_ACCEPT};
 use http::{Method, Request, Response, StatusCode, Version};
 use tokio::time::Instant;
@@ -19,8 +19,8 @@ use super::request::check;
 use crate::http::body::{Body, BodyError};
 use crate::http::h1::framing::status_is_bodiless;
 use crate::http::h2::recv::RecvBody;
-use crate::http::h2::send::SendBody;
-use crate::http::h2::strip_connection_fields;
+use crate::http::h2::send::{SendBody, SendFailure};
+use crate::http::h2::{reset_reason, strip_connection_fields};
 use crate::http::server::{Handler, Interim, Reply, ServerOptions, Timer};
 use crate::http::upgrade::TunnelEnd;
 
@@ -151,9 +151,12 @@ impl Stream {
         let mut body = pin!(body);
         let mut timer = None;
         let mut sent = 0;
-        poll_fn(|cx| {
-            if send.poll(cx, body.as_mut()).is_ready() {
-                return Poll::Ready(());
+        let failed = poll_fn(|cx| {
+            if let Poll::Ready(sent) = send.poll(cx, body.as_mut()) {
+                return Poll::Ready(match sent {
+                    Err(SendFailure::Body(error)) => Some(error),
+                    Ok(()) | Err(SendFailure::Peer) => None,
+                });
             }
             if sent != send.sent() {
                 sent = send.sent();
@@ -162,11 +165,14 @@ impl Stream {
             let Some(idle) = self.idle_timeout.filter(|_| send.is_blocked()) else { return Poll::Pending };
             let timer = timer.get_or_insert_with(|| Timer::new(idle));
             let blocked = timer.poll(cx, self.last_moved() + idle);
-            if blocked.is_ready() {
-                send.reset(Reason::CANCEL);
-            }
-            blocked
+            blocked.map(|()| Some(BodyError::Idle))
         })
         .await;
+        if let Some(error) = failed {
+            // A reset takes back what its stream was given and the connection has not written yet: the head, even. It
+            // is written in the connection's next turn.
+            tokio::task::yield_now().await;
+            send.reset(reset_reason(&error));
+        }
     }
 }

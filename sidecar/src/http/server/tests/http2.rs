@@ -1,5 +1,6 @@
 //! What an HTTP/2 connection does, as a client of the `h2` crate sees it.
 
+use std::array::IntoIter;
 use std::cell::Cell;
 use std::future::pending;
 use std::net::SocketAddr;
@@ -7,17 +8,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::stream::{Iter, iter};
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::http::body::Body;
-use crate::http::server::ServerOptions;
+use crate::http::body::{Body, BodyError};
 use crate::http::server::testing::{Client, Serve, Speak, local, ok, options, server, text};
+use crate::http::server::{Handler, Interim, Reply, ServerOptions};
 use crate::worker::drain::Phase;
 
 /// A client's connection, and its end.
@@ -156,6 +160,40 @@ async fn a_body_that_fails_resets_the_stream_with_a_code_that_tells() {
             let error = body.data().await.expect("an error").expect_err("a reset");
             assert!([Some(sent), Some(seen)].contains(&error.reason()), "{error}");
         }
+    })
+    .await;
+}
+
+/// Answers with a body that fails as soon as its first half is given.
+struct Cut;
+
+impl Handler for Cut {
+    type Body = StreamBody<Iter<IntoIter<Result<Frame<Bytes>, BodyError>, 2>>>;
+
+    async fn handle(&self, _: Request<Body>, _: Interim) -> Reply<Self::Body> {
+        let frames = [Ok(Frame::data(Bytes::from_static(b"half"))), Err(BodyError::Truncated)];
+        Reply { response: Response::new(StreamBody::new(iter(frames))), tunnel: None, close: false }
+    }
+}
+
+#[tokio::test]
+async fn what_came_before_a_body_failed_reaches_the_client() {
+    local(async {
+        let (address, _) = server(Speak::Http2, Cut, options()).await;
+        let (sender, _) = connect(address).await;
+        let answers = (0..20).map(|_| {
+            let mut sender = sender.clone();
+            async move {
+                let (response, _) = sender.send_request(get("/"), true).expect("open");
+                let response = response.await.expect("a head");
+                assert_eq!(response.status(), StatusCode::OK);
+                let mut body = response.into_body();
+                assert_eq!(body.data().await.expect("data").expect("the first half"), "half");
+                let error = body.data().await.expect("an error").expect_err("a reset");
+                assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR));
+            }
+        });
+        join_all(answers).await;
     })
     .await;
 }
