@@ -6,8 +6,8 @@ It serves what its standard input says, a JSON object a line:
     {"say": [BASE64, ...], "to": AGENT, "times": NUMBER, "id": NUMBER}
 
 The second says messages as they are, in their order and so often, to the clients whose user agent begins so. A resource is the JSON form of an Any with a field "name" beside it, which names it on the wire. The first line of its output says
-where it listens: {"tls": PORT, "plain": PORT}. Then comes a line for each command that is in force, {"done": ID}, and one for each
-request of a client, with the client's user agent, the type and, where it answers a response, what it rejected and which command
+where it listens: {"tls": PORT, "plain": PORT}. Then comes a line for each command that is in force, {"done": ID}, one for each
+stream that a client opens, {"stream": AGENT}, and one for each request of a client, with the client's user agent, the type and, where it answers a response, what it rejected and which command
 was the last that the response knew of.
 
 usage: ads.py CERTIFICATE KEY ROOT [TLS-PORT PLAIN-PORT]
@@ -108,8 +108,9 @@ class Stream:
 
     def take(self, request):
         """Applies a request; the names that it wants an answer for."""
-        if request.node.user_agent_name:
+        if not self.agent:
             self.agent = request.node.user_agent_name
+            say({"stream": self.agent})
         first = request.type_url not in self.types
         subscription = self.types.setdefault(request.type_url, Subscription())
         subscribed = set(request.resource_names_subscribe)

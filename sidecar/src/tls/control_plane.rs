@@ -20,18 +20,22 @@ use tokio_rustls::client::TlsStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 
-use super::certificate::TrustBundle;
+use super::certificate::{CertificateFacts, TrustBundle};
 use super::error::{HandshakeError, with_causes};
 use super::material::{Material, MaterialError, control_plane_config, root_store};
 use super::verify::ControlPlaneVerifier;
 use crate::config;
 use crate::grpc::{Channel, KeepAlive};
+use crate::upstream::{self, dead_peer};
 
 /// How long reaching the control plane may take, the TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A control plane that is frozen or cut off is noticed after the sum.
+/// A control plane of Tulle that is frozen or cut off is noticed after the sum.
 const KEEP_ALIVE: KeepAlive =
     KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+/// One of other making may end the stream of who asks more often than each five minutes (gRFC A8). That its host is gone
+/// the kernel notices before.
+const RARE: KeepAlive = KeepAlive { interval: Duration::from_secs(330), timeout: Duration::from_secs(20) };
 
 /// Where the control plane is, and who it has to be.
 #[derive(Clone, Debug)]
@@ -129,7 +133,8 @@ impl ControlPlane {
             .map_err(|_| ControlPlaneError::Timeout(self.config.address.clone()))??;
         let address = self.config.address.to_string();
         let authority = Authority::try_from(address).map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
-        let channel = Channel::over(stream, authority, Some(self.keep_alive))
+        let keep_alive = if self.is_tulle(&stream) { self.keep_alive } else { RARE };
+        let channel = Channel::over(stream, authority, Some(keep_alive))
             .await
             .map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
         Ok(Session { channel, token })
@@ -139,7 +144,7 @@ impl ControlPlane {
         let config::ControlPlane { address, server_name, .. } = &self.config;
         let unreachable = |error| ControlPlaneError::Unreachable { address: address.clone(), error };
         let socket = TcpStream::connect((address.host(), address.port())).await.map_err(unreachable)?;
-        socket.set_nodelay(true).map_err(unreachable)?;
+        upstream::prepare(&socket).and_then(|()| dead_peer::watch(&socket)).map_err(unreachable)?;
         let peer: SocketAddr = socket.peer_addr().map_err(unreachable)?;
         let name = ServerName::try_from(server_name.clone())
             .unwrap_or_else(|_| ServerName::IpAddress(peer.ip().into()));
@@ -147,6 +152,14 @@ impl ControlPlane {
         tls.connect(name, socket)
             .await
             .map_err(|e| ControlPlaneError::Tls(Box::new(HandshakeError::from_io(peer, expected(), &e))))
+    }
+
+    /// Whether the other end has proved to be the control plane of this mesh, not only to have its name.
+    fn is_tulle(&self, stream: &TlsStream<TcpStream>) -> bool {
+        let (_, session) = stream.get_ref();
+        let leaf = session.peer_certificates().and_then(<[_]>::first);
+        leaf.and_then(|leaf| CertificateFacts::read(leaf).ok())
+            .is_some_and(|facts| facts.spiffe_id().is_ok_and(|id| id == self.identity))
     }
 
     fn token(&self) -> Result<Option<MetadataValue<Ascii>>, ControlPlaneError> {

@@ -1,6 +1,6 @@
 //! Notices that the other end of a connection is gone without a word: its host has died, or the link is cut.
 //!
-//! In: sockets for requests, and a time. Out: the kernel ends them when what was sent is not acknowledged for that time, or
+//! In: sockets for requests and that to the control plane, and a time. Out: the kernel ends them when what was sent is not acknowledged for that time, or
 //! nothing answers its probes. Connections of bytes are not watched, nor those that have become tunnels: on them a peer that
 //! takes nothing for a while (a client that shows the first page, a job that waits for a lock) is as it should be, and for
 //! the kernel it looks the same. So does a server that takes nothing of an upload over HTTP/1.1 for all that time: such a
@@ -24,7 +24,7 @@ pub(crate) fn set_limit(limit: Duration) {
 }
 
 /// Watches the other end of a socket.
-pub(super) fn watch(socket: &TcpStream) -> io::Result<()> {
+pub(crate) fn watch(socket: &TcpStream) -> io::Result<()> {
     let limit = LIMIT.get().copied().unwrap_or_default();
     if limit.is_zero() {
         return Ok(());

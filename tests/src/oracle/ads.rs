@@ -104,6 +104,11 @@ impl Ads {
         answers.collect()
     }
 
+    /// How many streams clients with this user agent have opened so far.
+    pub fn streams(&self, agent: &str) -> usize {
+        self.said().iter().filter(|line| line["stream"] == agent).count()
+    }
+
     /// Starts a sidecar with a local port for each service and one for peers, which reaches the control plane at an address.
     pub(super) async fn sidecar(
         &self,

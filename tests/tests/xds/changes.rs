@@ -1,6 +1,7 @@
 //! Configuration that changes under both: what moves, what is refused, what goes away.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -159,4 +160,16 @@ async fn a_cluster_is_warm_once_its_endpoints_have_come() {
     both_answer(&oracle, request, ["503", "503"]).await;
     oracle.ads.set(vec![endpoints("new", &[c])]).await;
     both_answer(&oracle, request, ["c", "c"]).await;
+}
+
+/// A server of gRPC's C core ends the connection of who pings it three times in five minutes while nothing is said; a control
+/// plane of Tulle is asked each ten seconds.
+#[tokio::test]
+async fn a_stream_on_which_nothing_is_said_lasts() {
+    let oracle = Oracle::start().await;
+    both_come_to(&oracle, "a", ["a", "a"]).await;
+    let streams = || ["envoy", "tulle-sidecar"].map(|agent| oracle.ads.streams(agent));
+    assert_eq!(streams(), [1, 1]);
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(streams(), [1, 1]);
 }
