@@ -145,6 +145,7 @@ impl RequestError {
             Self::RateLimited(..) => "local_rate_limited",
             Self::Fault(..) => "fault_filter_abort",
             Self::Timeout("perTry", _) => "upstream_per_try_timeout",
+            Self::Timeout("perTryIdle", _) => "upstream_per_try_idle_timeout",
             Self::Timeout(..) => "response_timeout",
             Self::Attempt(
                 _,

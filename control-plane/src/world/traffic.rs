@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 use tulle_mesh::model::{
-    FailurePercentage, HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn, RetryPolicy,
-    Session, SessionCarrier, Timeouts,
+    FailurePercentage, GrpcTimeout, HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn,
+    RetryPolicy, Session, SessionCarrier, Timeouts,
 };
 
 use super::report::{Report, Subject};
@@ -117,6 +117,7 @@ pub(super) fn retry(
         statuses,
         attempts: settings.and_then(|settings| settings.attempts).unwrap_or(ATTEMPTS),
         per_try_timeout,
+        per_try_idle_timeout: None,
         backoff,
         max_backoff: backoff.saturating_mul(10),
     })
@@ -129,7 +130,14 @@ pub(super) fn timeouts(
 ) -> Timeouts {
     let inherited = policy.and_then(|policy| policy.timeouts.as_ref());
     let request = given.into_iter().chain(inherited).find_map(|settings| settings.request);
-    Timeouts { request: request.map(|request| request.get()), idle: stream_idle(policy), max_stream: None }
+    let request = request.map_or(Duration::ZERO, |request| request.get());
+    Timeouts {
+        // Envoy has a limit where nothing is said, and a proxyless client of gRPC knows no other limit than that on calls.
+        request: Some(request),
+        idle: stream_idle(policy),
+        max_stream: None,
+        grpc: (!request.is_zero()).then(|| GrpcTimeout::at_most(request)),
+    }
 }
 
 /// How long a stream may be without movement.
@@ -184,7 +192,13 @@ pub(super) fn hash(
     match hash.kind {
         HashType::Header => header_hash(&named.name, subject, field, report).into_iter().collect(),
         _ => {
-            vec![HashPolicy::Cookie { name: named.name.clone(), ttl: None, path: None, terminal: true }]
+            vec![HashPolicy::Cookie {
+                name: named.name.clone(),
+                ttl: None,
+                path: None,
+                attributes: Vec::new(),
+                terminal: true,
+            }]
         }
     }
 }
@@ -226,7 +240,7 @@ pub(super) fn session(settings: &SessionPersistence) -> Result<Session, SessionF
 
 fn header_hash(name: &str, subject: &Subject, field: &str, report: &mut Report) -> Option<HashPolicy> {
     match HeaderName::from_bytes(name.as_bytes()) {
-        Ok(name) => Some(HashPolicy::Header { name, terminal: true }),
+        Ok(name) => Some(HashPolicy::Header { name, rewrite: None, terminal: true }),
         Err(_) => {
             report.error(subject, field, format!("{name:?} is not a header's name"), "correct the name");
             None

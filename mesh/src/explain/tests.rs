@@ -174,6 +174,7 @@ fn a_request_is_followed_to_the_verdict_of_each_endpoint() {
         statuses: vec![429],
         attempts: 2,
         per_try_timeout: Some(Duration::from_millis(250)),
+        per_try_idle_timeout: None,
         backoff: Duration::ZERO,
         max_backoff: Duration::ZERO,
     });

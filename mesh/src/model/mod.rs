@@ -10,6 +10,7 @@ mod dns;
 mod endpoint;
 mod filter;
 mod format;
+mod forward;
 mod headers;
 mod listener;
 mod matching;
@@ -31,6 +32,7 @@ pub use filter::{
     RateLimitAnswer, ReplaceableFilter,
 };
 pub use format::{AddressPart, Format, FormatError, HeadField, Operator, TimeFormat};
+pub use forward::{Backend, Forward, HashPolicy, HostRewrite, Mirror, MirrorHost, PathRewrite, Split};
 pub use headers::{HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText};
 pub use listener::{
     AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding,
@@ -40,11 +42,10 @@ pub use listener::{
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,
 };
-pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
+pub use retry::{GrpcTimeout, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
 pub use route::{
-    Backend, DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Forward, HashPolicy, HostRewrite, Mirror,
-    Origin, PathRewrite, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch, TellAttempts,
-    VirtualHost,
+    DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Origin, Redirect, Route, RouteAction,
+    RouteConfiguration, RouteMatch, TellAttempts, VirtualHost,
 };
 pub use secret::{PrivateKey, Secret, SecretValue};
 pub use session::{Session, SessionCarrier};

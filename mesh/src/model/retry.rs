@@ -17,6 +17,29 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// The whole life of the stream.
     pub max_stream: Option<Duration>,
+    /// What holds of the time that a call of gRPC brings along; `None`: all of it, beside the other limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcTimeout>,
+}
+
+/// What holds of the time that a call of gRPC brings along (`grpc-timeout`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrpcTimeout {
+    /// At most so much of it; zero: all.
+    pub max: Duration,
+    /// So much is taken off, so that it is the sidecar that gives up first.
+    pub offset: Duration,
+    /// It stands for the limit on the whole request, also where a call brings none (Envoy's `max_grpc_timeout`); else for that
+    /// on the life of the stream, where a call brings one.
+    pub limits_request: bool,
+}
+
+impl GrpcTimeout {
+    /// At most so much of it.
+    pub fn at_most(max: Duration) -> Self {
+        Self { max, offset: Duration::ZERO, limits_request: false }
+    }
 }
 
 /// When a request is tried again.
@@ -38,6 +61,9 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// The limit on each attempt.
     pub per_try_timeout: Option<Duration>,
+    /// How long, once the request is there, nothing may come of an attempt's answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_try_idle_timeout: Option<Duration>,
     /// The mean pause before the first retry; it doubles with each, with full jitter.
     pub backoff: Duration,
     /// The longest pause.

@@ -16,6 +16,20 @@ pub fn choose(weights: impl IntoIterator<Item = u32, IntoIter: Clone>, draw: u32
     None
 }
 
+/// The place that a number falls to, counted through the weights and from the last on from the first again (Envoy), or `None` when
+/// there is no weight above 0.
+pub fn choose_at(weights: impl IntoIterator<Item = u32, IntoIter: Clone>, number: u64) -> Option<usize> {
+    let weights = weights.into_iter();
+    let mut point = number.checked_rem(weights.clone().map(u64::from).sum())?;
+    for (place, weight) in weights.enumerate() {
+        match point.checked_sub(weight.into()) {
+            Some(beyond) => point = beyond,
+            None => return Some(place),
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +65,14 @@ mod tests {
                 assert!((share - expected).abs() < 1e-6, "{weights:?}: {share} is not {expected}");
             }
         }
+    }
+
+    #[test]
+    fn a_number_falls_to_its_place() {
+        let at = |number| choose_at([2, 0, 3], number);
+        assert_eq!([0, 1, 2, 4, 5, 7].map(at), [0, 0, 2, 2, 0, 2].map(Some));
+        assert_eq!(choose_at([u32::MAX, u32::MAX], u64::MAX), Some(1));
+        assert_eq!((choose_at([0, 0], 1), choose_at([], 1)), (None, None));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tulle_mesh::model;
 
 pub(crate) use original::Originals;
 pub(crate) use pick::Pick;
-pub(crate) use ring::hash;
+pub(crate) use ring::{hash, hash_after};
 pub(crate) use set::EndpointSet;
 pub(crate) use state::{ClusterState, Limit, LimitReached, Permit};
 pub(crate) use stats::EndpointStats;

@@ -53,7 +53,12 @@ const MAX_POINTS: u64 = 8 * 1024 * 1024;
 
 /// XXH64 with seed 0, as every hash that a ring is asked for.
 pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    XxHash64::oneshot(0, bytes)
+    hash_after(0, bytes)
+}
+
+/// The same of what follows something of which this is the hash.
+pub(crate) fn hash_after(before: u64, bytes: &[u8]) -> u64 {
+    XxHash64::oneshot(before, bytes)
 }
 
 #[cfg(test)]

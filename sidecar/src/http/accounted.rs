@@ -42,6 +42,8 @@ enum Timers {
 pub(super) struct StreamLimits {
     /// Without a frame in either direction.
     pub(super) idle: Option<Duration>,
+    /// Without a frame of the answer, once the request is there.
+    pub(super) attempt_idle: Option<Duration>,
     /// From the end of the request to that of the answer.
     pub(super) answer: Option<Duration>,
     /// Until when, and by what name.
@@ -53,10 +55,18 @@ struct Limits {
     idle: Option<Timer>,
     /// How much of the request had come when the idle timer was set.
     request_bytes: u64,
-    /// Set once the request is there.
+    /// Both are set once the request is there.
     answer: Option<Timer>,
-    unset_answer: Option<Duration>,
+    attempt_idle: Option<Timer>,
+    unset: Option<AfterRequest>,
     until: Option<(&'static str, Timer)>,
+}
+
+/// Limits that hold from the end of the request on.
+#[derive(Clone, Copy)]
+struct AfterRequest {
+    answer: Option<Duration>,
+    attempt_idle: Option<Duration>,
 }
 
 /// A limit, and the wait for it.
@@ -95,22 +105,25 @@ impl Accounted {
 impl Limits {
     fn set(limits: &StreamLimits, request_bytes: u64) -> Timers {
         let some = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
-        let (idle, answer) = (some(limits.idle), some(limits.answer));
-        if idle.is_none() && answer.is_none() && limits.until.is_none() {
+        let idle = some(limits.idle);
+        let after = AfterRequest { answer: some(limits.answer), attempt_idle: some(limits.attempt_idle) };
+        let unset = (after.answer.is_some() || after.attempt_idle.is_some()).then_some(after);
+        if idle.is_none() && unset.is_none() && limits.until.is_none() {
             return Timers::Unlimited;
         }
         let until =
             limits.until.map(|(end, (name, limit))| (name, (limit, Box::pin(sleep_until(end.into())))));
         let idle = idle.map(|limit| timer(limit, Instant::now()));
-        Timers::Set(Box::new(Self { idle, request_bytes, answer: None, unset_answer: answer, until }))
+        Timers::Set(Box::new(Self { idle, request_bytes, answer: None, attempt_idle: None, unset, until }))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, request: &Replay) -> Option<Problem> {
-        if let Some(limit) = self.unset_answer
+        if let Some(unset) = self.unset
             && let Poll::Ready(ended) = request.poll_ended(cx)
         {
-            self.unset_answer = None;
-            self.answer = Some(timer(limit, ended.into()));
+            self.unset = None;
+            self.answer = unset.answer.map(|limit| timer(limit, ended.into()));
+            self.attempt_idle = unset.attempt_idle.map(|limit| timer(limit, Instant::now()));
         }
         let mut over = |timer: Option<&mut Timer>| {
             let (limit, sleep) = timer?;
@@ -128,21 +141,21 @@ impl Limits {
                 sleep.as_mut().reset(Instant::now() + *limit);
             }
         };
-        let (token, name, limit) = match idle {
-            Some(limit) => ("connection_read_timeout", "idle", limit),
-            None => match over(self.answer.as_mut()) {
-                Some(limit) => ("http_response_timeout", "request", limit),
-                None => {
-                    let (name, timer) = self.until.as_mut()?;
-                    ("http_response_timeout", *name, over(Some(timer))?)
-                }
-            },
+        let (token, name, limit) = if let Some(limit) = idle {
+            ("connection_read_timeout", "idle", limit)
+        } else if let Some(limit) = over(self.attempt_idle.as_mut()) {
+            ("connection_read_timeout", "perTryIdle", limit)
+        } else if let Some(limit) = over(self.answer.as_mut()) {
+            ("http_response_timeout", "request", limit)
+        } else {
+            let (name, timer) = self.until.as_mut()?;
+            ("http_response_timeout", *name, over(Some(timer))?)
         };
         Some((token, format!("the timeout {name}={limit:?} is over")))
     }
 
     fn moved(&mut self) {
-        if let Some((limit, sleep)) = &mut self.idle {
+        for (limit, sleep) in [&mut self.idle, &mut self.attempt_idle].into_iter().flatten() {
             sleep.as_mut().reset(Instant::now() + *limit);
         }
     }

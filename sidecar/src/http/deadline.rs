@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{sleep, sleep_until};
-use tulle_mesh::model::Timeouts;
+use tulle_mesh::model::{GrpcTimeout, Timeouts};
 
 use crate::retry::replay::Replay;
 
@@ -39,22 +39,38 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// For a request that arrived at `now`. Zero on the route means no limit.
-    pub(crate) fn new(headers: &HeaderMap, route: &Timeouts, now: Instant) -> Self {
-        let grpc = headers.get(GRPC_TIMEOUT).and_then(|value| parse_grpc(value.as_bytes()));
-        let named = grpc.map(|value| ("grpc-timeout", value)).or_else(|| {
+    /// For a request that arrived at `now`; `grpc`: a call. Zero on the route means no limit.
+    pub(crate) fn new(headers: &HeaderMap, route: &Timeouts, grpc: bool, now: Instant) -> Self {
+        let told = headers.get(GRPC_TIMEOUT).and_then(|value| parse_grpc(value.as_bytes()));
+        let (mut request, mut stream, mut held) = (route.request, route.max_stream, told);
+        match &route.grpc {
+            Some(bounds) if bounds.limits_request && grpc => {
+                request = Some(of_request(bounds, told.unwrap_or_default()));
+            }
+            Some(bounds) if !bounds.limits_request && told.is_some() => {
+                held = told.map(|told| of_stream(bounds, told));
+                stream = None;
+            }
+            _ => {}
+        }
+        let named = held.map(|value| ("grpc-timeout", value)).or_else(|| {
             let millis = headers.get(EXPECTED)?.to_str().ok()?.parse().ok()?;
             Some(("x-envoy-expected-rq-timeout-ms", Duration::from_millis(millis)))
         });
         let until = |named: Named| Some((now.checked_add(named.1)?, named));
-        let stream = route.max_stream.filter(|limit| !limit.is_zero()).map(|limit| ("maxStream", limit));
+        let stream = stream.filter(|limit| !limit.is_zero()).map(|limit| ("maxStream", limit));
         Self {
             // A time that does not fit the clock is no limit.
             caller: named.and_then(until),
             stream: stream.and_then(until),
-            route: route.request.filter(|timeout| !timeout.is_zero()),
+            route: request.filter(|timeout| !timeout.is_zero()),
             idle: route.idle.filter(|timeout| !timeout.is_zero()),
         }
+    }
+
+    /// How long the answer may take from the end of the request's body on.
+    pub(super) fn request(&self) -> Option<Duration> {
+        self.route
     }
 
     /// What is left at `now`, of a request whose body ended at `ended`; `None`: no limit.
@@ -86,7 +102,7 @@ impl Deadline {
 
     /// Waits until the request, whose body is `body`, has taken too long: what is over. `per_try` limits the attempt
     /// that begins now, and also counts from the end of the body.
-    pub(crate) async fn over(&self, body: &Replay, per_try: Option<Duration>) -> Over {
+    pub(crate) async fn over(&self, body: &Replay, per_try: Option<Named>) -> Over {
         let from_arrival = async {
             match self.until() {
                 Some((end, named)) => {
@@ -101,7 +117,7 @@ impl Deadline {
             let ended = poll_fn(|cx| body.poll_ended(cx)).await;
             let route = self.route.map(|value| (ended + value, Over::Request(("request", value))));
             let begun = ended.max(begun);
-            let per_try = per_try.map(|value| (begun + value, Over::Try(("perTry", value))));
+            let per_try = per_try.map(|named| (begun + named.1, Over::Try(named)));
             let idle = self.idle.map(|value| (begun + value, Over::Request(("idle", value))));
             match route.into_iter().chain(per_try).chain(idle).min_by_key(|(end, _)| *end) {
                 Some((end, over)) => {
@@ -149,6 +165,21 @@ pub(crate) enum Over {
     Try(Named),
     /// The wait for the client's body.
     Body,
+}
+
+/// What is left to a call as a limit on the whole request. Zero is none: what would come to that is not taken off.
+fn of_request(bounds: &GrpcTimeout, told: Duration) -> Duration {
+    let left = if bounds.offset < told { told - bounds.offset } else { told };
+    match bounds.max {
+        max if !max.is_zero() && (left.is_zero() || left > max) => max,
+        _ => left,
+    }
+}
+
+/// What is left to a call that has told its time; that may be nothing.
+fn of_stream(bounds: &GrpcTimeout, told: Duration) -> Duration {
+    let most = if bounds.max.is_zero() { told } else { told.min(bounds.max) };
+    most.saturating_sub(bounds.offset)
 }
 
 /// At most eight digits and a unit (gRPC over HTTP/2, `Timeout`).
@@ -200,23 +231,26 @@ mod tests {
     fn the_shorter_of_callers_and_routes_limit_holds() {
         let now = Instant::now();
         let caller = headers(GRPC_TIMEOUT, "300m");
-        let deadline = Deadline::new(&caller, &request(SECOND), now);
+        let deadline = Deadline::new(&caller, &request(SECOND), true, now);
         assert_eq!(deadline.left(Some(now), now), Some(Duration::from_millis(300)));
         assert_eq!(deadline.left(None, now + SECOND), Some(Duration::ZERO));
-        let route = Deadline::new(&HeaderMap::new(), &request(SECOND), now);
+        let route = Deadline::new(&HeaderMap::new(), &request(SECOND), false, now);
         assert_eq!(route.left(None, now + 5 * SECOND), Some(SECOND), "the body is still on its way");
         assert_eq!(route.left(Some(now), now + SECOND / 4), Some(SECOND * 3 / 4));
-        assert!(!Deadline::new(&HeaderMap::new(), &request(Duration::ZERO), now).is_some());
-        assert_eq!(Deadline::new(&HeaderMap::new(), &Timeouts::default(), now).left(Some(now), now), None);
+        assert!(!Deadline::new(&HeaderMap::new(), &request(Duration::ZERO), false, now).is_some());
+        assert_eq!(
+            Deadline::new(&HeaderMap::new(), &Timeouts::default(), false, now).left(Some(now), now),
+            None
+        );
     }
 
     #[test]
     fn what_is_told_shrinks_from_hop_to_hop() {
         let now = Instant::now();
-        let first = Deadline::new(&headers(GRPC_TIMEOUT, "1S"), &Timeouts::default(), now);
+        let first = Deadline::new(&headers(GRPC_TIMEOUT, "1S"), &Timeouts::default(), true, now);
         let mut told = headers(GRPC_TIMEOUT, "1S");
         first.write(&mut told, first.left(Some(now), now + SECOND / 4), true);
-        let second = Deadline::new(&told, &request(10 * SECOND), now);
+        let second = Deadline::new(&told, &request(10 * SECOND), true, now);
         assert_eq!(second.left(Some(now), now), Some(SECOND * 3 / 4));
         let mut told = HeaderMap::new();
         second.write(&mut told, Some(Duration::from_micros(1500)), false);
@@ -227,22 +261,64 @@ mod tests {
     async fn the_timeout_that_fires_names_itself() {
         let now = Instant::now();
         let body = Replay::new(Body::Empty, now);
-        let route = Deadline::new(&HeaderMap::new(), &request(SECOND), now);
+        let route = Deadline::new(&HeaderMap::new(), &request(SECOND), false, now);
         assert_eq!(route.over(&body, None).await, Over::Request(("request", SECOND)));
-        assert_eq!(route.over(&body, Some(2 * SECOND)).await, Over::Request(("request", SECOND)));
-        assert_eq!(route.over(&body, Some(SECOND / 2)).await, Over::Try(("perTry", SECOND / 2)));
-        let none = Deadline::new(&HeaderMap::new(), &Timeouts::default(), now);
-        assert_eq!(none.over(&body, Some(SECOND)).await, Over::Try(("perTry", SECOND)));
+        assert_eq!(route.over(&body, Some(("perTry", 2 * SECOND))).await, Over::Request(("request", SECOND)));
+        assert_eq!(route.over(&body, Some(("perTry", SECOND / 2))).await, Over::Try(("perTry", SECOND / 2)));
+        let none = Deadline::new(&HeaderMap::new(), &Timeouts::default(), false, now);
+        assert_eq!(none.over(&body, Some(("perTry", SECOND))).await, Over::Try(("perTry", SECOND)));
         let idle = Timeouts { idle: Some(SECOND / 4), ..Timeouts::default() };
-        let idle = Deadline::new(&HeaderMap::new(), &idle, now);
-        assert_eq!(idle.over(&body, Some(SECOND)).await, Over::Request(("idle", SECOND / 4)));
+        let idle = Deadline::new(&HeaderMap::new(), &idle, false, now);
+        assert_eq!(idle.over(&body, Some(("perTry", SECOND))).await, Over::Request(("idle", SECOND / 4)));
         assert_eq!(idle.left(Some(now), now), None, "it is no deadline to tell the next hop");
         let stream = Timeouts { max_stream: Some(SECOND / 2), ..request(SECOND) };
-        let stream = Deadline::new(&HeaderMap::new(), &stream, Instant::now());
+        let stream = Deadline::new(&HeaderMap::new(), &stream, false, Instant::now());
         assert_eq!(stream.over(&body, None).await, Over::Request(("maxStream", SECOND / 2)));
-        let caller = Deadline::new(&headers(GRPC_TIMEOUT, "5m"), &Timeouts::default(), now);
+        let caller = Deadline::new(&headers(GRPC_TIMEOUT, "5m"), &Timeouts::default(), true, now);
         let value = Duration::from_millis(5);
-        assert_eq!(caller.over(&body, Some(SECOND)).await, Over::Request(("grpc-timeout", value)));
+        assert_eq!(
+            caller.over(&body, Some(("perTry", SECOND))).await,
+            Over::Request(("grpc-timeout", value))
+        );
+    }
+
+    #[test]
+    fn the_time_that_a_call_brings_is_bounded_and_shortened() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        let limits = |bounds: (u64, u64, bool), told: Option<&str>, grpc: bool| {
+            let headers = told.map_or_else(HeaderMap::new, |told| headers(GRPC_TIMEOUT, told));
+            let (max, offset, limits_request) = (ms(bounds.0), ms(bounds.1), bounds.2);
+            let route = Timeouts {
+                max_stream: Some(ms(700)),
+                grpc: Some(GrpcTimeout { max, offset, limits_request }),
+                ..request(ms(900))
+            };
+            let deadline = Deadline::new(&headers, &route, grpc, now);
+            let until = deadline.until().map(|(end, (name, _))| (name, (end - now).as_millis()));
+            (until, deadline.request().map(|limit| limit.as_millis()))
+        };
+        let stream = Some(("maxStream", 700));
+        let call = |millis| Some(("grpc-timeout", millis));
+        assert_eq!(limits((300, 0, false), None, true), (stream, Some(900)));
+        assert_eq!(limits((300, 0, false), Some("200m"), true), (call(200), Some(900)));
+        assert_eq!(limits((300, 50, false), Some("2S"), true), (call(250), Some(900)));
+        assert_eq!(
+            limits((0, 50, false), Some("2S"), true),
+            (call(1950), Some(900)),
+            "in place of the stream's"
+        );
+        assert_eq!(limits((0, 50, false), Some("50m"), true), (call(0), Some(900)), "at once");
+        assert_eq!(
+            limits((300, 50, true), Some("2S"), true),
+            (stream, Some(300)),
+            "first shortened, then bounded"
+        );
+        assert_eq!(limits((0, 50, true), Some("200m"), true), (call(200), Some(150)));
+        assert_eq!(limits((0, 50, true), Some("40m"), true), (call(40), Some(40)), "nothing would be left");
+        assert_eq!(limits((0, 0, true), None, true), (stream, None));
+        assert_eq!(limits((300, 0, true), None, true), (stream, Some(300)));
+        assert_eq!(limits((300, 0, true), None, false), (stream, Some(900)), "it is no call");
     }
 
     proptest! {

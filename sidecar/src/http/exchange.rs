@@ -346,10 +346,12 @@ impl Exchange {
         match &routes.table.route(route).action {
             RouteAction::Forward(forward) => {
                 let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
+                let deadline = Deadline::new(&self.request.headers, &timeouts, self.grpc, self.begun);
                 StreamLimits {
                     idle: timeouts.idle,
-                    answer: timeouts.request,
-                    until: Deadline::new(&self.request.headers, &timeouts, self.begun).until(),
+                    attempt_idle: forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout),
+                    answer: deadline.request(),
+                    until: deadline.until(),
                 }
             }
             _ => StreamLimits::default(),

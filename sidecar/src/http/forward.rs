@@ -15,20 +15,19 @@ use http::header::{HOST, SET_COOKIE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
-use tulle_mesh::model::{
-    Backend, Fault, Forward, HostRewrite, Route, RouteAction, TrafficDirection, UpstreamProtocol,
-};
-use tulle_mesh::route::{RouteId, RouteTable, filter, split};
+use tulle_mesh::model::{Backend, Forward, HostRewrite, RetryPolicy, TrafficDirection, UpstreamProtocol};
+use tulle_mesh::route::{RouteId, RouteTable, filter};
 
 use super::body::{Body, BodyError};
-use super::deadline::{self, Deadline, Over};
+use super::deadline::{self, Deadline, Named, Over};
+use super::draw::{Drawn, Hashed};
 use super::exchange::{Exchange, Sent};
 use super::headers::{self, Origin};
 use super::proxy::{Answered, Proxy, Target};
 use super::refusal::PROXY_STATUS;
 use super::server::Interim;
 use super::words::{Moment, Words};
-use super::{hash, respond, session};
+use super::{respond, session};
 use crate::balance::{Cluster, Endpoint, Limit, Outcome, Permit, Pick};
 use crate::error::{RequestError, send_token};
 use crate::limit::Slot;
@@ -56,29 +55,6 @@ pub(super) struct Plan<'a> {
     /// The endpoint that holds its session.
     held: Option<SocketAddr>,
     deadline: Deadline,
-}
-
-/// Which backend of its route a request goes to.
-pub(super) struct Drawn {
-    /// `None` where none has a weight.
-    at: Option<usize>,
-    /// The endpoint that holds its session.
-    held: Option<SocketAddr>,
-}
-
-impl Drawn {
-    /// The backend's part of what a route has for each.
-    pub(super) fn backend<'a, T>(&self, of_each: &'a [T]) -> Option<&'a T> {
-        of_each.get(self.at?)
-    }
-
-    /// The faults of the backend.
-    pub(super) fn fault<'a>(&self, route: &'a Route) -> Option<&'a Fault> {
-        match &route.action {
-            RouteAction::Forward(forward) => self.backend(&forward.backends)?.fault.as_ref(),
-            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
-        }
-    }
 }
 
 /// The cluster of a request.
@@ -123,22 +99,6 @@ struct Tried {
 }
 
 impl Proxy {
-    /// Draws a backend by weight. A session goes before weights, also where its backend has none left (GEP-1619).
-    pub(super) fn draw(&self, exchange: &Exchange, runtime: &RouteRuntime, forward: &Forward) -> Drawn {
-        let kept = forward.session.as_ref();
-        let kept = kept.and_then(|kept| session::held(kept, &exchange.request.headers, SystemTime::now()));
-        let holder = kept.and_then(|address| {
-            let holds = |cluster: &Arc<Cluster>| cluster.holds(address);
-            runtime.backends.iter().position(|backend| backend.cluster.as_ref().is_some_and(holds))
-        });
-        let at = match &forward.backends[..] {
-            _ if holder.is_some() => holder,
-            [_] => Some(0),
-            backends => split::choose(backends.iter().map(|backend| backend.weight), self.worker.draw()),
-        };
-        Drawn { at, held: kept.filter(|_| holder.is_some()) }
-    }
-
     /// What `route` says about the request: its backend, which may be `drawn` already, target, hash and deadline.
     pub(super) fn plan<'a>(
         &self,
@@ -149,7 +109,8 @@ impl Proxy {
         drawn: Option<Drawn>,
     ) -> Result<Plan<'a>, RequestError> {
         let (route, runtime) = (routes.table.route(id), &routes.runtime[id.index()]);
-        let Drawn { at: drawn, held } = drawn.unwrap_or_else(|| self.draw(exchange, runtime, forward));
+        let Drawn { at: drawn, held, hashed } =
+            drawn.unwrap_or_else(|| self.draw(exchange, runtime, forward));
         let unavailable = |what: String| RequestError::Configuration(forward.unknown_cluster_status, what);
         let at = drawn
             .ok_or_else(|| unavailable(format!("route {:?} has no backend with a weight", route.name)))?;
@@ -172,14 +133,9 @@ impl Proxy {
             }
             None => None,
         };
-        let mut cookie = None;
-        let client = exchange.client_ip();
-        let hash = match &forward.hash[..] {
-            [] => None,
-            policies => hash::of(policies, &exchange.view(), client, self.worker.draw_u64(), &mut cookie),
-        };
+        let Hashed { hash, cookie } = hashed.unwrap_or_else(|| self.hash(exchange, forward));
         let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
-        let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.begun);
+        let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.grpc, exchange.begun);
         let table = &*routes.table;
         Ok(Plan { id, table, runtime, forward, backend, cluster, target, hash, cookie, held, deadline })
     }
@@ -278,8 +234,7 @@ impl Proxy {
             interim,
             proven: &exchange.peer,
         };
-        let per_try = plan.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
-        let per_try = per_try.filter(|timeout| !timeout.is_zero());
+        let per_try = plan.forward.retry.as_ref().and_then(per_try);
         let limited = plan.deadline.is_some() || per_try.is_some();
         let sent = tokio::select! {
             biased;
@@ -356,6 +311,13 @@ impl Tried {
     }
 }
 
+/// What ends an attempt whose answer does not begin.
+fn per_try(policy: &RetryPolicy) -> Option<Named> {
+    let limits = [("perTry", policy.per_try_timeout), ("perTryIdle", policy.per_try_idle_timeout)];
+    let limits = limits.into_iter().filter_map(|(name, limit)| Some((name, limit?)));
+    limits.filter(|(_, limit)| !limit.is_zero()).min_by_key(|(_, limit)| *limit)
+}
+
 /// Lets the request count at the application once it has arrived whole.
 async fn arrival(slot: Option<&Slot>, body: &Replay) -> Infallible {
     if let Some(slot) = slot {
@@ -423,7 +385,7 @@ fn timed_out(exchange: &mut Exchange, over: Over) -> Tried {
     };
     let error = RequestError::Timeout(name, value);
     // A caller in a hurry says nothing about the endpoint.
-    let blamed = matches!(name, "request" | "perTry" | "idle").then_some(Outcome::Failure);
+    let blamed = matches!(name, "request" | "perTry" | "perTryIdle" | "idle").then_some(Outcome::Failure);
     exchange.failed((error.token(), error.to_string()), blamed);
     Tried { result: Err(error), end, mesh_made: false }
 }

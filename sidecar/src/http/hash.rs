@@ -1,4 +1,4 @@
-//! What a ring hash goes by.
+//! What a request is hashed by.
 //!
 //! In: a route's hash policies and a request. Out: a hash, combined as Envoy combines it, and the cookie to set where
 //! the mesh has made one up.
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
-use tulle_mesh::model::HashPolicy;
+use tulle_mesh::model::{HashPolicy, Substitution};
 use tulle_mesh::route::RequestView;
 
-use crate::balance::hash;
+use crate::balance::{hash, hash_after};
 
 /// The hash of a request, or `None` when no policy yields a value. A cookie that is to be set is put into `cookie`;
 /// `random` is what it is made of.
@@ -26,12 +26,14 @@ pub(crate) fn of(
     let mut combined: Option<u64> = None;
     for policy in policies {
         let (value, terminal) = match policy {
-            HashPolicy::Header { name, terminal } => (header(request.headers, name.as_str()), *terminal),
-            HashPolicy::Cookie { name, ttl, path, terminal } => {
+            HashPolicy::Header { name, rewrite, terminal } => {
+                (header(request.headers, name.as_str(), rewrite.as_ref()), *terminal)
+            }
+            HashPolicy::Cookie { name, ttl, path, attributes, terminal } => {
                 let value = cookie_value(request.headers, name).map(|value| hash(value.as_bytes()));
                 let made = || {
                     let value = format!("{random:016x}");
-                    *cookie = Some(set_cookie(name, &value, (*ttl)?, path.as_deref()));
+                    *cookie = Some(set_cookie(name, &value, (*ttl)?, path.as_deref(), attributes));
                     Some(hash(value.as_bytes()))
                 };
                 (value.or_else(made), *terminal)
@@ -40,26 +42,32 @@ pub(crate) fn of(
             HashPolicy::Query { name, terminal } => {
                 (request.query_value(name).map(|value| hash(value.as_bytes())), *terminal)
             }
+            HashPolicy::FilterState { terminal, .. } => (None, *terminal),
         };
         if let Some(value) = value {
             combined = Some(combined.map_or(value, |before| before.rotate_left(1) ^ value));
-            if terminal {
-                break;
-            }
+        }
+        if terminal && combined.is_some() {
+            break;
         }
     }
     combined
 }
 
-/// Several values of one name are hashed in their order, without anything between them.
-fn header(headers: &HeaderMap, name: &str) -> Option<u64> {
-    let mut values = headers.get_all(name).iter();
+/// Several values of one name are hashed one after the other, whatever order they come in.
+fn header(headers: &HeaderMap, name: &str, rewrite: Option<&Substitution>) -> Option<u64> {
+    let mut values = headers.get_all(name).iter().peekable();
     let first = values.next()?;
-    let rest: Vec<&[u8]> = values.map(HeaderValue::as_bytes).collect();
-    if rest.is_empty() {
+    if values.peek().is_none() && rewrite.is_none() {
         return Some(hash(first.as_bytes()));
     }
-    Some(hash(&[&[first.as_bytes()], rest.as_slice()].concat().concat()))
+    let rewritten = |value: &HeaderValue| match (rewrite, value.to_str()) {
+        (Some(rewrite), Ok(text)) => rewrite.apply(text).into_owned().into_bytes(),
+        _ => value.as_bytes().to_vec(),
+    };
+    let mut values: Vec<_> = std::iter::once(first).chain(values).map(rewritten).collect();
+    values.sort_unstable();
+    Some(values.iter().fold(0, |before, value| hash_after(before, value)))
 }
 
 /// The value of a cookie, without its quotes; `None` where it is empty.
@@ -69,7 +77,13 @@ pub(super) fn cookie_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"')).filter(|v| !v.is_empty())
 }
 
-fn set_cookie(name: &str, value: &str, ttl: Duration, path: Option<&str>) -> HeaderValue {
+fn set_cookie(
+    name: &str,
+    value: &str,
+    ttl: Duration,
+    path: Option<&str>,
+    attributes: &[(String, String)],
+) -> HeaderValue {
     let mut text = format!("{name}=\"{value}\"");
     // Writing to a String can't fail.
     if !ttl.is_zero() {
@@ -77,6 +91,10 @@ fn set_cookie(name: &str, value: &str, ttl: Duration, path: Option<&str>) -> Hea
     }
     if let Some(path) = path.filter(|path| !path.is_empty()) {
         let _ = write!(text, "; Path={path}");
+    }
+    for (name, value) in attributes {
+        let equals = if value.is_empty() { "" } else { "=" };
+        let _ = write!(text, "; {name}{equals}{value}");
     }
     text.push_str("; HttpOnly");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
@@ -90,7 +108,7 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn header_policy(name: &'static str, terminal: bool) -> HashPolicy {
-        HashPolicy::Header { name: HeaderName::from_static(name), terminal }
+        HashPolicy::Header { name: HeaderName::from_static(name), rewrite: None, terminal }
     }
 
     fn hash_of(policies: &[HashPolicy], fields: &[(&'static str, &'static str)]) -> Option<u64> {
@@ -110,6 +128,21 @@ mod tests {
         assert_eq!(hash_of(&first, &fields), Some(a));
         assert_eq!(hash_of(&first, &fields[1..]), Some(b), "a terminal policy without a value ends nothing");
         assert_eq!(hash_of(&first, &[]), None);
+        let second = [header_policy("x-b", false), header_policy("x-c", true), header_policy("x-a", false)];
+        assert_eq!(hash_of(&second, &fields), Some(b), "it ends the list once there is a value");
+    }
+
+    #[test]
+    fn values_of_one_header_are_hashed_in_any_order_and_as_they_are_rewritten() {
+        let policy = [header_policy("x-a", false)];
+        let (one, other) =
+            (hash_of(&policy, &[("x-a", "b"), ("x-a", "a")]), Some(hash_after(hash(b"a"), b"b")));
+        assert_eq!((one, hash_of(&policy, &[("x-a", "a"), ("x-a", "b")])), (other, other));
+        let rewrite = Substitution::new("^u([0-9]+).*", r"\1").expect("valid");
+        let name = HeaderName::from_static("x-a");
+        let policy = [HashPolicy::Header { name, rewrite: Some(rewrite), terminal: false }];
+        assert_eq!(hash_of(&policy, &[("x-a", "u17-x")]), Some(hash(b"17")));
+        assert_eq!(hash_of(&policy, &[("x-a", "x")]), Some(hash(b"x")));
     }
 
     #[test]
@@ -118,7 +151,13 @@ mod tests {
         assert_eq!(hash_of(&ip, &[]), Some(hash(b"127.0.0.1")));
         let query = [HashPolicy::Query { name: "user".into(), terminal: true }];
         assert_eq!(hash_of(&query, &[]), Some(hash(b"7")));
-        let cookie = HashPolicy::Cookie { name: "sid".into(), ttl: None, path: None, terminal: true };
+        let cookie = HashPolicy::Cookie {
+            name: "sid".into(),
+            ttl: None,
+            path: None,
+            attributes: Vec::new(),
+            terminal: true,
+        };
         assert_eq!(hash_of(std::slice::from_ref(&cookie), &[("cookie", "a=b; sid=\"9\"")]), Some(hash(b"9")));
         assert_eq!(hash_of(&[cookie], &[("cookie", "a=b; xsid=9")]), None);
     }
@@ -129,6 +168,7 @@ mod tests {
             name: "sid".into(),
             ttl: Some(Duration::from_secs(60)),
             path: Some("/".into()),
+            attributes: vec![("Secure".into(), String::new()), ("SameSite".into(), "Lax".into())],
             terminal: true,
         };
         let headers = HeaderMap::new();
@@ -136,7 +176,7 @@ mod tests {
         let mut cookie = None;
         let made = of(std::slice::from_ref(&policy), &request, CLIENT, 255, &mut cookie);
         let cookie = cookie.expect("set");
-        assert_eq!(cookie, "sid=\"00000000000000ff\"; Max-Age=60; Path=/; HttpOnly");
+        assert_eq!(cookie, "sid=\"00000000000000ff\"; Max-Age=60; Path=/; Secure; SameSite=Lax; HttpOnly");
         // The client sends it back, and comes to the same place.
         let back = HeaderMap::from_iter([(COOKIE, HeaderValue::from_static("sid=\"00000000000000ff\""))]);
         let request = RequestView::new(&Method::GET, "a", "/", &back);

@@ -6,6 +6,7 @@ mod connect;
 mod cors;
 mod deadline;
 mod destination;
+mod draw;
 mod exchange;
 mod fault;
 mod forward;

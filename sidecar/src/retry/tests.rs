@@ -30,6 +30,7 @@ fn policy(on: &[RetryOn]) -> RetryPolicy {
         statuses: vec![418],
         attempts: 2,
         per_try_timeout: None,
+        per_try_idle_timeout: None,
         backoff: Duration::from_millis(25),
         max_backoff: Duration::from_millis(250),
     }

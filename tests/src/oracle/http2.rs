@@ -5,7 +5,8 @@
 //! each attempt one:
 //!
 //! - `ok`, a status, `trailers`: an answer; the last of them with the trailer `x-end`.
-//! - `grpc:N`: an answer of gRPC with one message and that status; `only:N`: with nothing but the status.
+//! - `grpc:N`: an answer of gRPC with one message and that status; `only:N`: with nothing but the status; `slow:N`: as `grpc:N`, but
+//!   not at once.
 //! - `reset:CODE`: the stream is reset in place of an answer; `cut:CODE`: in the middle of one.
 //! - `unseen:CODE`: GOAWAY, which says that this request was not looked at, and the end of the connection; `seen:CODE`: that it was.
 //! - `last`: GOAWAY, which says that this is the last request, and its answer.
@@ -27,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::scripted::{CASE, Scripts};
+use super::scripted::{CASE, SLOW, Scripts};
 use super::{Received, Then};
 use crate::{LIMIT, Seen};
 
@@ -182,11 +183,14 @@ async fn answer(
             only.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
             let _ = respond.send_response(only, true);
         }
-        "grpc" | "trailers" => {
+        "grpc" | "slow" | "trailers" => {
+            if word == "slow" {
+                tokio::time::sleep(SLOW).await;
+            }
             let mut head = status("200");
             let mut end = HeaderMap::new();
             let mut body: &[u8] = b"ok";
-            if word == "grpc" {
+            if word != "trailers" {
                 head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
                 end = grpc(code);
                 body = b"\0\0\0\0\x02ok";

@@ -230,6 +230,25 @@ impl Oracle {
         [self.one(envoy, request, script).await, self.one(tulle, request, script).await]
     }
 
+    /// As [`Oracle::both`], where so many requests in all reach an upstream, some of them perhaps after the answer: what became of
+    /// it, with them in the order of their clusters.
+    pub async fn both_with_copies(&self, request: &[u8], script: &str, arrivals: usize) -> [Outcome; 2] {
+        let one = |side: Side| async move {
+            let case = self.case(side, script);
+            let received = outcome::send(side.address, &marked(request, &case)).await;
+            let arrived = || async {
+                let seen = self.scripts.count(&case);
+                if seen >= arrivals { Ok(()) } else { Err(format!("{case}: {seen} of {arrivals}")) }
+            };
+            wait_for(LIMIT, arrived).await.unwrap_or_else(|error| panic!("{error}"));
+            let mut upstream = self.scripts.take(&case);
+            upstream.sort_by(|(one, _), (other, _)| one.cmp(other));
+            Outcome { received, upstream }.normalised(side.address, &self.upstreams)
+        };
+        let [envoy, tulle] = self.sides;
+        [one(envoy).await, one(tulle).await]
+    }
+
     /// As [`Oracle::both`], over HTTP/2.
     pub async fn both_over_http2(&self, request: &Request<Bytes>, script: &str) -> [Outcome; 2] {
         let one = |side: Side| async move {

@@ -54,6 +54,11 @@ impl Scripts {
         self.all().get(case).is_none_or(|case| !case.seen.is_empty())
     }
 
+    /// How many attempts of a case have come.
+    pub(super) fn count(&self, case: &str) -> usize {
+        self.all().get(case).map_or(0, |case| case.seen.len())
+    }
+
     /// Notes an attempt: what it is to meet.
     pub(super) fn next(&self, cluster: &str, seen: Seen) -> String {
         let mut all = self.all();
@@ -135,7 +140,7 @@ async fn serve(mut stream: TcpStream, cluster: Arc<str>, scripts: Scripts) {
 }
 
 /// How long `slow` takes.
-const SLOW: std::time::Duration = std::time::Duration::from_millis(600);
+pub(super) const SLOW: std::time::Duration = std::time::Duration::from_millis(600);
 
 enum Act {
     Say(Vec<u8>),

@@ -233,6 +233,21 @@ pub(crate) const KEPT: &[Kept] = &[
         forgive: |_, tulle| forget(tulle, |name, _| name == "x-envoy-attempt-count"),
     },
     Kept {
+        name: "marks of copies",
+        reason: "a copy says of who sent it what its original does; Envoy adds an address of its own, as if of a client",
+        forgive: |envoy, _| {
+            let mut there = false;
+            for (_, copy) in &mut envoy.upstream {
+                if !copy.header("x-envoy-internal").is_empty() {
+                    copy.headers
+                        .retain(|(name, _)| !matches!(name.as_str(), "x-envoy-internal" | "x-forwarded-for"));
+                    there = true;
+                }
+            }
+            there
+        },
+    },
+    Kept {
         name: "headers named by Connection",
         reason: "RFC 9110, section 7.6.1: they end with the hop, in responses too, where Envoy passes them on",
         forgive: |envoy, _| remove(envoy, "x-drop"),

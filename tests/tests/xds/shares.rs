@@ -94,15 +94,27 @@ fn policies() -> Vec<Value> {
     let query = json!({ "query_parameter": { "name": "q" } });
     let cookie = json!({ "cookie": { "name": "session" } });
     let source = json!({ "connection_properties": { "source_ip": true } });
-    let mut terminal = header("x-k");
-    terminal["terminal"] = json!(true);
+    let terminal = |mut policy: Value| {
+        policy["terminal"] = json!(true);
+        policy
+    };
+    let rewritten = json!({ "header": {
+        "header_name": "x-k",
+        "regex_rewrite": { "pattern": { "regex": "([a-z])[0-9a-z]*" }, "substitution": "\\1" },
+    } });
+    let noted = json!({ "filter_state": { "key": "io.test.key" } });
     vec![
+        json!([header("x-several")]),
+        json!([rewritten]),
+        json!([noted, header("x-k")]),
+        json!([{ "connection_properties": {} }, header("x-k")]),
+        json!([header("x-k"), terminal(header("x-none")), header("x-l")]),
         json!([header("x-k")]),
         json!([query]),
         json!([cookie]),
         json!([source]),
         json!([header("x-k"), header("x-l")]),
-        json!([terminal, header("x-l")]),
+        json!([terminal(header("x-k")), header("x-l")]),
         json!([cookie, source]),
         json!([query, header("x-k"), cookie]),
     ]
@@ -141,6 +153,7 @@ async fn a_hash_leads_to_the_same_endpoint() {
                 let (first, second, third) = (generator.key(), generator.key(), generator.key());
                 let request = format!(
                     "GET /{ring}/{index}?q={first} HTTP/1.1\r\nhost: h.test\r\nx-k: {second}\r\nx-l: {third}\r\n\
+                     x-several: {second}\r\nx-several: {first}\r\n\
                      cookie: other=1; session={second}\r\n\r\n"
                 );
                 let [envoy, tulle] =
@@ -152,4 +165,105 @@ async fn a_hash_leads_to_the_same_endpoint() {
     }
     println!("{met:?}");
     assert_eq!(met.len(), 3, "all endpoints are led to");
+}
+
+#[tokio::test]
+async fn a_cluster_is_chosen_by_a_header_or_by_the_hash() {
+    let (seed, keys) = generate::seed(40);
+    let mut generator = Generator::new(seed);
+    let mut oracle = Oracle::start().await;
+    let weighted = |by: Value| {
+        let clusters: Vec<_> = [("a", 3), ("b", 0), ("c", 4)]
+            .map(|(name, weight)| json!({ "name": name, "weight": weight }))
+            .into();
+        let mut weighted = json!({ "clusters": clusters });
+        weighted.as_object_mut().expect("an object").extend(by.as_object().expect("an object").clone());
+        json!({ "weighted_clusters": weighted, "hash_policy": [{ "header": { "header_name": "x-k" } }] })
+    };
+    let routes = [
+        weighted(json!({ "header_name": "x-number" })),
+        weighted(json!({ "use_hash_policy": true })),
+        weighted(json!({ "use_hash_policy": false })),
+    ];
+    let route = |(index, action): (usize, &Value)| json!({ "match": { "path": format!("/{index}") }, "route": action });
+    let routes: Vec<_> = routes.iter().enumerate().map(route).collect();
+    oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": routes })]).await;
+    let mut met = BTreeMap::new();
+    let mut numbers: Vec<String> = (0..8_u32).map(|number| number.to_string()).collect();
+    numbers.extend([u64::MAX.to_string(), "007".into()]);
+    for number in &numbers {
+        let request = format!("GET /0 HTTP/1.1\r\nhost: h.test\r\nx-number: {number}\r\n\r\n");
+        let [envoy, tulle] = oracle.both(request.as_bytes(), "ok").await.map(|outcome| upstream(&outcome));
+        assert_eq!(envoy, tulle, "{number}");
+        *met.entry(envoy).or_insert(0) += 1;
+    }
+    for _ in 0..keys {
+        let key = generator.key();
+        let request = format!("GET /1 HTTP/1.1\r\nhost: h.test\r\nx-k: {key}\r\n\r\n");
+        let [envoy, tulle] = oracle.both(request.as_bytes(), "ok").await.map(|outcome| upstream(&outcome));
+        assert_eq!(envoy, tulle, "seed {seed}: {key}");
+        *met.entry(envoy).or_insert(0) += 1;
+    }
+    assert_eq!(met.len(), 2, "{met:?}");
+    // Where there is no number, or no hash, chance decides.
+    let expected = [("a", 3.0 / 7.0), ("c", 4.0 / 7.0)];
+    for (path, fields) in
+        [(0, ""), (0, "x-number: 1\r\nx-number: 1\r\n"), (0, "x-number: one\r\n"), (1, ""), (2, "x-k: 1\r\n")]
+    {
+        let request = format!("GET /{path} HTTP/1.1\r\nhost: h.test\r\n{fields}\r\n");
+        let mut shares = [BTreeMap::new(), BTreeMap::new()];
+        for _ in 0..4 {
+            let both = oracle.both_at_once((0, 50), request.as_bytes(), "ok").await;
+            for (outcomes, shares) in both.iter().zip(&mut shares) {
+                for outcome in outcomes {
+                    *shares.entry(upstream(outcome)).or_insert(0) += 1;
+                }
+            }
+        }
+        for (side, got) in ["envoy", "tulle"].iter().zip(&shares) {
+            check(&format!("{side} {path} {fields:?}"), &expected, got);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_that_is_set_has_the_attributes_that_envoys_has() {
+    let mut oracle = Oracle::start().await;
+    let attributes = |pairs: &[(&str, &str)]| -> Value {
+        pairs.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect()
+    };
+    let cookies = [
+        json!({ "name": "s", "ttl": "60s" }),
+        json!({ "name": "s", "ttl": "0s", "path": "/x" }),
+        json!({ "name": "s", "ttl": "60s", "path": "/x", "attributes": attributes(&[("SameSite", "Strict"), ("Secure", "")]) }),
+        json!({ "name": "s", "attributes": attributes(&[("Secure", "")]) }),
+    ];
+    let mut resources = vec![
+        cluster("ring", json!({ "lb_policy": "RING_HASH" })),
+        endpoints("ring", &[oracle.upstreams[0].address]),
+    ];
+    let routes: Vec<_> = cookies
+        .iter()
+        .enumerate()
+        .map(|(index, cookie)| {
+            let action = json!({ "cluster": "ring", "hash_policy": [{ "cookie": cookie }] });
+            json!({ "match": { "path": format!("/{index}") }, "route": action })
+        })
+        .collect();
+    let host = json!({ "name": "h", "domains": ["h.test"], "routes": routes });
+    resources.push(route_configuration("routes", &[host]));
+    oracle.push(resources).await;
+    for (index, cookie) in cookies.iter().enumerate() {
+        for field in ["", "cookie: s=1\r\n"] {
+            let request = format!("GET /{index} HTTP/1.1\r\nhost: h.test\r\n{field}\r\n");
+            // What stands between the quotes is of either's own making.
+            let set = oracle.both(request.as_bytes(), "ok").await.map(|outcome| {
+                let set = outcome.received.headers.iter().find(|(name, _)| name == "set-cookie");
+                let parts = set.map(|(_, value)| value.split('"').map(str::to_owned).collect::<Vec<_>>());
+                parts.map(|parts| (parts.first().cloned(), parts.last().cloned()))
+            });
+            assert_eq!(set[0], set[1], "{cookie} {field:?}");
+            assert_eq!(set[0].is_some(), field.is_empty() && index < 3, "{cookie} {field:?}");
+        }
+    }
 }

@@ -184,7 +184,7 @@ impl Reader<'_> {
                 };
                 // Nobody waits for a copy: one that can't be sent is not worth an error to the client.
                 if service.is_some() {
-                    applied.mirrors.push(Mirror { cluster, fraction });
+                    applied.mirrors.push(Mirror::new(cluster, fraction));
                 }
             }
             "RequestRedirect" => {

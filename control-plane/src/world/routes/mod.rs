@@ -280,7 +280,7 @@ pub(super) fn direct_route(cluster: String) -> Route {
 pub(super) fn inbound_route(cluster: String) -> Route {
     let mut route = direct_route(cluster);
     if let RouteAction::Forward(forward) = &mut route.action {
-        forward.timeouts = Timeouts { request: Some(Duration::ZERO), idle: None, max_stream: None };
+        forward.timeouts = Timeouts { request: Some(Duration::ZERO), ..Timeouts::default() };
     }
     route
 }

@@ -341,7 +341,7 @@ fn a_consistent_hash_reaches_routes_and_cluster() {
     let RouteAction::Forward(forward) = &routes[0].action else { panic!("{routes:?}") };
     assert_eq!(
         forward.hash,
-        [HashPolicy::Header { name: "x-user".parse().expect("a name"), terminal: true }]
+        [HashPolicy::Header { name: "x-user".parse().expect("a name"), rewrite: None, terminal: true }]
     );
 }
 

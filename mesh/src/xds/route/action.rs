@@ -7,16 +7,15 @@ use envoy_types::pb::envoy::config::route::v3::redirect_action::{
 };
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::{
-    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
 };
-use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight::HostRewriteSpecifier as BackendHost;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, RandomValueSpecifier};
 use http::StatusCode;
 
+use super::mirror::{decode_mirror, encode_mirror};
 use super::{decode_status, filters, headers, policy, rewrite};
-use crate::model::{
-    Backend, DirectResponse, Forward, HostRewrite, Mirror, PerMillion, Redirect, RouteAction,
-};
+use crate::model::{Backend, DirectResponse, Forward, HostRewrite, Redirect, RouteAction, Split};
 use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::{matching, proto};
 
@@ -52,6 +51,7 @@ pub(super) fn decode(action: Action) -> Decoded<RouteAction> {
     })
 }
 
+#[expect(deprecated, reason = "Istio's control plane bounds the time of calls by old fields")]
 fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
     let (prefix_rewrite, regex_rewrite) = rewrite::encode_forward(forward.path_rewrite.as_ref(), below);
     let unknown = match forward.unknown_cluster_status {
@@ -64,13 +64,15 @@ fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
         prefix_rewrite,
         regex_rewrite,
         timeout: forward.timeouts.request.map(proto::duration),
+        max_grpc_timeout: policy::older(&forward.timeouts).map(|grpc| proto::duration(grpc.max)),
+        grpc_timeout_offset: policy::older(&forward.timeouts).and_then(policy::offset),
         idle_timeout: forward.timeouts.idle.map(proto::duration),
         max_stream_duration: policy::max_stream_duration(&forward.timeouts),
         retry_policy: forward.retry.as_ref().and_then(policy::encode_retry),
         request_mirror_policies: forward.mirrors.iter().map(encode_mirror).collect(),
         append_x_forwarded_host: forward.tell_original_host,
         hash_policy: forward.hash.iter().map(policy::encode_hash).collect(),
-        cluster_specifier: Some(encode_backends(&forward.backends)),
+        cluster_specifier: Some(encode_backends(forward)),
         host_rewrite_specifier: forward.host_rewrite.as_ref().map(|host| match host {
             HostRewrite::Literal(host) => HostRewriteSpecifier::HostRewriteLiteral(host.clone()),
             HostRewrite::Endpoint => {
@@ -113,8 +115,11 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
             .at("host_rewrite_specifier");
         }
     };
+    let (backends, split) = decode_backends(required(action.cluster_specifier, "cluster_specifier")?)?;
+    let hash = each("hash_policy", action.hash_policy, policy::decode_hash)?;
     Ok(Forward {
-        backends: decode_backends(required(action.cluster_specifier, "cluster_specifier")?)?,
+        backends,
+        split,
         unknown_cluster_status: status,
         timeouts,
         retry: action
@@ -128,15 +133,17 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
         host_rewrite,
         tell_original_host: action.append_x_forwarded_host,
         mirrors: each("request_mirror_policies", action.request_mirror_policies, decode_mirror)?,
-        hash: each("hash_policy", action.hash_policy, policy::decode_hash)?,
+        hash: hash.into_iter().flatten().collect(),
         // Among the route's settings of filters.
         session: None,
     })
 }
 
 /// One backend that takes all and changes nothing is written plainly.
-fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
-    if let [backend] = backends
+fn encode_backends(forward: &Forward) -> ClusterSpecifier {
+    let Forward { backends, split, .. } = forward;
+    if let [backend] = &backends[..]
+        && *split == Split::Random
         && backend.weight == 1
         && backend.request_headers.is_empty()
         && backend.response_headers.is_empty()
@@ -158,6 +165,11 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
     });
     ClusterSpecifier::WeightedClusters(pb::WeightedCluster {
         clusters: clusters.collect(),
+        random_value_specifier: match split {
+            Split::Random => None,
+            Split::Header(name) => Some(RandomValueSpecifier::HeaderName(name.as_str().into())),
+            Split::Hash => proto::bool_value(true).map(RandomValueSpecifier::UseHashPolicy),
+        },
         ..Default::default()
     })
 }
@@ -165,15 +177,14 @@ fn encode_backends(backends: &[Backend]) -> ClusterSpecifier {
 #[expect(deprecated, reason = "other control planes may still send old fields")]
 fn refuse_rest(action: &pb::RouteAction) -> Decoded<()> {
     refuse!(action;
-        cors, grpc_timeout_offset, hedge_policy, internal_redirect_action,
-        internal_redirect_policy, max_grpc_timeout, priority, rate_limits)?;
-    let offset = action.max_stream_duration.as_ref().and_then(|max| max.grpc_timeout_header_offset);
-    unsupported(offset.is_some(), "max_stream_duration.grpc_timeout_header_offset", "leave it out")
+        cors, hedge_policy, internal_redirect_action, internal_redirect_policy, priority, rate_limits)
 }
 
-fn decode_backends(specifier: ClusterSpecifier) -> Decoded<Vec<Backend>> {
+fn decode_backends(specifier: ClusterSpecifier) -> Decoded<(Vec<Backend>, Split)> {
     match specifier {
-        ClusterSpecifier::Cluster(cluster) => Ok(vec![Backend::new(non_empty(cluster, "cluster")?, 1)]),
+        ClusterSpecifier::Cluster(cluster) => {
+            Ok((vec![Backend::new(non_empty(cluster, "cluster")?, 1)], Split::Random))
+        }
         ClusterSpecifier::WeightedClusters(weighted) => decode_weighted(weighted).at("weighted_clusters"),
         ClusterSpecifier::ClusterHeader(_) => {
             Err(FieldError::new("is not supported: use cluster or weighted_clusters")).at("cluster_header")
@@ -185,8 +196,14 @@ fn decode_backends(specifier: ClusterSpecifier) -> Decoded<Vec<Backend>> {
     }
 }
 
-fn decode_weighted(weighted: pb::WeightedCluster) -> Decoded<Vec<Backend>> {
-    unsupported(weighted.random_value_specifier.is_some(), "random_value_specifier", "leave it out")?;
+fn decode_weighted(weighted: pb::WeightedCluster) -> Decoded<(Vec<Backend>, Split)> {
+    let split = match weighted.random_value_specifier {
+        Some(RandomValueSpecifier::HeaderName(name)) if !name.is_empty() => {
+            Split::Header(matching::header_name(&name).at("header_name")?)
+        }
+        Some(RandomValueSpecifier::UseHashPolicy(by_hash)) if by_hash.value => Split::Hash,
+        _ => Split::Random,
+    };
     let backends = each("clusters", weighted.clusters, decode_backend)?;
     match backends.iter().map(|backend| u64::from(backend.weight)).sum::<u64>() {
         0 => Err(FieldError::new("the sum of all weights is 0: give one a weight")).at("clusters"),
@@ -194,7 +211,7 @@ fn decode_weighted(weighted: pb::WeightedCluster) -> Decoded<Vec<Backend>> {
             Err(FieldError::new(format!("the sum of all weights is {sum}: use at most 4294967295")))
                 .at("clusters")
         }
-        _ => Ok(backends),
+        _ => Ok((backends, split)),
     }
 }
 
@@ -222,26 +239,6 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
             .filter(|host| !host.is_empty()),
         fault,
         filters: overrides,
-    })
-}
-
-fn encode_mirror(mirror: &Mirror) -> RequestMirrorPolicy {
-    RequestMirrorPolicy {
-        cluster: mirror.cluster.clone(),
-        runtime_fraction: Some(matching::runtime_fraction(mirror.fraction)),
-        ..Default::default()
-    }
-}
-
-pub(super) fn decode_mirror(mirror: RequestMirrorPolicy) -> Decoded<Mirror> {
-    unsupported(!mirror.cluster_header.is_empty(), "cluster_header", "use cluster")?;
-    refuse!(mirror; host_rewrite_literal, request_headers_mutations)?;
-    let fraction = mirror.runtime_fraction;
-    Ok(Mirror {
-        cluster: non_empty(mirror.cluster, "cluster")?,
-        fraction: fraction
-            .map_or(Ok(PerMillion::ALL), matching::decode_runtime_fraction)
-            .at("runtime_fraction")?,
     })
 }
 

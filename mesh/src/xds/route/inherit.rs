@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{action, filters as settings, policy};
+use super::{filters as settings, mirror, policy};
 use crate::model::{FilterOverride, FilterOverrides};
 use crate::xds::error::{At, Decoded, each, unsupported};
 
@@ -68,7 +68,7 @@ impl Inherited {
     }
 
     fn with_mirrors(self, mirrors: &[RequestMirrorPolicy]) -> Decoded<Self> {
-        each("request_mirror_policies", mirrors.iter().cloned(), action::decode_mirror)?;
+        each("request_mirror_policies", mirrors.iter().cloned(), mirror::decode_mirror)?;
         Ok(if mirrors.is_empty() { self } else { Self { mirrors: mirrors.to_vec(), ..self } })
     }
 

@@ -31,6 +31,7 @@ pub(super) mod filters;
 pub(super) mod headers;
 mod inherit;
 mod matches;
+mod mirror;
 mod policy;
 mod rewrite;
 mod session;

@@ -8,15 +8,19 @@ use envoy_types::pb::envoy::config::route::v3::retry_policy::{
     RetryHostPredicate,
 };
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{
-    ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter,
+    ConnectionProperties, Cookie, CookieAttribute, FilterState, Header, PolicySpecifier, QueryParameter,
 };
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     HashPolicy as HashPolicyPb, MaxStreamDuration,
 };
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use envoy_types::pb::google::protobuf::Duration as DurationPb;
 
-use crate::model::{HashPolicy, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
-use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
+use super::rewrite;
+use crate::model::{
+    GrpcTimeout, HashPolicy, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts,
+};
+use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required};
 use crate::xds::{matching, proto};
 
 /// How often Envoy draws another endpoint for a retry when it draws one that failed already.
@@ -28,27 +32,52 @@ const MAX_BACKOFF_FACTOR: u32 = 10;
 /// What an answer may ask for at most where nothing is configured.
 const MAX_RATE_LIMITED_BACKOFF: Duration = Duration::from_secs(300);
 
-/// gRPC knows no `timeout`; it cuts a call's deadline to `grpc_timeout_header_max`, or else to
-/// `max_stream_duration`. So the shorter of both limits goes there too. Envoy looks at it for requests with a
-/// `grpc-timeout` alone, and those may not take longer anyway.
+/// Envoy's limit on a request where nothing is said of its time.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What stands for the life of a stream, and for the time that a call of gRPC brings along.
 pub(super) fn max_stream_duration(timeouts: &Timeouts) -> Option<MaxStreamDuration> {
-    let limits = [timeouts.request, timeouts.max_stream];
-    let shortest = limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min();
-    (shortest.is_some() || timeouts.max_stream.is_some()).then(|| MaxStreamDuration {
+    let grpc = timeouts.grpc.filter(|grpc| !grpc.limits_request);
+    (grpc.is_some() || timeouts.max_stream.is_some()).then(|| MaxStreamDuration {
         max_stream_duration: timeouts.max_stream.map(proto::duration),
-        grpc_timeout_header_max: shortest.map(proto::duration),
-        grpc_timeout_header_offset: None,
+        grpc_timeout_header_max: grpc.map(|grpc| proto::duration(grpc.max)),
+        grpc_timeout_header_offset: grpc.and_then(offset),
     })
 }
 
-/// A timeout that is not set takes the sidecar's default here, and 15 s in Envoy; so Tulle's control plane always sets
-/// it, zero for no limit.
+/// What is said of calls in Envoy's older fields.
+pub(super) fn older(timeouts: &Timeouts) -> Option<GrpcTimeout> {
+    timeouts.grpc.filter(|grpc| grpc.limits_request)
+}
+
+pub(super) fn offset(grpc: GrpcTimeout) -> Option<DurationPb> {
+    (!grpc.offset.is_zero()).then(|| proto::duration(grpc.offset))
+}
+
+/// Where nothing is said of a limit, Envoy's holds; Tulle's control plane always says something, zero for no limit. Beside a
+/// `max_stream_duration` Envoy passes over what `timeout` says; here both hold, since a limit that stands there is meant.
+#[expect(deprecated, reason = "Istio's control plane bounds the time of calls by old fields")]
 pub(super) fn decode_timeouts(action: &pb::RouteAction) -> Decoded<Timeouts> {
-    let max_stream = action.max_stream_duration.as_ref().and_then(|max| max.max_stream_duration);
+    let newer = action.max_stream_duration.as_ref();
+    let (max, offset, limits_request) = match newer {
+        Some(newer) => (newer.grpc_timeout_header_max, newer.grpc_timeout_header_offset, false),
+        None => (action.max_grpc_timeout, action.grpc_timeout_offset, true),
+    };
+    let (max_at, offset_at) = match limits_request {
+        true => ("max_grpc_timeout", "grpc_timeout_offset"),
+        false => {
+            ("max_stream_duration.grpc_timeout_header_max", "max_stream_duration.grpc_timeout_header_offset")
+        }
+    };
+    let offset = proto::decode_duration(offset, offset_at)?.unwrap_or_default();
+    let grpc = proto::decode_duration(max, max_at)?.map(|max| GrpcTimeout { max, offset, limits_request });
+    let max_stream = newer.and_then(|newer| newer.max_stream_duration);
+    let request = proto::decode_duration(action.timeout, "timeout")?;
     Ok(Timeouts {
-        request: proto::decode_duration(action.timeout, "timeout")?,
+        request: request.or_else(|| newer.is_none().then_some(DEFAULT_TIMEOUT)),
         idle: proto::decode_duration(action.idle_timeout, "idle_timeout")?,
         max_stream: proto::decode_duration(max_stream, "max_stream_duration.max_stream_duration")?,
+        grpc,
     })
 }
 
@@ -66,6 +95,7 @@ pub(super) fn encode_retry(retry: &RetryPolicy) -> Option<pb::RetryPolicy> {
         retry_on: on.join(","),
         num_retries: proto::u32_value(retry.attempts),
         per_try_timeout: retry.per_try_timeout.map(proto::duration),
+        per_try_idle_timeout: retry.per_try_idle_timeout.map(proto::duration),
         retry_host_predicate: vec![other_endpoint],
         host_selection_retry_max_attempts: HOST_SELECTION_ATTEMPTS,
         retriable_headers: retry.headers.iter().map(matching::header).collect(),
@@ -82,8 +112,7 @@ pub(super) fn encode_retry(retry: &RetryPolicy) -> Option<pb::RetryPolicy> {
 
 /// A condition that is not known is passed over, as in Envoy: less is tried again, and nothing that was not asked for.
 pub(super) fn decode_retry(retry: pb::RetryPolicy) -> Decoded<Option<RetryPolicy>> {
-    refuse!(retry;
-        per_try_idle_timeout, retry_options_predicates, retry_priority)?;
+    refuse!(retry; retry_options_predicates, retry_priority)?;
     let attempts = retry.num_retries.map_or(1, |attempts| attempts.value);
     let on = retry.retry_on.split(',').map(str::trim);
     let on = on.filter_map(|on| RetryOn::ALL.iter().find(|(_, name)| *name == on).map(|(known, _)| *known));
@@ -104,6 +133,7 @@ pub(super) fn decode_retry(retry: pb::RetryPolicy) -> Decoded<Option<RetryPolicy
         statuses: statuses.collect::<Decoded<_>>().at("retriable_status_codes")?,
         attempts,
         per_try_timeout: proto::decode_duration(retry.per_try_timeout, "per_try_timeout")?,
+        per_try_idle_timeout: proto::decode_duration(retry.per_try_idle_timeout, "per_try_idle_timeout")?,
         backoff,
         max_backoff,
         headers: each("retriable_headers", retry.retriable_headers, matching::decode_header)?,
@@ -151,17 +181,23 @@ fn decode_rate_limited(limited: RateLimitedRetryBackOff) -> Decoded<RateLimitedB
 
 pub(super) fn encode_hash(hash: &HashPolicy) -> HashPolicyPb {
     let (terminal, specifier) = match hash {
-        HashPolicy::Header { name, terminal } => (
+        HashPolicy::Header { name, rewrite, terminal } => (
             terminal,
-            PolicySpecifier::Header(Header { header_name: name.as_str().into(), regex_rewrite: None }),
+            PolicySpecifier::Header(Header {
+                header_name: name.as_str().into(),
+                regex_rewrite: rewrite.as_ref().map(rewrite::encode_regex),
+            }),
         ),
-        HashPolicy::Cookie { name, ttl, path, terminal } => (
+        HashPolicy::Cookie { name, ttl, path, attributes, terminal } => (
             terminal,
             PolicySpecifier::Cookie(Cookie {
                 name: name.clone(),
                 ttl: ttl.map(proto::duration),
                 path: path.clone().unwrap_or_default(),
-                attributes: Vec::new(),
+                attributes: attributes
+                    .iter()
+                    .map(|(name, value)| CookieAttribute { name: name.clone(), value: value.clone() })
+                    .collect(),
             }),
         ),
         HashPolicy::SourceIp { terminal } => {
@@ -170,39 +206,53 @@ pub(super) fn encode_hash(hash: &HashPolicy) -> HashPolicyPb {
         HashPolicy::Query { name, terminal } => {
             (terminal, PolicySpecifier::QueryParameter(QueryParameter { name: name.clone() }))
         }
+        HashPolicy::FilterState { key, terminal } => {
+            (terminal, PolicySpecifier::FilterState(FilterState { key: key.clone() }))
+        }
     };
     HashPolicyPb { terminal: *terminal, policy_specifier: Some(specifier) }
 }
 
-pub(super) fn decode_hash(policy: HashPolicyPb) -> Decoded<HashPolicy> {
+/// `None` for one that says nothing, as in Envoy.
+pub(super) fn decode_hash(policy: HashPolicyPb) -> Decoded<Option<HashPolicy>> {
     let terminal = policy.terminal;
-    Ok(match required(policy.policy_specifier, "policy_specifier")? {
-        PolicySpecifier::Header(header) => {
-            unsupported(header.regex_rewrite.is_some(), "header.regex_rewrite", "leave it out")?;
-            let name = matching::header_name(&header.header_name).at("header.header_name")?;
-            HashPolicy::Header { name, terminal }
-        }
-        PolicySpecifier::Cookie(cookie) => {
-            unsupported(!cookie.attributes.is_empty(), "cookie.attributes", "leave them out")?;
-            HashPolicy::Cookie {
-                name: non_empty(cookie.name, "cookie.name")?,
-                ttl: proto::decode_duration(cookie.ttl, "cookie.ttl")?,
-                path: (!cookie.path.is_empty()).then_some(cookie.path),
-                terminal,
-            }
-        }
+    Ok(Some(match required(policy.policy_specifier, "policy_specifier")? {
+        PolicySpecifier::Header(header) => HashPolicy::Header {
+            name: matching::header_name(&header.header_name).at("header.header_name")?,
+            rewrite: header
+                .regex_rewrite
+                .map(|rewrite| rewrite::decode_substitution(rewrite).at("header.regex_rewrite"))
+                .transpose()?,
+            terminal,
+        },
+        PolicySpecifier::Cookie(cookie) => HashPolicy::Cookie {
+            name: non_empty(cookie.name, "cookie.name")?,
+            ttl: proto::decode_duration(cookie.ttl, "cookie.ttl")?,
+            path: (!cookie.path.is_empty()).then_some(cookie.path),
+            attributes: each("cookie.attributes", cookie.attributes, decode_attribute)?,
+            terminal,
+        },
         PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }) => {
             HashPolicy::SourceIp { terminal }
         }
-        PolicySpecifier::ConnectionProperties(_) => {
-            return Err(FieldError::new("is false: set it")).at("connection_properties.source_ip");
-        }
+        PolicySpecifier::ConnectionProperties(_) => return Ok(None),
         PolicySpecifier::QueryParameter(query) => {
             HashPolicy::Query { name: non_empty(query.name, "query_parameter.name")?, terminal }
         }
-        PolicySpecifier::FilterState(_) => {
-            return Err(FieldError::new("is not supported: hash a header, cookie, address or parameter"))
-                .at("filter_state");
+        PolicySpecifier::FilterState(state) => {
+            HashPolicy::FilterState { key: non_empty(state.key, "filter_state.key")?, terminal }
         }
-    })
+    }))
+}
+
+/// What would end the attribute, or the header, stands in none.
+fn decode_attribute(attribute: CookieAttribute) -> Decoded<(String, String)> {
+    let name = non_empty(attribute.name, "name")?;
+    for (field, text) in [("name", &name), ("value", &attribute.value)] {
+        if text.contains(|character: char| character == ';' || character.is_ascii_control()) {
+            let problem = format!("{text:?} holds a character that no attribute of a cookie may have");
+            return Err(FieldError::new(problem)).at(field);
+        }
+    }
+    Ok((name, attribute.value))
 }

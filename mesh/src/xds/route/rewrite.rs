@@ -77,7 +77,7 @@ fn encode_prefix(replacement: &str, below: bool) -> String {
     if replacement.is_empty() { "/".into() } else { replacement.into() }
 }
 
-fn encode_regex(regex: &Substitution) -> RegexMatchAndSubstitute {
+pub(super) fn encode_regex(regex: &Substitution) -> RegexMatchAndSubstitute {
     substitute(regex.pattern(), regex.replacement().into())
 }
 
@@ -96,6 +96,12 @@ fn decode_regex(rewrite: RegexMatchAndSubstitute) -> Decoded<PathRewrite> {
         return Ok(PathRewrite::Full(path));
     }
     Substitution::new(pattern, rewrite.substitution).map(PathRewrite::Regex).map_err(FieldError::new)
+}
+
+/// One that need not be of a path.
+pub(super) fn decode_substitution(rewrite: RegexMatchAndSubstitute) -> Decoded<Substitution> {
+    let pattern = non_empty(required(rewrite.pattern, "pattern")?.regex, "pattern.regex")?;
+    Substitution::new(pattern, rewrite.substitution).map_err(FieldError::new)
 }
 
 /// The text that a replacement stands for, where it refers to no group.

@@ -46,18 +46,21 @@ fn a_prefix_replaced_by_the_root_leaves_one_slash() {
 #[test]
 fn a_timeout_reaches_grpc_as_the_cap_of_a_calls_deadline() {
     let cases = [
-        // request, max_stream -> timeout, max_stream_duration, grpc_timeout_header_max
-        (None, None, None, None, None),
-        (Some(0), None, Some(0), None, None),
-        (Some(5), None, Some(5), None, Some(5)),
-        (Some(5), Some(3), Some(5), Some(3), Some(3)),
-        (Some(5), Some(0), Some(5), Some(0), Some(5)),
+        // request, max_stream, cap -> timeout, max_stream_duration, grpc_timeout_header_max
+        (None, None, None, None, None, None),
+        (Some(0), None, None, Some(0), None, None),
+        (Some(5), None, Some(5), Some(5), None, Some(5)),
+        (Some(5), Some(3), Some(3), Some(5), Some(3), Some(3)),
     ];
-    for (request, max_stream, timeout, duration, header_max) in cases {
+    for (request, max_stream, cap, timeout, duration, header_max) in cases {
         let mut forward = forward("a");
         let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
-        forward.timeouts =
-            Timeouts { request: seconds(request), idle: None, max_stream: seconds(max_stream) };
+        forward.timeouts = Timeouts {
+            request: seconds(request),
+            idle: None,
+            max_stream: seconds(max_stream),
+            grpc: seconds(cap).map(GrpcTimeout::at_most),
+        };
         let action = encoded(forward);
         let max = action.max_stream_duration.unwrap_or_default();
         let read =
@@ -79,6 +82,7 @@ fn a_retry_policy_without_attempts_is_left_out() {
         statuses: vec![429],
         attempts: 2,
         per_try_timeout: None,
+        per_try_idle_timeout: None,
         backoff: Duration::from_millis(25),
         max_backoff: Duration::from_millis(250),
     };

@@ -180,6 +180,7 @@ fn three_hops_that_all_may_try_again_add_a_fifth_to_the_load_in_all() {
             statuses: Vec::new(),
             attempts: 3,
             per_try_timeout: None,
+            per_try_idle_timeout: None,
             backoff: Duration::from_micros(1),
             max_backoff: Duration::from_micros(1),
         };

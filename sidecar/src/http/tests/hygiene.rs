@@ -88,7 +88,7 @@ fn a_mirror_gets_a_copy_and_its_answer_is_nobodys() {
         let mirror = App::new(|_| Say::Ok("not this")).await;
         let mut setup = Setup::new(&[app.address]);
         setup.mirror = Some(mirror.address);
-        setup.forward().mirrors = vec![Mirror { cluster: "mirror".into(), fraction: PerMillion::ALL }];
+        setup.forward().mirrors = vec![Mirror::new("mirror", PerMillion::ALL)];
         let mesh = setup.build();
         assert_eq!(mesh.send(post("pay")).await.body, Ok("mine".into()));
         while mirror.seen().is_empty() {

@@ -24,6 +24,7 @@ fn policy(on: RetryOn) -> RetryPolicy {
         statuses: Vec::new(),
         attempts: 2,
         per_try_timeout: None,
+        per_try_idle_timeout: None,
         backoff: Duration::from_millis(1),
         max_backoff: Duration::from_millis(2),
     }

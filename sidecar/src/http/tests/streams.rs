@@ -99,7 +99,7 @@ fn an_endpoint_that_is_unavailable_in_its_trailers_is_ejected_and_one_that_denie
 fn a_stream_ends_with_its_timeouts_which_are_recorded() {
     on_a_worker(async {
         let limit = Some(Duration::from_secs(1));
-        let none = Timeouts { request: None, idle: None, max_stream: None };
+        let none = Timeouts::default();
         for (timeouts, told) in [
             (Timeouts { idle: limit, ..none }, "connection_read_timeout"),
             (Timeouts { max_stream: limit, ..none }, "http_response_timeout"),

@@ -96,12 +96,23 @@ fn forward() -> BoxedStrategy<Forward> {
         StatusCode::INTERNAL_SERVER_ERROR,
         StatusCode::NOT_FOUND,
     ]);
-    let timeouts = (of(duration()), of(duration()), of(duration()))
-        .prop_map(|(request, idle, max_stream)| Timeouts { request, idle, max_stream });
+    let bounds = (duration(), duration(), any::<bool>())
+        .prop_map(|(max, offset, limits_request)| GrpcTimeout { max, offset, limits_request });
+    let timeouts = (duration(), of(duration()), of(duration()), of(bounds)).prop_map(
+        |(request, idle, max_stream, grpc)| Timeouts {
+            request: Some(request),
+            idle,
+            // Envoy's older fields are not heeded beside the newer one.
+            max_stream: max_stream.filter(|_| grpc.is_none_or(|grpc| !grpc.limits_request)),
+            grpc,
+        },
+    );
     let host = prop_oneof![name().prop_map(HostRewrite::Literal), Just(HostRewrite::Endpoint)];
-    let mirror = (name(), fraction()).prop_map(|(cluster, fraction)| Mirror { cluster, fraction });
+    let mirror = (name(), fraction(), mirror_host(), vec(one_change(), 0..3)).prop_map(
+        |(cluster, fraction, host, request_headers)| Mirror { cluster, fraction, host, request_headers },
+    );
     (
-        backends(),
+        (backends(), split()),
         unknown,
         timeouts,
         of(retry()),
@@ -113,7 +124,7 @@ fn forward() -> BoxedStrategy<Forward> {
     )
         .prop_map(
             |(
-                backends,
+                (backends, split),
                 unknown_cluster_status,
                 timeouts,
                 retry,
@@ -125,6 +136,7 @@ fn forward() -> BoxedStrategy<Forward> {
             )| {
                 Forward {
                     backends,
+                    split,
                     unknown_cluster_status,
                     timeouts,
                     retry,
@@ -138,6 +150,31 @@ fn forward() -> BoxedStrategy<Forward> {
             },
         )
         .boxed()
+}
+
+fn split() -> BoxedStrategy<Split> {
+    prop_oneof![
+        4 => Just(Split::Random),
+        1 => header_name().prop_map(Split::Header),
+        1 => Just(Split::Hash),
+    ]
+    .boxed()
+}
+
+fn mirror_host() -> impl Strategy<Value = MirrorHost> {
+    prop_oneof![Just(MirrorHost::Kept), Just(MirrorHost::Shadow), "[a-z.]{1,9}".prop_map(MirrorHost::Literal),]
+}
+
+/// Changes that are made one after the other.
+fn one_change() -> BoxedStrategy<HeaderMutations> {
+    let remove = header_name().prop_map(|name| HeaderMutations { remove: vec![name], change: Vec::new() });
+    let add = mutations().prop_map(|mut changes| {
+        changes.remove.clear();
+        changes.change.truncate(1);
+        changes
+    });
+    let add = add.prop_filter("nothing is changed", |changes| !changes.is_empty());
+    prop_oneof![remove, add].boxed()
 }
 
 /// What is said of filters, in the order of their names.
@@ -186,15 +223,17 @@ fn retry() -> BoxedStrategy<RetryPolicy> {
     let limited = (vec(reset, 1..3), positive()).prop_map(|(reset, max)| RateLimitedBackoff { reset, max });
     let headers = (vec(header_match(), 0..3), vec(header_match(), 0..3), of(limited));
     let on = (vec(on, 0..4), vec(100..600_u16, 0..3));
-    (on, headers, 1..10_u32, of(duration()), positive(), duration())
-        .prop_map(|((on, statuses), headers, attempts, per_try_timeout, backoff, longer)| RetryPolicy {
+    let per_try = (of(duration()), of(duration()));
+    (on, headers, 1..10_u32, per_try, positive(), duration())
+        .prop_map(|((on, statuses), headers, attempts, per_try, backoff, longer)| RetryPolicy {
             headers: headers.0,
             request_headers: headers.1,
             rate_limited: headers.2,
             on,
             statuses,
             attempts,
-            per_try_timeout,
+            per_try_timeout: per_try.0,
+            per_try_idle_timeout: per_try.1,
             backoff,
             max_backoff: backoff + longer,
         })
@@ -216,9 +255,20 @@ fn rewrite() -> BoxedStrategy<PathRewrite> {
 
 fn hash() -> impl Strategy<Value = HashPolicy> {
     prop_oneof![
-        (header_name(), any::<bool>()).prop_map(|(name, terminal)| HashPolicy::Header { name, terminal }),
-        (name(), of(duration()), of(path()), any::<bool>())
-            .prop_map(|(name, ttl, path, terminal)| HashPolicy::Cookie { name, ttl, path, terminal }),
+        (header_name(), any::<[bool; 2]>()).prop_map(|(name, [rewrites, terminal])| {
+            let rewrite = rewrites.then(|| Substitution::new("^/(.*)$", r"\1").unwrap());
+            HashPolicy::Header { name, rewrite, terminal }
+        }),
+        (name(), of(duration()), of(path()), vec((name(), "[a-z]{0,4}"), 0..3), any::<bool>()).prop_map(
+            |(name, ttl, path, attributes, terminal)| HashPolicy::Cookie {
+                name,
+                ttl,
+                path,
+                attributes,
+                terminal
+            }
+        ),
+        (name(), any::<bool>()).prop_map(|(key, terminal)| HashPolicy::FilterState { key, terminal }),
         any::<bool>().prop_map(|terminal| HashPolicy::SourceIp { terminal }),
         (name(), any::<bool>()).prop_map(|(name, terminal)| HashPolicy::Query { name, terminal }),
     ]
