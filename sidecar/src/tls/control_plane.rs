@@ -25,24 +25,21 @@ use super::error::{HandshakeError, with_causes};
 use super::material::{Material, MaterialError, control_plane_config, root_store};
 use super::verify::ControlPlaneVerifier;
 use crate::config;
-use crate::grpc::{Channel, KeepAlive};
+use crate::grpc::{Channel, Watch};
+use crate::http::h2::ping::Pace;
 use crate::upstream::{self, dead_peer};
 
 /// How long reaching the control plane may take, the TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A control plane of Tulle that is frozen or cut off is noticed after the sum.
-const KEEP_ALIVE: KeepAlive =
-    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
-/// One of other making may end the stream of who asks more often than each five minutes (gRFC A8). That its host is gone
-/// the kernel notices before.
-const RARE: KeepAlive = KeepAlive { interval: Duration::from_secs(330), timeout: Duration::from_secs(20) };
+/// A control plane that is frozen or cut off is noticed after the sum.
+const PACE: Pace = Pace { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
 
 /// Where the control plane is, and who it has to be.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlPlane {
     config: config::ControlPlane,
     identity: SpiffeId,
-    keep_alive: KeepAlive,
+    pace: Pace,
 }
 
 /// How this workload proves itself.
@@ -77,13 +74,13 @@ impl ControlPlane {
     pub(crate) fn new(config: config::ControlPlane, trust_domain: &TrustDomain) -> Self {
         let identity = SpiffeId::workload(trust_domain, "tulle-system", "tulle-control-plane")
             .expect("both names are valid path segments");
-        Self { config, identity, keep_alive: KEEP_ALIVE }
+        Self { config, identity, pace: PACE }
     }
 
     /// Asks more often than by default whether the connection lives.
     #[cfg(test)]
     pub(crate) fn with_keep_alive(self, interval: Duration, timeout: Duration) -> Self {
-        Self { keep_alive: KeepAlive { interval, timeout }, ..self }
+        Self { pace: Pace { interval, timeout }, ..self }
     }
 
     /// The address, for messages.
@@ -133,8 +130,8 @@ impl ControlPlane {
             .map_err(|_| ControlPlaneError::Timeout(self.config.address.clone()))??;
         let address = self.config.address.to_string();
         let authority = Authority::try_from(address).map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
-        let keep_alive = if self.is_tulle(&stream) { self.keep_alive } else { RARE };
-        let channel = Channel::over(stream, authority, Some(keep_alive))
+        let watch = Watch { pace: self.pace, restrained: !self.is_tulle(&stream) };
+        let channel = Channel::over(stream, authority, Some(watch))
             .await
             .map_err(|e| ControlPlaneError::Http(with_causes(&e)))?;
         Ok(Session { channel, token })

@@ -8,12 +8,25 @@ use tokio::time::Instant;
 
 use crate::http::server::Timer;
 
-const INTERVAL: Duration = Duration::from_secs(30);
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a peer is asked, and how long the answer may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// From an answer to the next question.
+    pub(crate) interval: Duration,
+    /// From the question on.
+    pub(crate) timeout: Duration,
+}
+
+impl Pace {
+    /// For peers on the path of requests.
+    pub(crate) const CALM: Self =
+        Self { interval: Duration::from_secs(30), timeout: Duration::from_secs(10) };
+}
 
 /// Pings the peer now and then.
 pub(crate) struct KeepAlive {
     ping_pong: PingPong,
+    pace: Pace,
     timer: Timer,
     due: Instant,
     waiting: bool,
@@ -21,8 +34,9 @@ pub(crate) struct KeepAlive {
 
 impl KeepAlive {
     /// Keeps the connection of `ping_pong` alive.
-    pub(crate) fn new(ping_pong: PingPong) -> Self {
-        Self { ping_pong, timer: Timer::new(INTERVAL), due: Instant::now() + INTERVAL, waiting: false }
+    pub(crate) fn new(ping_pong: PingPong, pace: Pace) -> Self {
+        let timer = Timer::new(pace.interval);
+        Self { ping_pong, pace, timer, due: Instant::now() + pace.interval, waiting: false }
     }
 
     /// Ready when the peer does not answer. `may`: whether it may be pinged at this time; it is asked each time that it
@@ -33,7 +47,7 @@ impl KeepAlive {
                 match self.ping_pong.poll_pong(cx) {
                     Poll::Ready(Ok(_)) => {
                         self.waiting = false;
-                        self.due = Instant::now() + INTERVAL;
+                        self.due = Instant::now() + self.pace.interval;
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(()),
                     Poll::Pending => return self.timer.poll(cx, self.due),
@@ -44,14 +58,14 @@ impl KeepAlive {
             }
             let now = Instant::now();
             if !may(now) {
-                self.due = now + INTERVAL;
+                self.due = now + self.pace.interval;
                 continue;
             }
             if self.ping_pong.send_ping(Ping::opaque()).is_err() {
                 return Poll::Ready(());
             }
             self.waiting = true;
-            self.due = now + TIMEOUT;
+            self.due = now + self.pace.timeout;
         }
     }
 }

@@ -19,7 +19,7 @@ use tulle_mesh::identity::SpiffeId;
 
 use super::first::{First, Watched};
 use crate::balance::{Cluster, Endpoint, Limit, Permit};
-use crate::http::h2::ping::{KeepAlive, Restraint};
+use crate::http::h2::ping::{KeepAlive, Pace, Restraint};
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::tls::Alpn;
 use crate::upstream::pool::{Slot, permit};
@@ -260,7 +260,7 @@ async fn settle(connection: &mut Connection<Watched, Bytes>, first: &First) -> R
         }
     })
     .await?;
-    Ok(KeepAlive::new(ping_pong))
+    Ok(KeepAlive::new(ping_pong, Pace::CALM))
 }
 
 /// Reads and writes the frames of a connection until it ends: with the peer, or with its last stream once nobody can open

@@ -19,7 +19,7 @@ pub(crate) use self::body::StreamBody;
 pub(super) use self::stream::Stream;
 use self::stream::serve_stream;
 use super::{Handler, ServerOptions, Timer};
-use crate::http::h2::ping::KeepAlive;
+use crate::http::h2::ping::{KeepAlive, Pace};
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::worker::drain::{Drain, Phase};
 
@@ -47,7 +47,7 @@ pub(crate) async fn serve<H: Handler>(
     let Ok(Ok(mut connection)) = timeout(options.head_timeout, handshake).await else { return };
     let Some(ping_pong) = connection.ping_pong() else { return };
     let mut lifetime = Lifetime {
-        keep_alive: KeepAlive::new(ping_pong),
+        keep_alive: KeepAlive::new(ping_pong, Pace::CALM),
         idle: options.idle_timeout.map(Timer::new),
         idle_since: Some(Instant::now()),
         options,
