@@ -36,6 +36,7 @@ impl Inbound<'_> {
         chains.extend(self.chains(workload, services, &any_port(0), &names, report));
         Listener {
             proxy_protocol: None,
+            has_default: false,
             name: captured_listener(ip),
             direction: TrafficDirection::Inbound,
             address: None,

@@ -139,6 +139,7 @@ impl Inbound<'_> {
         let names = server_names(workload, services, port, address);
         Listener {
             proxy_protocol: None,
+            has_default: false,
             name: inbound_listener(address),
             direction: TrafficDirection::Inbound,
             address: Some(address),

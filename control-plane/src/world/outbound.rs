@@ -43,6 +43,7 @@ pub(super) fn listener(
     let address = service.cluster_ips.first().map(|ip| SocketAddr::new(*ip, port.number));
     let made = |chains| Listener {
         proxy_protocol: None,
+        has_default: false,
         name: port.service.to_string(),
         direction: TrafficDirection::Outbound,
         address,
@@ -79,6 +80,7 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
     let tcp = TcpRule { name: "default".into(), server_names: Vec::new(), backends: vec![(cluster, 1)] };
     Listener {
         proxy_protocol: None,
+        has_default: false,
         name: address.to_string(),
         direction: TrafficDirection::Outbound,
         // All ports of an address are no place to listen on.

@@ -55,11 +55,13 @@ pub(super) fn arrive(
     inbound
 }
 
-/// The chains for connections to `port`: those for it alone, else those for all ports.
+/// The chains for connections to `port`: those for it alone, else those for all ports, and last the default.
 fn chains(listener: &Listener, port: u16) -> Vec<&FilterChain> {
-    let of = |port| listener.chains.iter().filter(move |chain| chain.matches.destination_port == port);
+    let (conditional, default) = listener.split_default();
+    let of = |port| conditional.iter().filter(move |chain| chain.matches.destination_port == port);
     let own: Vec<_> = of(Some(port)).collect();
-    if own.is_empty() { of(None).collect() } else { own }
+    let chains = if own.is_empty() { of(None).collect() } else { own };
+    chains.into_iter().chain(default).collect()
 }
 
 /// The first chain that takes such a connection; HTTP may also pass as bytes, bytes never as HTTP.

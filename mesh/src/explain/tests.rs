@@ -67,6 +67,7 @@ impl Mesh {
         }
         self.inbound.push(Listener {
             proxy_protocol: None,
+            has_default: false,
             name: crate::address::inbound_listener(address),
             direction: TrafficDirection::Inbound,
             address: Some(address),
@@ -120,6 +121,7 @@ fn http(routes: Vec<Route>, filters: Vec<HttpFilter>) -> Protocol {
 fn outbound(protocol: Protocol) -> Listener {
     Listener {
         proxy_protocol: None,
+        has_default: false,
         name: "cart:80".into(),
         direction: TrafficDirection::Outbound,
         address: None,

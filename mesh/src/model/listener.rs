@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{Authorization, Format, HttpFilter, PerMillion, RouteConfiguration};
@@ -19,9 +20,22 @@ pub struct Listener {
     pub address: Option<SocketAddr>,
     /// Tried by how specific their conditions are, as in Envoy; never empty.
     pub chains: Vec<FilterChain>,
+    /// The last of `chains` is the default: for what none of the others takes, and without a condition of its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub has_default: bool,
     /// A proxy in front tells whose connection it is, before its first byte; `None`: there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl Listener {
+    /// The chains that are chosen by their conditions, and the one for all that none of them takes.
+    pub fn split_default(&self) -> (&[FilterChain], Option<&FilterChain>) {
+        match self.chains.split_last() {
+            Some((default, others)) if self.has_default => (others, Some(default)),
+            _ => (&self.chains, None),
+        }
+    }
 }
 
 /// Connections begin with a header of the PROXY protocol, which names the client. Where they go stays what was dialled.
@@ -69,12 +83,37 @@ pub struct FilterChain {
 pub struct ChainMatch {
     /// The port that the peer addressed.
     pub destination_port: Option<u16>,
+    /// The address that the peer addressed is in one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub destination_ranges: Vec<IpNet>,
     /// Whether the connection starts with a TLS ClientHello.
     pub transport: Option<Transport>,
     /// One of these was negotiated by ALPN, or (in plaintext) detected: `http/1.1`, `h2c`.
     pub application_protocols: Vec<String>,
     /// One of these is the SNI; `*.suffix` matches one or more labels in front.
     pub server_names: Vec<String>,
+    /// The other end of the connection itself is in one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub direct_source_ranges: Vec<IpNet>,
+    /// Whether the client is on this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_type: Option<SourceType>,
+    /// The client, where a proxy in front tells who that is the one that it names, is in one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<IpNet>,
+    /// The client's port is one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source_ports: Vec<u16>,
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SourceType {
+    /// At 127.0.0.1, at ::1, or at the address that it addressed.
+    SameIpOrLoopback,
+    /// Anywhere else, other loopback addresses included.
+    External,
 }
 
 /// How a connection starts.

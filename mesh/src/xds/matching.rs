@@ -1,6 +1,8 @@
 //! Conditions on strings, headers, query parameters and fractions.
 
-use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::config::core::v3::{CidrRange, RuntimeFractionalPercent};
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
@@ -9,8 +11,10 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Int64Range, Percent};
 use http::HeaderName;
+use ipnet::IpNet;
 
 use super::error::{At, Decoded, FieldError, non_empty, required};
+use super::proto;
 use crate::model::{HeaderMatch, HeaderTest, PerMillion, QueryMatch, Regex, StringMatch};
 
 pub(super) fn string(condition: &StringMatch) -> StringMatcher {
@@ -48,6 +52,26 @@ pub(super) fn regex(expression: &Regex) -> RegexMatcher {
 
 pub(super) fn decode_regex(matcher: RegexMatcher) -> Decoded<Regex> {
     Regex::new(non_empty(matcher.regex, "regex")?).map_err(FieldError::new).at("regex")
+}
+
+pub(super) fn range(range: IpNet) -> CidrRange {
+    CidrRange {
+        address_prefix: range.addr().to_string(),
+        prefix_len: proto::u32_value(u32::from(range.prefix_len())),
+    }
+}
+
+/// Without a length, all addresses of the family are meant, as in Envoy.
+pub(super) fn decode_range(range: CidrRange) -> Decoded<IpNet> {
+    let length = range.prefix_len.map_or(0, |length| length.value);
+    let address: Option<IpAddr> = range.address_prefix.parse().ok();
+    let length = u8::try_from(length).ok();
+    address.zip(length).and_then(|(address, length)| IpNet::new(address, length).ok()).ok_or_else(|| {
+        FieldError::new(format!(
+            "{:?} with this prefix_len is not a range of IP addresses: use one as 10.0.0.0 with 8",
+            range.address_prefix
+        ))
+    })
 }
 
 pub(super) fn header(condition: &HeaderMatch) -> pb::HeaderMatcher {

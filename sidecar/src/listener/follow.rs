@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tulle_mesh::model::{TrafficDirection, Transport};
 
-use super::chain::{self, Facts};
+use super::chain::{self, Early, Ends, Facts};
 use super::connection::Connection;
 use super::refusal::Refusal;
 use crate::detect::{Detector, Spoken};
@@ -76,9 +76,15 @@ impl Connection {
         listener: &Arc<Listener>,
         silence: Duration,
     ) {
-        let chains = &listener.model.chains;
-        if let Some(index) = chain::undisputed(chains, self.destination.port()) {
-            return self.undisputed((socket, detector), current, listener, index, silence).await;
+        match chain::undisputed(&listener.model, &self.ends()) {
+            Early::Takes(index) => {
+                return self.undisputed((socket, detector), current, listener, index, silence).await;
+            }
+            Early::Refused => {
+                self.refused(Refusal::NoChain);
+                return Stream::from(socket).reset();
+            }
+            Early::Disputed => {}
         }
         let at_once = tokio::time::timeout(SILENCE, detector.detect(&mut socket)).await;
         let spoken = match (at_once, self.silent_chain(listener)) {
@@ -281,8 +287,12 @@ impl Connection {
             }
             Spoken::Other | Spoken::Unfinished | Spoken::Nothing => (Transport::Plaintext, None, &[][..]),
         };
-        let facts = Facts { port: self.destination.port(), transport, server_name, protocols };
-        chain::choose(&listener.model.chains, &facts)
+        let facts = Facts { ends: self.ends(), transport, server_name, protocols };
+        chain::choose(&listener.model, &facts)
+    }
+
+    fn ends(&self) -> Ends {
+        Ends { destination: self.destination, direct: self.direct, source: self.client }
     }
 
     fn target(&self, listener: &Listener, chain: usize) -> Target {

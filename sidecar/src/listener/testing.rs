@@ -90,6 +90,7 @@ pub(crate) fn listener(metrics: &Registry, chains: Vec<TcpChain>) -> Listener {
     let (chains, models) = chains.into_iter().map(|chain| build(metrics, chain)).unzip();
     let model = model::Listener {
         proxy_protocol: None,
+        has_default: false,
         name: "test".into(),
         direction: TrafficDirection::Outbound,
         address: None,

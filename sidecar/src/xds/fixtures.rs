@@ -12,6 +12,7 @@ pub(crate) fn http_listener(name: &str, direction: TrafficDirection, routes: Rou
     let http = HttpConnection::new(routes);
     Listener {
         proxy_protocol: None,
+        has_default: false,
         name: name.into(),
         direction,
         address: tulle_mesh::address::parse_inbound_listener(name),

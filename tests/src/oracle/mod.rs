@@ -26,6 +26,7 @@ use crate::{LIMIT, python_program, wait_for};
 use ads::Ads;
 pub use ads::{Answered, CALLERS};
 use door::Door;
+pub use door::{Hello, Way};
 pub use http2::Http2;
 pub use outcome::{Outcome, Received, Then};
 pub use resources::{chain, cluster, endpoints, listener, manager, route_configuration, typed};
@@ -134,26 +135,53 @@ impl Oracle {
     }
 
     /// Puts filter chains for peers in force with both, and waits until new connections take them.
+    ///
+    /// # Panics
+    /// When one of the two rejects them.
     pub async fn peers(&mut self, chains: &[Value]) {
+        let errors = self.offer_peers(chains, json!({})).await;
+        assert!(errors.iter().all(String::is_empty), "{errors:?}");
+    }
+
+    /// Offers filter chains for peers, and more fields of their listener: why either rejects them, Envoy first. Where both take
+    /// them, new connections do.
+    pub async fn offer_peers(&mut self, chains: &[Value], more: Value) -> [String; 2] {
         self.changes += 1;
         if self.changes == 1 {
             self.ads.set(resources::secrets(self.folder.path())).await;
         }
         let sign = format!("change-{}.test", self.changes);
-        let open =
-            chain(&sign, json!({ "server_names": [sign] }), Some(false), &manager("routes", json!({})));
+        let open: Vec<_> = resources::signs(chains, &sign)
+            .into_iter()
+            .map(|matches| chain(&sign, matches, Some(false), &manager("routes", json!({}))))
+            .collect();
         let name = format!("tulle/inbound/{}", self.inbound[1].address);
-        let listener = resources::inbound(&name, self.inbound[0].address, &[chains, &[open]].concat());
-        self.push(vec![listener]).await;
+        let chains = [chains, &open].concat();
+        let listener = resources::inbound(&name, self.inbound[0].address, &chains, more);
+        let answers = self.offer(vec![listener]).await;
+        let errors = ["envoy", "tulle"].map(|agent| {
+            let of = answers.iter().filter(|answered| answered.agent.starts_with(agent));
+            of.map(|answered| answered.error.as_str()).collect::<String>()
+        });
+        if errors.iter().any(|error| !error.is_empty()) {
+            return errors;
+        }
+        let way = Way { tls: Some(Hello::to(&sign, None)), ..Way::default() };
         for side in self.inbound {
             let taken = || async {
                 connect(side.address).await?;
                 let request = format!("GET /a HTTP/1.1\r\nhost: {ALL}\r\n\r\n");
-                let outcome = self.through(side, &sign, None, request.as_bytes(), "ok").await;
+                let outcome = self.through(side, &way, request.as_bytes(), "ok").await;
                 if outcome.received.status == 200 { Ok(()) } else { Err(outcome.to_string()) }
             };
             wait_for(LIMIT, taken).await.unwrap_or_else(|error| panic!("{}: {error}", side.name));
         }
+        errors
+    }
+
+    /// The ports where they take peers, Envoy's first.
+    pub fn inbound_ports(&self) -> [u16; 2] {
+        self.inbound.map(|side| side.address.port())
     }
 
     /// As [`Oracle::both`], over TLS to where they take peers: as one of [`CALLERS`], or as nobody, and by the name `server`.
@@ -164,22 +192,18 @@ impl Oracle {
         request: &[u8],
         script: &str,
     ) -> [Outcome; 2] {
-        let [envoy, tulle] = self.inbound;
-        [
-            self.through(envoy, server, caller, request, script).await,
-            self.through(tulle, server, caller, request, script).await,
-        ]
+        let way = Way { tls: Some(Hello::to(server, caller)), ..Way::default() };
+        self.both_by(&way, request, script).await
     }
 
-    async fn through(
-        &self,
-        side: Side,
-        server: &str,
-        caller: Option<&str>,
-        request: &[u8],
-        script: &str,
-    ) -> Outcome {
-        let door = Door::open(side.address, server, caller.map(|name| (self.folder.path(), name))).await;
+    /// As [`Oracle::both`], by some way to where they take peers.
+    pub async fn both_by(&self, way: &Way<'_>, request: &[u8], script: &str) -> [Outcome; 2] {
+        let [envoy, tulle] = self.inbound;
+        [self.through(envoy, way, request, script).await, self.through(tulle, way, request, script).await]
+    }
+
+    async fn through(&self, side: Side, way: &Way<'_>, request: &[u8], script: &str) -> Outcome {
+        let door = Door::open(side.address, way, self.folder.path()).await;
         self.one(Side { address: door.address, ..side }, request, script).await
     }
 

@@ -29,9 +29,9 @@ pub fn listener(name: &str, address: SocketAddr, manager: &Value) -> Value {
     named(name, typed("envoy.config.listener.v3.Listener", fields))
 }
 
-/// A listener for peers, with filter chains as [`chain`] makes them.
-pub(super) fn inbound(name: &str, address: SocketAddr, chains: &[Value]) -> Value {
-    let fields = json!({
+/// A listener for peers, with filter chains as [`chain`] makes them; `more` is put over it.
+pub(super) fn inbound(name: &str, address: SocketAddr, chains: &[Value], more: Value) -> Value {
+    let mut fields = json!({
         "name": name,
         "traffic_direction": "INBOUND",
         "address": socket(address),
@@ -41,7 +41,32 @@ pub(super) fn inbound(name: &str, address: SocketAddr, chains: &[Value]) -> Valu
         }],
         "filter_chains": chains,
     });
+    merge(&mut fields, more);
     named(name, typed("envoy.config.listener.v3.Listener", fields))
+}
+
+/// Conditions for one more chain, or for several, by which the server name `sign` is always taken, whatever the chains are: a
+/// chain for all destinations is out where there is one for just the right.
+pub(super) fn signs(chains: &[Value], sign: &str) -> Vec<Value> {
+    let mut signs = vec![json!({ "server_names": [sign] })];
+    for chain in chains {
+        let matches = &chain["filter_chain_match"];
+        let ranges = matches["prefix_ranges"].as_array().into_iter().flatten();
+        // A port's chains may all be for addresses that are dialled by nobody.
+        for range in ranges.map(Some).chain([None]) {
+            let mut sign = json!({ "server_names": [sign] });
+            if let Some(range) = range {
+                sign["prefix_ranges"] = json!([range]);
+            }
+            if !matches["destination_port"].is_null() {
+                sign["destination_port"] = matches["destination_port"].clone();
+            }
+            if !signs.contains(&sign) {
+                signs.push(sign);
+            }
+        }
+    }
+    signs
 }
 
 /// A filter chain whose last filter is `manager`; `tls`: whether a client's certificate is required, where it is of TLS.

@@ -2,6 +2,7 @@
 //!
 //! The alphabets are small, so that a request often meets a condition, and often just misses it.
 
+mod chains;
 mod rules;
 
 use serde_json::{Value, json};

@@ -78,6 +78,7 @@ impl View {
             Some(_) => return None,
             None => left_alone(&self.world).any(|left| left == address).then(|| Listener {
                 proxy_protocol: None,
+                has_default: false,
                 name: name.into(),
                 direction: TrafficDirection::Outbound,
                 address: Some(address),

@@ -160,6 +160,7 @@ fn client_end(listener: &Listener, name: &str) -> Option<Listener> {
     let chain = FilterChain { matches: ChainMatch::default(), ..chain.clone() };
     Some(Listener {
         proxy_protocol: None,
+        has_default: false,
         name: name.into(),
         address: None,
         chains: vec![chain],
@@ -188,6 +189,7 @@ fn server(listener: &Listener, name: &str, address: SocketAddr) -> Option<Listen
     };
     Some(Listener {
         proxy_protocol: None,
+        has_default: false,
         name: name.into(),
         address: Some(address),
         chains: vec![chain],

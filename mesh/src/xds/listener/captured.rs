@@ -6,13 +6,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use envoy_types::pb::envoy::config::core::v3::{CidrRange, TrafficDirection as DirectionPb};
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection as DirectionPb;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
-use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use envoy_types::pb::google::protobuf::Any;
+use ipnet::IpNet;
 
 use super::{Client, chain, encode_for, inspect, inspectors, listener_filter, proto};
 use crate::model::{FilterChain, Listener, TrafficDirection};
+use crate::xds::matching;
 
 /// A listener that connections are redirected to.
 #[derive(Debug)]
@@ -60,10 +62,7 @@ impl Captured<'_> {
         if let Some(ip) = to {
             message.name = format!("{ip}-{}", chain.name);
             let matches = message.filter_chain_match.get_or_insert_default();
-            matches.prefix_ranges = vec![CidrRange {
-                address_prefix: ip.to_string(),
-                prefix_len: Some(UInt32Value { value: if ip.is_ipv4() { 32 } else { 128 } }),
-            }];
+            matches.prefix_ranges = vec![matching::range(IpNet::from(ip))];
         }
         message
     }

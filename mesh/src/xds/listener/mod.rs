@@ -22,6 +22,7 @@ use crate::xds::Client;
 mod access_log;
 pub mod captured;
 mod chain;
+mod chain_match;
 mod filters;
 mod http;
 mod proxied;
@@ -58,8 +59,10 @@ pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
     if let Some(manager) = as_api {
         message.api_listener = Some(pb::ApiListener { api_listener: Some(manager) });
     } else {
-        message.filter_chains =
-            listener.chains.iter().map(|chain| chain::encode(chain, listener.direction, client)).collect();
+        let (chains, default) = listener.split_default();
+        let encode = |chain| chain::encode(chain, listener.direction, client);
+        message.filter_chains = chains.iter().map(encode).collect();
+        message.default_filter_chain = default.map(encode);
         // A proxy's header stands before all that the others look at.
         let proxied = listener.proxy_protocol.map(proxied::encode);
         inspect(&mut message, proxied.into_iter().chain(inspectors(&listener.chains)).collect());
@@ -95,6 +98,7 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
         _ => TrafficDirection::Inbound,
     };
     let address = decode_address(message.address).at("address")?;
+    let has_default = message.api_listener.is_none() && message.default_filter_chain.is_some();
     let chains = match message.api_listener {
         Some(api) => {
             let manager = required(api.api_listener, "api_listener").at("api_listener")?;
@@ -102,7 +106,7 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
         }
         None => decode_chains(message.filter_chains, message.default_filter_chain)?,
     };
-    Ok(Listener { name, direction, address, chains, proxy_protocol })
+    Ok(Listener { name, direction, address, chains, has_default, proxy_protocol })
 }
 
 /// The name of the chain is the connection manager's prefix for statistics.
@@ -112,6 +116,7 @@ fn encode_api_listener(listener: &Listener, client: &Client) -> Option<Any> {
             if listener.direction == TrafficDirection::Outbound
                 && *matches == ChainMatch::default()
                 && listener.proxy_protocol.is_none()
+                && !listener.has_default
                 && authorization.is_empty() =>
         {
             Some(http::encode_any(http, name, listener.direction, client))
@@ -140,22 +145,11 @@ fn decode_chains(
     default: Option<pb::FilterChain>,
 ) -> Decoded<Vec<FilterChain>> {
     let mut chains = each("filter_chains", chains, chain::decode)?;
-    for (index, chain) in chains.iter().enumerate() {
-        if chains[..index].iter().any(|other| other.matches == chain.matches) {
-            return Err(FieldError::new("has the condition of another chain: no two may be the same"))
-                .at("filter_chain_match")
-                .at_item("filter_chains", index);
-        }
-    }
+    chain_match::refuse_overlaps(&chains)?;
     if let Some(default) = default {
-        let default = FilterChain {
-            matches: ChainMatch::default(),
-            ..chain::decode(default).at("default_filter_chain")?
-        };
-        // Behind a chain that takes every connection, the default is never reached.
-        if chains.iter().all(|chain| chain.matches != default.matches) {
-            chains.push(default);
-        }
+        let default = chain::decode(default).at("default_filter_chain")?;
+        // Whatever its condition says: it is for all that no other takes.
+        chains.push(FilterChain { matches: ChainMatch::default(), ..default });
     }
     if chains.is_empty() {
         return Err(FieldError::new("is empty: add a chain, or an api_listener")).at("filter_chains");

@@ -4,9 +4,7 @@
 //! difference to a decision. Policies are written and read in the order of their names.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
-use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::config::rbac::v3::permission::Rule;
 use envoy_types::pb::envoy::config::rbac::v3::principal::Identifier;
@@ -14,7 +12,6 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as http;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network;
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use envoy_types::pb::google::protobuf::Any;
-use ipnet::IpNet;
 use prost::Name;
 
 use crate::model::{Action, Authorization, Permission, Policy, Principal, StringMatch};
@@ -196,7 +193,7 @@ fn encode_permission(permission: &Permission) -> pb::Permission {
             Permission::Header(header) => Rule::Header(matching::header(header)),
             Permission::UrlPath(path) => Rule::UrlPath(encode_path(path)),
             Permission::DestinationPort(port) => Rule::DestinationPort((*port).into()),
-            Permission::DestinationIp(range) => Rule::DestinationIp(encode_range(*range)),
+            Permission::DestinationIp(range) => Rule::DestinationIp(matching::range(*range)),
             Permission::RequestedServerName(name) => Rule::RequestedServerName(matching::string(name)),
         }),
     }
@@ -221,7 +218,7 @@ fn decode_permission(permission: pb::Permission) -> Decoded<Permission> {
             return proto::decode_port(port, "destination_port").map(Permission::DestinationPort);
         }
         Rule::DestinationIp(range) => {
-            return decode_range(range).at("destination_ip").map(Permission::DestinationIp);
+            return matching::decode_range(range).at("destination_ip").map(Permission::DestinationIp);
         }
         Rule::RequestedServerName(name) => {
             return matching::decode_string(name)
@@ -248,8 +245,8 @@ fn encode_principal(principal: &Principal) -> pb::Principal {
             Principal::Authenticated(name) => Identifier::Authenticated(pb::principal::Authenticated {
                 principal_name: name.as_ref().map(matching::string),
             }),
-            Principal::SourceIp(range) => Identifier::DirectRemoteIp(encode_range(*range)),
-            Principal::RemoteIp(range) => Identifier::RemoteIp(encode_range(*range)),
+            Principal::SourceIp(range) => Identifier::DirectRemoteIp(matching::range(*range)),
+            Principal::RemoteIp(range) => Identifier::RemoteIp(matching::range(*range)),
             Principal::Header(header) => Identifier::Header(matching::header(header)),
             Principal::UrlPath(path) => Identifier::UrlPath(encode_path(path)),
         }),
@@ -274,10 +271,10 @@ fn decode_principal(principal: pb::Principal) -> Decoded<Principal> {
             return name.at("authenticated.principal_name").map(Principal::Authenticated);
         }
         Identifier::DirectRemoteIp(range) | Identifier::SourceIp(range) => {
-            return decode_range(range).at("direct_remote_ip").map(Principal::SourceIp);
+            return matching::decode_range(range).at("direct_remote_ip").map(Principal::SourceIp);
         }
         Identifier::RemoteIp(range) => {
-            return decode_range(range).at("remote_ip").map(Principal::RemoteIp);
+            return matching::decode_range(range).at("remote_ip").map(Principal::RemoteIp);
         }
         Identifier::Header(header) => {
             return matching::decode_header(header).at("header").map(Principal::Header);
@@ -298,24 +295,4 @@ fn encode_path(path: &StringMatch) -> PathMatcher {
 fn decode_path(path: PathMatcher) -> Decoded<StringMatch> {
     let path_matcher::Rule::Path(path) = required(path.rule, "path")?;
     matching::decode_string(path).at("path")
-}
-
-fn encode_range(range: IpNet) -> CidrRange {
-    CidrRange {
-        address_prefix: range.addr().to_string(),
-        prefix_len: proto::u32_value(u32::from(range.prefix_len())),
-    }
-}
-
-/// Without a length, only a whole `0.0.0.0` or `::` is meant, as in Envoy.
-fn decode_range(range: CidrRange) -> Decoded<IpNet> {
-    let length = range.prefix_len.map_or(0, |length| length.value);
-    let address: Option<IpAddr> = range.address_prefix.parse().ok();
-    let length = u8::try_from(length).ok();
-    address.zip(length).and_then(|(address, length)| IpNet::new(address, length).ok()).ok_or_else(|| {
-        FieldError::new(format!(
-            "{:?} with this prefix_len is not a range of IP addresses: use one as 10.0.0.0 with 8",
-            range.address_prefix
-        ))
-    })
 }

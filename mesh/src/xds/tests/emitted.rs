@@ -352,7 +352,14 @@ fn cluster(load_balancer: LoadBalancer) -> Cluster {
 }
 
 fn listener(direction: TrafficDirection, chains: Vec<FilterChain>) -> Listener {
-    Listener { proxy_protocol: None, name: "a.b:80".into(), direction, address: None, chains }
+    Listener {
+        proxy_protocol: None,
+        has_default: false,
+        name: "a.b:80".into(),
+        direction,
+        address: None,
+        chains,
+    }
 }
 
 fn chain(protocol: Protocol) -> FilterChain {

@@ -205,12 +205,12 @@ fn a_default_chain_takes_what_is_left() {
             ..Default::default()
         };
         let listener = listener::decode(message).unwrap();
-        assert_eq!(listener.direction, TrafficDirection::Inbound);
+        assert_eq!((listener.direction, listener.has_default), (TrafficDirection::Inbound, true));
         listener.chains.into_iter().map(|chain| chain.name).collect::<Vec<_>>()
     };
     assert_eq!(names(chain("http", Some(80))), ["http", "default"]);
-    // Nothing is left behind a chain without conditions.
-    assert_eq!(names(chain("all", None)), ["all"]);
+    // What has lost its way among the others comes to it, even where one has no condition.
+    assert_eq!(names(chain("all", None)), ["all", "default"]);
 }
 
 #[test]

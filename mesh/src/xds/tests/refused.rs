@@ -186,6 +186,7 @@ fn a_condition_on_a_request_is_refused_for_a_connection() {
     };
     let listener = Listener {
         proxy_protocol: None,
+        has_default: false,
         name: "l".into(),
         direction: TrafficDirection::Inbound,
         address: None,

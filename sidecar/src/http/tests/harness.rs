@@ -311,6 +311,7 @@ fn routes(
 fn listener(direction: TrafficDirection, routes: HttpRoutes) -> Listener {
     let model = model::Listener {
         proxy_protocol: None,
+        has_default: false,
         name: "cart.shop:80".into(),
         direction,
         address: None,

@@ -12,8 +12,8 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
     ]);
     let proxied =
         proxied.prop_map(|[optional, version_1, version_2]| ProxyProtocol { optional, version_1, version_2 });
-    (name(), direction, of(socket()), vec(chain(), 1..4), of(proxied))
-        .prop_map(|(name, direction, address, mut chains, proxy_protocol)| {
+    (name(), direction, of(socket()), vec(chain(), 1..4), any::<bool>(), of(proxied))
+        .prop_map(|(name, direction, address, mut chains, has_default, proxy_protocol)| {
             // No two chains have the same condition; the only one may have none.
             let single = chains.len() == 1;
             for (port, chain) in (1_u16..).zip(&mut chains) {
@@ -21,7 +21,10 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
                     chain.matches.destination_port = Some(port);
                 }
             }
-            Listener { name, direction, address, chains, proxy_protocol }
+            if let Some(default) = chains.last_mut().filter(|_| has_default) {
+                default.matches = ChainMatch::default();
+            }
+            Listener { name, direction, address, chains, has_default, proxy_protocol }
         })
         .boxed()
 }
@@ -45,14 +48,31 @@ fn chain() -> BoxedStrategy<FilterChain> {
 fn chain_match() -> BoxedStrategy<ChainMatch> {
     let transport = select(vec![Transport::Tls, Transport::Plaintext]);
     let server_name = prop_oneof!["[a-z_]{1,8}(\\.[a-z]{1,8}){0,2}", "\\*\\.[a-z]{1,8}"];
-    (of(port()), of(transport), vec(name(), 0..3), vec(server_name, 0..3))
-        .prop_map(|(destination_port, transport, application_protocols, server_names)| ChainMatch {
-            destination_port,
-            transport,
-            application_protocols,
-            server_names,
+    let source_type = select(vec![SourceType::SameIpOrLoopback, SourceType::External]);
+    let ranges = || distinct(network().prop_map(|range| range.trunc()));
+    let words = (of(port()), of(transport), distinct(name()), distinct(server_name));
+    let ends = (ranges(), ranges(), of(source_type), ranges(), distinct(1..=u16::MAX));
+    (words, ends)
+        .prop_map(|((destination_port, transport, application_protocols, server_names), ends)| {
+            let (destination_ranges, direct_source_ranges, source_type, source_ranges, source_ports) = ends;
+            ChainMatch {
+                destination_port,
+                destination_ranges,
+                transport,
+                application_protocols,
+                server_names,
+                direct_source_ranges,
+                source_type,
+                source_ranges,
+                source_ports,
+            }
         })
         .boxed()
+}
+
+/// A few values, none of them twice.
+fn distinct<T: Ord + std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
+    btree_set(of, 0..3).prop_map(|values| values.into_iter().collect())
 }
 
 fn http() -> BoxedStrategy<HttpConnection> {

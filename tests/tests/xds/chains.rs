@@ -1,0 +1,183 @@
+//! Which filter chain takes a connection: by where it goes, what it begins with and who it is from.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tulle_tests::Ground;
+use tulle_tests::oracle::{Hello, Oracle, Outcome, Way, chain, manager, typed};
+
+use crate::generate::{self, Generator};
+
+/// A connection manager that says to all which one it is.
+fn says(name: &str) -> Value {
+    let answer = json!({ "status": 200, "body": { "inline_string": name } });
+    let route = json!({ "match": { "prefix": "/" }, "direct_response": answer });
+    let mut manager = manager("routes", json!({}));
+    manager.as_object_mut().expect("a message").remove("rds");
+    let hosts = json!([{ "name": "all", "domains": ["*"], "routes": [route] }]);
+    manager["route_config"] = json!({ "name": name, "virtual_hosts": hosts });
+    manager
+}
+
+/// Chains with a name each, that of their place; whether each ends TLS.
+fn chains(of: &[(Value, bool)]) -> Vec<Value> {
+    let named = of.iter().enumerate().map(|(index, (matches, tls))| {
+        let name = format!("chain {index}");
+        chain(&name, matches.clone(), tls.then_some(false), &says(&name))
+    });
+    named.collect()
+}
+
+fn default_chain() -> Value {
+    json!({ "default_filter_chain": chain("default", json!({}), None, &says("default")) })
+}
+
+/// Which chain has answered; else that none has, or how it has refused.
+fn taken(outcome: &Outcome) -> String {
+    match outcome.received.status {
+        200 => outcome.received.body.clone(),
+        status => status.to_string(),
+    }
+}
+
+/// What a proxy in front says is read, and HTTP in plaintext is known.
+fn inspected(proxied: bool) -> Value {
+    let filter = |name: &str, kind: &str, config: Value| {
+        json!({ "name": format!("envoy.filters.listener.{name}"),
+            "typed_config": typed(&format!("envoy.extensions.filters.listener.{name}.v3.{kind}"), config) })
+    };
+    let proxy = json!({ "allow_requests_without_proxy_protocol": true });
+    let mut filters = vec![
+        filter("tls_inspector", "TlsInspector", json!({})),
+        filter("http_inspector", "HttpInspector", json!({})),
+    ];
+    if proxied {
+        filters.insert(0, filter("proxy_protocol", "ProxyProtocol", proxy));
+    }
+    json!({ "listener_filters": filters })
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n";
+
+#[tokio::test]
+async fn generated_chains_take_what_envoys_take() {
+    let (seed, sets) = generate::seed(60);
+    let mut generator = Generator::new(seed);
+    let mut oracle = Oracle::start().await;
+    let sources = [0; 2].map(|_: u16| Ground::default().free_port().port());
+    let ports = oracle.inbound_ports();
+    let (mut answered, mut by_default, mut closed, mut refused, mut differ) = (0, 0, 0, 0, Vec::new());
+    for index in 0..sets {
+        let matches = generator.chain_matches(ports, sources);
+        let mut more = inspected(index % 3 == 0);
+        if index % 2 == 0 {
+            more["default_filter_chain"] = default_chain()["default_filter_chain"].take();
+        }
+        let errors = oracle.offer_peers(&chains(&matches), more).await;
+        let [envoy, tulle] = errors.each_ref().map(|error| !error.is_empty());
+        if envoy || tulle {
+            refused += 1;
+            if envoy != tulle {
+                differ.push(format!("{matches:?}\n{errors:?}"));
+            }
+            continue;
+        }
+        for _ in 0..12 {
+            let way = generator.way(sources, index % 3 == 0);
+            let [envoy, tulle] = oracle.both_by(&way, REQUEST, "ok").await.map(|outcome| taken(&outcome));
+            match envoy.as_str() {
+                "default" => by_default += 1,
+                "0" => closed += 1,
+                _ => answered += 1,
+            }
+            if envoy != tulle {
+                differ.push(format!("{way:?}: envoy {envoy}, tulle {tulle}\n{matches:#?}"));
+            }
+        }
+    }
+    println!("{answered} by a chain, {by_default} by the default, {closed} closed; {refused} sets refused");
+    let all = differ.len();
+    differ.truncate(5);
+    assert!(all == 0, "seed {seed}: {all} differ:\n{}", differ.join("\n\n"));
+    // A few may all be of one kind.
+    assert!(sets < 40 || (answered > 0 && by_default > 0 && closed > 0 && refused > 0));
+}
+
+#[tokio::test]
+async fn the_more_specific_chain_wins_and_there_is_no_way_back() {
+    let mut oracle = Oracle::start().await;
+    let [port, other] = [0; 2].map(|_: u16| Ground::default().free_port().port());
+    let range = |prefix: &str, length: u32| json!([{ "address_prefix": prefix, "prefix_len": length }]);
+    let of = [
+        (json!({ "transport_protocol": "raw_buffer" }), false),
+        (json!({ "transport_protocol": "raw_buffer", "source_prefix_ranges": range("127.0.0.0", 24) }), false),
+        (
+            json!({
+                "transport_protocol": "raw_buffer",
+                "source_prefix_ranges": range("127.0.0.2", 32),
+                "source_ports": [port],
+            }),
+            false,
+        ),
+        (json!({ "transport_protocol": "tls", "application_protocols": ["h2"] }), true),
+        (json!({ "transport_protocol": "tls", "server_names": ["*.test"] }), true),
+        (json!({ "server_names": ["a.test"], "source_type": "EXTERNAL" }), true),
+    ];
+    oracle.peers(&chains(&of)).await;
+    let from = |ip: [u8; 4], port: u16| Way { from: SocketAddr::from((ip, port)), ..Way::default() };
+    let tls = |server, alpn| Way { tls: Some(Hello { server, alpn, caller: None }), ..Way::default() };
+    let http = &["http/1.1"][..];
+    let cases = [
+        (from([127, 0, 1, 1], 0), "chain 0"),
+        (from([127, 0, 0, 1], 0), "chain 1"),
+        // Its address leads to the chain of a port that it does not have, and the wider range is out then.
+        (from([127, 0, 0, 2], other), "0"),
+        (from([127, 0, 0, 2], port), "chain 2"),
+        (tls(None, &["h2", "http/1.1"]), "chain 3"),
+        (tls(None, http), "0"),
+        (tls(Some("b.test"), &["h2", "http/1.1"]), "chain 4"),
+        // 127.0.0.1 is of this host, so that the chain of its very name is not for it, and the wildcard's is out.
+        (tls(Some("a.test"), http), "0"),
+        (Way { from: SocketAddr::from(([127, 0, 0, 9], 0)), ..tls(Some("a.test"), http) }, "chain 5"),
+    ];
+    for (way, expected) in cases {
+        let taken = oracle.both_by(&way, REQUEST, "ok").await.map(|outcome| taken(&outcome));
+        assert_eq!(taken, [expected; 2], "{way:?}");
+    }
+}
+
+#[tokio::test]
+async fn chains_of_which_none_is_more_specific_are_refused() {
+    let mut oracle = Oracle::start().await;
+    let range = |prefix: &str| json!([{ "address_prefix": prefix, "prefix_len": 24 }]);
+    let twice = |condition: Value| vec![condition.clone(), condition];
+    for conditions in [
+        twice(json!({})),
+        twice(json!({ "destination_port": 7 })),
+        vec![json!({ "server_names": ["a.test", "b.test"] }), json!({ "server_names": ["c.test", "B.test"] })],
+        vec![json!({ "prefix_ranges": range("10.0.0.1") }), json!({ "prefix_ranges": range("10.0.0.2") })],
+        vec![json!({ "source_ports": [7, 8] }), json!({ "source_ports": [8] })],
+        vec![json!({ "server_names": ["a.test", "a.test"] })],
+        vec![json!({ "server_names": ["a.*.test"] })],
+        vec![json!({ "source_ports": [0] })],
+        vec![json!({ "source_prefix_ranges": [{ "address_prefix": "nowhere", "prefix_len": 8 }] })],
+        vec![json!({ "address_suffix": "1" })],
+    ] {
+        let of: Vec<_> = conditions.iter().map(|condition| (condition.clone(), false)).collect();
+        let [envoy, tulle] = oracle.offer_peers(&chains(&of), json!({})).await;
+        assert!(!envoy.is_empty(), "{conditions:?}");
+        let last = format!("filter_chains[{}].filter_chain_match", conditions.len() - 1);
+        assert!(tulle.contains(&last), "{conditions:?}: {tulle}");
+    }
+    // What differs in one respect is fine, and so is a default chain beside one for all.
+    for conditions in [
+        vec![json!({ "source_ports": [7] }), json!({ "source_ports": [8] }), json!({})],
+        vec![json!({ "source_type": "EXTERNAL" }), json!({ "source_type": "SAME_IP_OR_LOOPBACK" })],
+        vec![json!({ "transport_protocol": "tls" }), json!({ "transport_protocol": "raw_buffer" })],
+        vec![json!({})],
+    ] {
+        let of: Vec<_> = conditions.iter().map(|condition| (condition.clone(), false)).collect();
+        let errors = oracle.offer_peers(&chains(&of), default_chain()).await;
+        assert_eq!(errors, ["", ""], "{conditions:?}");
+    }
+}
