@@ -29,10 +29,14 @@ pub use record::{AuthorizationRecord, FactKind, FailedFact, NearMiss, PolicyReco
 /// What is known of a connection, and of a request on it.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
+    /// Whether TLS ends here.
+    pub tls: bool,
     /// The peer's identity, proved by its certificate; `None` without one.
     pub peer: Option<&'a SpiffeId>,
     /// The peer's own address.
     pub source_ip: IpAddr,
+    /// The same, or the one that a proxy in front tells.
+    pub connection_ip: IpAddr,
     /// The client's, as far as the proxies before are believed.
     pub remote_ip: IpAddr,
     /// The address that the peer addressed.

@@ -29,6 +29,11 @@ impl Stream {
         }
     }
 
+    /// Whether it is over TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self, Self::TlsServer(_) | Self::TlsClient(_))
+    }
+
     /// Makes the end of the connection a reset: what the peer has not read is lost, and it knows that this was no
     /// orderly end.
     pub(crate) fn reset(self) {

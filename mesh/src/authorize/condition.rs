@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 
 use ipnet::IpNet;
 
+use crate::identity::SpiffeId;
 use crate::model::{HeaderMatch, Permission, Principal, StringMatch};
 
 use super::Facts;
@@ -42,10 +43,12 @@ pub(super) enum Leaf {
     /// In normal form.
     UrlPath(StringMatch),
     DestinationPort(u16),
+    DestinationPortRange(u16, u16),
     DestinationIp(IpNet),
     RequestedServerName(StringMatch),
     Authenticated(Option<StringMatch>),
     SourceIp(IpNet),
+    ConnectionIp(IpNet),
     RemoteIp(IpNet),
 }
 
@@ -85,14 +88,22 @@ impl Leaf {
                 Readings::Unreadable => None,
             },
             Self::DestinationPort(port) => Some(facts.destination.port() == *port),
+            Self::DestinationPortRange(first, last) => {
+                Some((*first..=*last).contains(&facts.destination.port()))
+            }
             Self::DestinationIp(net) => Some(net.contains(&facts.destination.ip().to_canonical())),
             Self::RequestedServerName(condition) => {
                 Some(condition.matches(facts.server_name.unwrap_or_default()))
             }
-            Self::Authenticated(condition) => Some(facts.peer.is_some_and(|peer| {
-                condition.as_ref().is_none_or(|condition| condition.matches(peer.as_str()))
-            })),
+            // Without a name that is proved Envoy looks at the certificate's subject, which is empty without a certificate.
+            Self::Authenticated(condition) => Some(
+                facts.tls
+                    && condition.as_ref().is_none_or(|condition| {
+                        condition.matches(facts.peer.map(SpiffeId::as_str).unwrap_or_default())
+                    }),
+            ),
             Self::SourceIp(net) => Some(net.contains(&facts.source_ip.to_canonical())),
+            Self::ConnectionIp(net) => Some(net.contains(&facts.connection_ip.to_canonical())),
             Self::RemoteIp(net) => Some(net.contains(&facts.remote_ip.to_canonical())),
         }
     }
@@ -109,6 +120,9 @@ impl From<Permission> for Condition {
             Permission::Header(header) => Self::Leaf(Leaf::Header(header)),
             Permission::UrlPath(condition) => Self::Leaf(Leaf::UrlPath(path::condition(condition))),
             Permission::DestinationPort(port) => Self::Leaf(Leaf::DestinationPort(port)),
+            Permission::DestinationPortRange(first, last) => {
+                Self::Leaf(Leaf::DestinationPortRange(first, last))
+            }
             Permission::DestinationIp(net) => Self::Leaf(Leaf::DestinationIp(net)),
             Permission::RequestedServerName(condition) => Self::Leaf(Leaf::RequestedServerName(condition)),
         }
@@ -125,6 +139,7 @@ impl From<Principal> for Condition {
             Principal::Not(inner) => Self::Not(Box::new((*inner).into())),
             Principal::Authenticated(condition) => Self::Leaf(Leaf::Authenticated(condition)),
             Principal::SourceIp(net) => Self::Leaf(Leaf::SourceIp(net)),
+            Principal::ConnectionIp(net) => Self::Leaf(Leaf::ConnectionIp(net)),
             Principal::RemoteIp(net) => Self::Leaf(Leaf::RemoteIp(net)),
             Principal::Header(header) => Self::Leaf(Leaf::Header(header)),
             Principal::UrlPath(condition) => Self::Leaf(Leaf::UrlPath(path::condition(condition))),

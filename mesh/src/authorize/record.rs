@@ -219,6 +219,11 @@ impl FailedFact {
             Leaf::DestinationPort(port) => {
                 (FactKind::DestinationPort, port.to_string(), Some(facts.destination.port().to_string()))
             }
+            Leaf::DestinationPortRange(first, last) => (
+                FactKind::DestinationPort,
+                format!("{first} to {last}"),
+                Some(facts.destination.port().to_string()),
+            ),
             Leaf::DestinationIp(net) => {
                 (FactKind::DestinationIp, format!("in {net}"), Some(facts.destination.ip().to_string()))
             }
@@ -228,12 +233,15 @@ impl FailedFact {
             Leaf::Authenticated(condition) => {
                 let expected = match condition {
                     Some(condition) => condition.to_string(),
-                    None => "any that is verified".into(),
+                    None => "any, or none, over TLS".into(),
                 };
                 (FactKind::Identity, expected, facts.peer.map(ToString::to_string))
             }
             Leaf::SourceIp(net) => {
                 (FactKind::SourceIp, format!("in {net}"), Some(facts.source_ip.to_string()))
+            }
+            Leaf::ConnectionIp(net) => {
+                (FactKind::RemoteIp, format!("in {net}"), Some(facts.connection_ip.to_string()))
             }
             Leaf::RemoteIp(net) => {
                 (FactKind::RemoteIp, format!("in {net}"), Some(facts.remote_ip.to_string()))

@@ -10,6 +10,7 @@ const CART: &str = "spiffe://td/ns/shop/sa/cart";
 /// Who asks for what; the rest of the facts is always the same.
 #[derive(Clone, Debug)]
 struct Asked {
+    tls: bool,
     peer: Option<SpiffeId>,
     method: Method,
     /// `None` for a connection without HTTP.
@@ -23,15 +24,18 @@ impl Asked {
     }
 
     fn bytes() -> Self {
-        Self { peer: Some(CART.parse().unwrap()), method: Method::GET, path: None, headers: HeaderMap::new() }
+        let peer = Some(CART.parse().unwrap());
+        Self { tls: true, peer, method: Method::GET, path: None, headers: HeaderMap::new() }
     }
 
     fn with<T>(&self, ask: impl FnOnce(&Facts<'_>) -> T) -> T {
         let path = self.path.as_deref();
         let request = path.map(|path| RequestView::new(&self.method, "cart", path, &self.headers));
         ask(&Facts {
+            tls: self.tls,
             peer: self.peer.as_ref(),
             source_ip: "::ffff:10.1.2.3".parse().unwrap(),
+            connection_ip: "::ffff:10.2.1.3".parse().unwrap(),
             remote_ip: "::ffff:10.3.2.1".parse().unwrap(),
             destination: "10.0.0.9:8080".parse().unwrap(),
             server_name: Some("outbound_.80_._.cart"),
@@ -126,6 +130,10 @@ fn each_condition_sees_its_fact() {
         (path("/a?q"), false),
         (Permission::DestinationPort(8080), true),
         (Permission::DestinationPort(80), false),
+        (Permission::DestinationPortRange(8000, 8080), true),
+        (Permission::DestinationPortRange(8080, 8080), true),
+        (Permission::DestinationPortRange(8081, u16::MAX), false),
+        (Permission::DestinationPortRange(0, 8079), false),
         (Permission::DestinationIp(net("10.0.0.0/24")), true),
         (Permission::DestinationIp(net("10.0.1.0/24")), false),
         (Permission::RequestedServerName(StringMatch::exact(name)), true),
@@ -145,6 +153,8 @@ fn each_condition_sees_its_fact() {
         // The address is IPv4, mapped into IPv6.
         (Principal::SourceIp(net("10.1.0.0/16")), true, true),
         (Principal::SourceIp(net("10.2.0.0/16")), false, false),
+        (Principal::ConnectionIp(net("10.2.0.0/16")), true, true),
+        (Principal::ConnectionIp(net("10.1.0.0/16")), false, false),
         (Principal::RemoteIp(net("10.3.0.0/16")), true, true),
         (Principal::RemoteIp(net("10.1.0.0/16")), false, false),
         (Principal::Header(header("x", "1")), true, true),
@@ -152,13 +162,32 @@ fn each_condition_sees_its_fact() {
         (Principal::And(vec![Principal::Any, Principal::Authenticated(None)]), true, false),
         (Principal::Or(vec![Principal::Or(vec![]), Principal::Authenticated(None)]), true, false),
     ];
-    let anonymous = Asked { peer: None, ..asked.clone() };
+    let anonymous = Asked { tls: false, peer: None, ..asked.clone() };
     for (principal, known, unknown) in principals {
         let only = policy("p", Permission::Any, principal.clone());
         let authorizer = Authorizer::compile(vec![set("s", Action::Allow, vec![only])]);
         for (asked, expected) in [(&asked, known), (&anonymous, unknown)] {
             let allowed = asked.with(|facts| authorizer.check(facts).is_allowed());
             assert_eq!(allowed, expected, "{principal:?} of {:?}", asked.peer);
+        }
+    }
+}
+
+#[test]
+fn who_speaks_tls_is_authenticated_but_has_no_name_without_a_certificate() {
+    let stranger = Asked { peer: None, ..Asked::path("/a") };
+    for (principal, expected) in [
+        (Principal::Authenticated(None), true),
+        (Principal::Authenticated(Some(StringMatch::prefix("spiffe://"))), false),
+        (Principal::Not(Box::new(Principal::Authenticated(Some(StringMatch::exact(CART))))), true),
+        // As in Envoy, whoever asks for it.
+        (Principal::Authenticated(Some(StringMatch::exact(""))), true),
+    ] {
+        for (action, expected) in [(Action::Allow, expected), (Action::Deny, !expected)] {
+            let only = policy("p", Permission::Any, principal.clone());
+            let authorizer = Authorizer::compile(vec![set("s", action, vec![only])]);
+            let allowed = stranger.with(|facts| authorizer.check(facts).is_allowed());
+            assert_eq!(allowed, expected, "{action:?} {principal:?}");
         }
     }
 }
@@ -174,7 +203,7 @@ fn both_a_permission_and_a_principal_must_hold() {
     let allowed = |asked: Asked| asked.with(|facts| authorizer.check(facts).is_allowed());
     assert!(allowed(Asked::path("/a")));
     assert!(!allowed(Asked::path("/b")));
-    assert!(!allowed(Asked { peer: None, ..Asked::path("/a") }));
+    assert!(!allowed(Asked { tls: false, peer: None, ..Asked::path("/a") }));
 }
 
 #[test]
@@ -367,9 +396,9 @@ fn a_record_shows_each_kind_of_fact_but_no_credential() {
         failed(Permission::Any, Principal::SourceIp(net), &asked),
         r#"source address: expected in 192.168.0.0/16, there is "::ffff:10.1.2.3""#
     );
-    let anonymous = Asked { peer: None, ..asked };
+    let anonymous = Asked { tls: false, peer: None, ..asked };
     assert_eq!(
         failed(Permission::Any, Principal::Authenticated(None), &anonymous),
-        "identity: expected any that is verified, there is none"
+        "identity: expected any, or none, over TLS, there is none"
     );
 }

@@ -29,8 +29,10 @@ pub(super) fn arrive(
     };
     let Some(chain) = chain else { return inbound };
     let connection = Facts {
+        tls: tls.is_some(),
         peer: question.client.filter(|_| tls.is_some()),
         source_ip: question.source_ip,
+        connection_ip: question.source_ip,
         remote_ip: question.source_ip,
         destination: address,
         server_name: tls.map(|tls| tls.sni.as_str()),

@@ -62,6 +62,8 @@ pub enum Permission {
     UrlPath(StringMatch),
     /// On the port that was addressed.
     DestinationPort(u16),
+    /// The port that was addressed is one from the first to the last.
+    DestinationPortRange(u16, u16),
     /// On the address that was addressed.
     DestinationIp(IpNet),
     /// On the SNI.
@@ -80,10 +82,13 @@ pub enum Principal {
     Or(Vec<Principal>),
     /// It does not hold.
     Not(Box<Principal>),
-    /// A peer with a verified certificate, whose SPIFFE ID meets the condition where there is one.
+    /// A peer that speaks TLS, which ends here. Where there is a condition, the SPIFFE ID of its certificate meets it, and
+    /// without a certificate the empty text; without a condition it may have proved nothing.
     Authenticated(Option<StringMatch>),
-    /// The peer's own address.
+    /// The peer's own address (`direct_remote_ip`).
     SourceIp(IpNet),
+    /// The address that a proxy in front tells by the PROXY protocol; without one, the peer's own (`source_ip`).
+    ConnectionIp(IpNet),
     /// The client's address, as far as the listener believes the proxies before it.
     RemoteIp(IpNet),
     /// On a header.

@@ -31,6 +31,8 @@ use crate::worker::Worker;
 
 /// The facts of a downstream connection.
 pub(crate) struct Downstream {
+    /// Whether TLS ends here.
+    pub(crate) tls: bool,
     /// Which side of the application it is on.
     pub(crate) direction: TrafficDirection,
     /// The client's address; behind a proxy that speaks the PROXY protocol, the one that it tells.
@@ -148,8 +150,10 @@ impl Proxy {
         let downstream = &self.downstream;
         let view = exchange.view();
         let facts = Facts {
+            tls: downstream.tls,
             peer: downstream.identity.as_ref(),
             source_ip: downstream.direct.ip(),
+            connection_ip: downstream.peer.ip(),
             remote_ip: exchange.client_ip(),
             destination: match &downstream.target {
                 Target::Application { address, .. } => *address,

@@ -182,6 +182,7 @@ impl Connection {
     pub(super) fn authorize(
         &self,
         chain: &Chain,
+        tls: bool,
         identity: Option<&SpiffeId>,
         server_name: Option<&str>,
     ) -> Result<(), Refusal> {
@@ -189,8 +190,10 @@ impl Connection {
             return Ok(());
         }
         let facts = Facts {
+            tls,
             peer: identity,
             source_ip: self.direct.ip(),
+            connection_ip: self.client.ip(),
             remote_ip: self.client.ip(),
             destination: self.destination,
             server_name,

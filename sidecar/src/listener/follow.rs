@@ -113,7 +113,7 @@ impl Connection {
     ) {
         match &listener.chains[index].protocol {
             ChainProtocol::Http(routes) if listener.model.chains[index].tls.is_none() => {
-                if let Err(refusal) = self.authorize(&listener.chains[index], None, None) {
+                if let Err(refusal) = self.authorize(&listener.chains[index], false, None, None) {
                     self.refused(refusal);
                     return Stream::from(socket).reset();
                 }
@@ -146,7 +146,7 @@ impl Connection {
         index: usize,
         routes: &TcpRoutes,
     ) {
-        if let Err(refusal) = self.authorize(&listener.chains[index], None, None) {
+        if let Err(refusal) = self.authorize(&listener.chains[index], false, None, None) {
             self.refused(refusal);
             return Stream::from(socket).reset();
         }
@@ -254,7 +254,8 @@ impl Connection {
             Err(refusal) => return self.refused(refusal),
         };
         let chain = &listener.chains[index];
-        if let Err(refusal) = self.authorize(chain, opened.identity.as_ref(), opened.server_name.as_deref()) {
+        let (identity, server_name) = (opened.identity.as_ref(), opened.server_name.as_deref());
+        if let Err(refusal) = self.authorize(chain, opened.stream.is_tls(), identity, server_name) {
             self.refused(refusal);
             return opened.stream.reset();
         }

@@ -46,6 +46,7 @@ impl Connection {
     ) {
         let Opened { stream, identity, server_name, .. } = opened;
         let downstream = Downstream {
+            tls: stream.is_tls(),
             direction: self.direction(),
             peer: self.client,
             direct: self.direct,

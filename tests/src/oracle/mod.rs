@@ -179,6 +179,11 @@ impl Oracle {
         errors
     }
 
+    /// Two ports from which nobody connects who is not told to.
+    pub fn source_ports(&self) -> [u16; 2] {
+        [0; 2].map(|_: u16| crate::Ground::default().free_port().port())
+    }
+
     /// The ports where they take peers, Envoy's first.
     pub fn inbound_ports(&self) -> [u16; 2] {
         self.inbound.map(|side| side.address.port())

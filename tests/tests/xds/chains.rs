@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use tulle_tests::Ground;
 use tulle_tests::oracle::{Hello, Oracle, Outcome, Way, chain, manager, typed};
 
 use crate::generate::{self, Generator};
@@ -64,7 +63,7 @@ async fn generated_chains_take_what_envoys_take() {
     let (seed, sets) = generate::seed(60);
     let mut generator = Generator::new(seed);
     let mut oracle = Oracle::start().await;
-    let sources = [0; 2].map(|_: u16| Ground::default().free_port().port());
+    let sources = oracle.source_ports();
     let ports = oracle.inbound_ports();
     let (mut answered, mut by_default, mut closed, mut refused, mut differ) = (0, 0, 0, 0, Vec::new());
     for index in 0..sets {
@@ -106,11 +105,14 @@ async fn generated_chains_take_what_envoys_take() {
 #[tokio::test]
 async fn the_more_specific_chain_wins_and_there_is_no_way_back() {
     let mut oracle = Oracle::start().await;
-    let [port, other] = [0; 2].map(|_: u16| Ground::default().free_port().port());
+    let [port, other] = oracle.source_ports();
     let range = |prefix: &str, length: u32| json!([{ "address_prefix": prefix, "prefix_len": length }]);
     let of = [
         (json!({ "transport_protocol": "raw_buffer" }), false),
-        (json!({ "transport_protocol": "raw_buffer", "source_prefix_ranges": range("127.0.0.0", 24) }), false),
+        (
+            json!({ "transport_protocol": "raw_buffer", "source_prefix_ranges": range("127.0.0.0", 24) }),
+            false,
+        ),
         (
             json!({
                 "transport_protocol": "raw_buffer",
@@ -154,7 +156,10 @@ async fn chains_of_which_none_is_more_specific_are_refused() {
     for conditions in [
         twice(json!({})),
         twice(json!({ "destination_port": 7 })),
-        vec![json!({ "server_names": ["a.test", "b.test"] }), json!({ "server_names": ["c.test", "B.test"] })],
+        vec![
+            json!({ "server_names": ["a.test", "b.test"] }),
+            json!({ "server_names": ["c.test", "B.test"] }),
+        ],
         vec![json!({ "prefix_ranges": range("10.0.0.1") }), json!({ "prefix_ranges": range("10.0.0.2") })],
         vec![json!({ "source_ports": [7, 8] }), json!({ "source_ports": [8] })],
         vec![json!({ "server_names": ["a.test", "a.test"] })],

@@ -16,6 +16,8 @@ fn allowed(chain: &FilterChain, peer: &str, method: &Method, path: &str) -> bool
     let facts = |request| Facts {
         peer: peer.as_ref(),
         source_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        connection_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        tls: peer.is_some(),
         remote_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
         destination: "127.0.0.1:25001".parse().expect("an address"),
         server_name: None,

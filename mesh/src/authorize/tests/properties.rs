@@ -132,6 +132,7 @@ fn any_path() -> impl Strategy<Value = String> {
 fn any_asked() -> impl Strategy<Value = Asked> {
     (any::<bool>(), any::<bool>(), prop::option::weighted(0.8, any_path())).prop_map(|(known, get, path)| {
         Asked {
+            tls: known,
             peer: known.then(|| CART.parse().unwrap()),
             method: if get { Method::GET } else { Method::PUT },
             path,

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::rbac::v3::principal::Identifier;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as http;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network;
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Name;
 
@@ -86,6 +87,7 @@ fn asks_request(permission: &Permission) -> bool {
         Permission::Not(inner) => asks_request(inner),
         Permission::Any
         | Permission::DestinationPort(_)
+        | Permission::DestinationPortRange(..)
         | Permission::DestinationIp(_)
         | Permission::RequestedServerName(_) => false,
     }
@@ -97,9 +99,11 @@ fn asks_requester(principal: &Principal) -> bool {
         Principal::Header(_) | Principal::UrlPath(_) => true,
         Principal::And(all) | Principal::Or(all) => all.iter().any(asks_requester),
         Principal::Not(inner) => asks_requester(inner),
-        Principal::Any | Principal::Authenticated(_) | Principal::SourceIp(_) | Principal::RemoteIp(_) => {
-            false
-        }
+        Principal::Any
+        | Principal::Authenticated(_)
+        | Principal::SourceIp(_)
+        | Principal::ConnectionIp(_)
+        | Principal::RemoteIp(_) => false,
     }
 }
 
@@ -193,6 +197,9 @@ fn encode_permission(permission: &Permission) -> pb::Permission {
             Permission::Header(header) => Rule::Header(matching::header(header)),
             Permission::UrlPath(path) => Rule::UrlPath(encode_path(path)),
             Permission::DestinationPort(port) => Rule::DestinationPort((*port).into()),
+            Permission::DestinationPortRange(first, last) => {
+                Rule::DestinationPortRange(Int32Range { start: i32::from(*first), end: i32::from(*last) + 1 })
+            }
             Permission::DestinationIp(range) => Rule::DestinationIp(matching::range(*range)),
             Permission::RequestedServerName(name) => Rule::RequestedServerName(matching::string(name)),
         }),
@@ -217,6 +224,9 @@ fn decode_permission(permission: pb::Permission) -> Decoded<Permission> {
         Rule::DestinationPort(port) => {
             return proto::decode_port(port, "destination_port").map(Permission::DestinationPort);
         }
+        Rule::DestinationPortRange(range) => {
+            return decode_ports(range).at("destination_port_range");
+        }
         Rule::DestinationIp(range) => {
             return matching::decode_range(range).at("destination_ip").map(Permission::DestinationIp);
         }
@@ -226,14 +236,30 @@ fn decode_permission(permission: pb::Permission) -> Decoded<Permission> {
                 .map(Permission::RequestedServerName);
         }
         Rule::Any(false) => "any must be true: use not_rule",
-        Rule::DestinationPortRange(_) => "destination_port_range is not supported: use destination_port",
         _ => {
-            "this rule is not supported: use header, url_path, destination_ip, destination_port or requested_server_name"
+            "this rule is not supported: use header, url_path, destination_ip, destination_port, destination_port_range or \
+             requested_server_name"
         }
     };
     Err(FieldError::new(problem))
 }
 
+/// The end is not one of the ports.
+fn decode_ports(range: Int32Range) -> Decoded<Permission> {
+    let last = range.end.checked_sub(1).and_then(|last| u16::try_from(last).ok());
+    match (u16::try_from(range.start).ok(), last) {
+        (Some(first), Some(last)) if first <= last => Ok(Permission::DestinationPortRange(first, last)),
+        _ => {
+            let Int32Range { start, end } = range;
+            let problem = format!(
+                "from {start} to before {end} there is no port: use a start from 0 to 65535 and an end above it, up to 65536"
+            );
+            Err(FieldError::new(problem))
+        }
+    }
+}
+
+#[expect(deprecated, reason = "source_ip is the one of its kind")]
 fn encode_principal(principal: &Principal) -> pb::Principal {
     let all = |ids: &[Principal]| pb::principal::Set { ids: ids.iter().map(encode_principal).collect() };
     pb::Principal {
@@ -246,6 +272,7 @@ fn encode_principal(principal: &Principal) -> pb::Principal {
                 principal_name: name.as_ref().map(matching::string),
             }),
             Principal::SourceIp(range) => Identifier::DirectRemoteIp(matching::range(*range)),
+            Principal::ConnectionIp(range) => Identifier::SourceIp(matching::range(*range)),
             Principal::RemoteIp(range) => Identifier::RemoteIp(matching::range(*range)),
             Principal::Header(header) => Identifier::Header(matching::header(header)),
             Principal::UrlPath(path) => Identifier::UrlPath(encode_path(path)),
@@ -253,7 +280,7 @@ fn encode_principal(principal: &Principal) -> pb::Principal {
     }
 }
 
-#[expect(deprecated, reason = "source_ip is the old name of direct_remote_ip")]
+#[expect(deprecated, reason = "source_ip is the one of its kind")]
 fn decode_principal(principal: pb::Principal) -> Decoded<Principal> {
     let problem = match required(principal.identifier, "identifier")? {
         Identifier::Any(true) => return Ok(Principal::Any),
@@ -270,8 +297,11 @@ fn decode_principal(principal: pb::Principal) -> Decoded<Principal> {
             let name = peer.principal_name.map(matching::decode_string).transpose();
             return name.at("authenticated.principal_name").map(Principal::Authenticated);
         }
-        Identifier::DirectRemoteIp(range) | Identifier::SourceIp(range) => {
+        Identifier::DirectRemoteIp(range) => {
             return matching::decode_range(range).at("direct_remote_ip").map(Principal::SourceIp);
+        }
+        Identifier::SourceIp(range) => {
+            return matching::decode_range(range).at("source_ip").map(Principal::ConnectionIp);
         }
         Identifier::RemoteIp(range) => {
             return matching::decode_range(range).at("remote_ip").map(Principal::RemoteIp);

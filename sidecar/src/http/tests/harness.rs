@@ -93,6 +93,7 @@ impl Setup {
         };
         let worker = Worker::new(0, registry, Arc::new(snapshot));
         let downstream = Downstream {
+            tls: self.identity.is_some(),
             direction: self.direction,
             peer: SocketAddr::from(([10, 2, 2, 2], 4321)),
             direct: SocketAddr::from(([10, 2, 2, 2], 4321)),
@@ -121,6 +122,7 @@ async fn serve_peer(mesh: Rc<Mesh>, material: Arc<Material>, socket: TcpStream, 
     let old = &mesh.proxy.downstream;
     let Target::Application { address, chain } = old.target else { panic!("inbound") };
     let downstream = Downstream {
+        tls: true,
         direction: old.direction,
         peer,
         direct: peer,

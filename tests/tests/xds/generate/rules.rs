@@ -1,8 +1,10 @@
 //! Authorization rules from a seed.
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 use tulle_tests::identity;
-use tulle_tests::oracle::{CALLERS, typed};
+use tulle_tests::oracle::{CALLERS, Hello, Way, typed};
 
 use super::{Generator, KEYS, VALUES};
 
@@ -21,6 +23,27 @@ impl Generator {
         json!({ "http_filters": filters })
     }
 
+    /// A filter for connections.
+    pub(crate) fn connection_rules(&mut self) -> Value {
+        let mut config = json!({ "stat_prefix": "rbac", "rules": self.rules(false) });
+        if self.one_in(4) {
+            config["shadow_rules"] = self.rules(false);
+        }
+        let config = typed("envoy.extensions.filters.network.rbac.v3.RBAC", config);
+        json!({ "name": "rbac", "typed_config": config })
+    }
+
+    /// Somebody's connection: over TLS, with a certificate or without, or in plaintext; maybe through a proxy that tells who it is.
+    pub(crate) fn caller(&mut self) -> Way<'static> {
+        let from = SocketAddr::from((self.pick(&[[127, 0, 0, 1], [127, 0, 0, 2]]), 0));
+        let told = self.one_in(3).then(|| SocketAddr::from(([10, 1, 2, 3], 4000)));
+        let tls = (!self.one_in(5)).then(|| {
+            let caller = self.pick(&[None, Some(CALLERS[0]), Some(CALLERS[1]), Some(CALLERS[2])]);
+            Hello::to(self.pick(&["a.test", "b.test"]), caller)
+        });
+        Way { from, told, tls }
+    }
+
     /// A request whose path can be read in one way only.
     pub(crate) fn plain_request(&mut self, domain: &str) -> String {
         let method = self.pick(&["GET", "GET", "POST", "DELETE"]);
@@ -36,44 +59,46 @@ impl Generator {
     fn filter(&mut self, index: usize) -> Value {
         let mut config = json!({});
         if !self.one_in(10) {
-            config["rules"] = self.rules();
+            config["rules"] = self.rules(true);
         }
         if self.one_in(4) {
-            config["shadow_rules"] = self.rules();
+            config["shadow_rules"] = self.rules(true);
         }
         let config = typed("envoy.extensions.filters.http.rbac.v3.RBAC", config);
         json!({ "name": format!("rbac{index}"), "typed_config": config })
     }
 
-    fn rules(&mut self) -> Value {
+    /// Rules for requests, or else for connections.
+    fn rules(&mut self, requests: bool) -> Value {
         let action = self.pick(&["ALLOW", "ALLOW", "DENY", "DENY", "LOG"]);
         let count = self.0.usize(0..4);
         let policies: serde_json::Map<_, _> =
-            (0..count).map(|index| (format!("p{index}"), self.policy())).collect();
+            (0..count).map(|index| (format!("p{index}"), self.policy(requests))).collect();
         json!({ "action": action, "policies": policies })
     }
 
-    fn policy(&mut self) -> Value {
-        let permissions: Vec<_> = (0..self.0.usize(1..3)).map(|_| self.asked(2, true)).collect();
-        let principals: Vec<_> = (0..self.0.usize(1..3)).map(|_| self.asked(2, false)).collect();
+    fn policy(&mut self, requests: bool) -> Value {
+        let permissions: Vec<_> = (0..self.0.usize(1..3)).map(|_| self.asked(2, true, requests)).collect();
+        let principals: Vec<_> = (0..self.0.usize(1..3)).map(|_| self.asked(2, false, requests)).collect();
         json!({ "permissions": permissions, "principals": principals })
     }
 
     /// A condition on what is asked, or else on who asks, of this depth.
-    fn asked(&mut self, depth: u8, what: bool) -> Value {
+    fn asked(&mut self, depth: u8, what: bool, requests: bool) -> Value {
         let [and, or, not, inner] = match what {
             true => ["and_rules", "or_rules", "not_rule", "rules"],
             false => ["and_ids", "or_ids", "not_id", "ids"],
         };
         match self.0.u8(if depth == 0 { 4 } else { 0 }..10) {
             connective @ 0..=2 => {
-                let all: Vec<_> = (0..self.0.usize(1..4)).map(|_| self.asked(depth - 1, what)).collect();
+                let all: Vec<_> =
+                    (0..self.0.usize(1..4)).map(|_| self.asked(depth - 1, what, requests)).collect();
                 json!({ (if connective == 0 { and } else { or }): { inner: all } })
             }
-            3 => json!({ not: self.asked(depth - 1, what) }),
+            3 => json!({ not: self.asked(depth - 1, what, requests) }),
             4 => json!({ "any": true }),
-            5 | 6 => json!({ "header": self.policy_header() }),
-            7 | 8 => {
+            5 | 6 if requests => json!({ "header": self.policy_header() }),
+            7 | 8 if requests => {
                 let path = self.pick(&PATHS);
                 json!({ "url_path": { "path": self.string(path) } })
             }
@@ -97,8 +122,12 @@ impl Generator {
 
     /// A condition on where the request arrived: at an address of this host, in plaintext or by the name `a.test`.
     fn place(&mut self) -> Value {
-        match self.0.u8(0..3) {
+        match self.0.u8(0..4) {
             0 => json!({ "destination_port": 1 }),
+            3 => {
+                let (start, end) = self.pick(&[(0, 65_536), (1, 1024), (1024, 65_536), (1023, 1024)]);
+                json!({ "destination_port_range": { "start": start, "end": end } })
+            }
             1 => {
                 let (address, length) = self.pick(&[("127.0.0.0", 8), ("10.0.0.0", 8), ("0.0.0.0", 0)]);
                 json!({ "destination_ip": { "address_prefix": address, "prefix_len": length } })
@@ -112,7 +141,7 @@ impl Generator {
 
     /// A condition on the peer, who proves to be somebody or nothing.
     fn peer(&mut self) -> Value {
-        match self.0.u8(0..5) {
+        match self.0.u8(0..6) {
             0 => json!({ "authenticated": {} }),
             1 => json!({ "authenticated": { "principal_name": { "prefix": "spiffe://" } } }),
             2 => {
@@ -120,12 +149,17 @@ impl Generator {
                 json!({ "authenticated": { "principal_name": self.string(&identity(caller)) } })
             }
             3 => {
-                let regex =
-                    self.pick(&["spiffe://[^/]+/ns/shop/sa/web", ".*/sa/web(-2)?", "spiffe://.*", "web"]);
+                let regex = self.pick(&[
+                    "spiffe://[^/]+/ns/shop/sa/web",
+                    ".*/sa/web(-2)?",
+                    "spiffe://.*",
+                    "web",
+                    ".*",
+                ]);
                 json!({ "authenticated": { "principal_name": { "safe_regex": { "regex": regex } } } })
             }
             _ => {
-                let how = self.pick(&["direct_remote_ip", "remote_ip"]);
+                let how = self.pick(&["direct_remote_ip", "remote_ip", "source_ip"]);
                 let (address, length) = self.pick(&[("127.0.0.1", 32), ("127.0.0.0", 8), ("10.0.0.0", 8)]);
                 json!({ how: { "address_prefix": address, "prefix_len": length } })
             }

@@ -255,6 +255,8 @@ fn permission(requests: bool) -> BoxedStrategy<Permission> {
         if requests { of_request.boxed() } else { Just(Permission::Any).boxed() },
         Just(Permission::Any),
         port().prop_map(Permission::DestinationPort),
+        (any::<u16>(), any::<u16>())
+            .prop_map(|(one, other)| Permission::DestinationPortRange(one.min(other), one.max(other))),
         network().prop_map(Permission::DestinationIp),
         string_match().prop_map(Permission::RequestedServerName),
     ];
@@ -276,6 +278,7 @@ fn principal(requests: bool) -> BoxedStrategy<Principal> {
         Just(Principal::Any),
         of(string_match()).prop_map(Principal::Authenticated),
         network().prop_map(Principal::SourceIp),
+        network().prop_map(Principal::ConnectionIp),
         network().prop_map(Principal::RemoteIp),
     ];
     leaf.prop_recursive(3, 8, 3, |inner| {
