@@ -17,6 +17,7 @@ use hickory_resolver::system_conf::read_system_conf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
+use tulle_mesh::model::DnsFamily;
 
 use crate::config;
 
@@ -143,6 +144,31 @@ pub(crate) struct Resolved {
     pub(crate) all: Vec<IpAddr>,
     /// One of them, which stays the same for as long as it is one of them.
     pub(crate) one: IpAddr,
+}
+
+impl Resolved {
+    /// The addresses of a family.
+    pub(crate) fn of(&self, family: DnsFamily) -> impl Iterator<Item = IpAddr> {
+        let wanted = self.wanted(family);
+        self.all.iter().copied().filter(move |ip| wanted.is_none_or(|v4| ip.is_ipv4() == v4))
+    }
+
+    /// One of these.
+    pub(crate) fn one_of(&self, family: DnsFamily) -> Option<IpAddr> {
+        let fits = self.wanted(family).is_none_or(|v4| self.one.is_ipv4() == v4);
+        if fits { Some(self.one) } else { self.of(family).next() }
+    }
+
+    /// Whether IPv4 is wanted; `None`: both are.
+    fn wanted(&self, family: DnsFamily) -> Option<bool> {
+        match family {
+            DnsFamily::All => None,
+            DnsFamily::V4Only => Some(true),
+            DnsFamily::V6Only => Some(false),
+            DnsFamily::Auto => Some(!self.all.iter().any(IpAddr::is_ipv6)),
+            DnsFamily::V4Preferred => Some(self.all.iter().any(IpAddr::is_ipv4)),
+        }
+    }
 }
 
 /// The names that clusters are configured by, each looked up again and again.

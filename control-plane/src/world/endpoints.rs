@@ -167,6 +167,7 @@ impl Endpoints<'_> {
         let meshed = workload.is_some_and(|workload| workload.meshed) && !self.plaintext.contains(&address);
         Endpoint {
             address: EndpointAddress::Socket(address),
+            additional_addresses: Vec::new(),
             health,
             weight,
             hostname,

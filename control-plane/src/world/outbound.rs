@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
-    ChainMatch, Cluster, Discovery, Domain, FilterChain, HostPort, Listener, LoadBalancer,
+    ChainMatch, Cluster, Discovery, DnsFamily, Domain, FilterChain, HostPort, Listener, LoadBalancer,
     Protocol as Carried, RouteConfiguration, RouteSource, StringMatch, TcpProxy, TrafficDirection, Transport,
     UpstreamProtocol, UpstreamTls, VirtualHost,
 };
@@ -103,7 +103,10 @@ pub(super) fn cluster(
     let policy = policies.of_port(&service.key, port.name.as_deref()).map(|(_, policy)| &policy.spec);
     let connection = policy.and_then(|policy| policy.connection.as_ref());
     let discovery = match &service.external_name {
-        Some(host) => Discovery::StrictDns(vec![HostPort { host: host.clone(), port: port.number }]),
+        Some(host) => {
+            let host = HostPort { host: host.clone(), port: port.number };
+            Discovery::StrictDns(vec![host], DnsFamily::All)
+        }
         None => Discovery::Eds(name.clone()),
     };
     Cluster {

@@ -266,8 +266,8 @@ impl To<'_> {
         let cluster = resources.cluster(name);
         let name_of = |name: &model::HostPort| format!("{}:{}", name.host, name.port);
         let dns = match cluster.map(|cluster| &cluster.discovery) {
-            Some(Discovery::StrictDns(names)) => names.iter().map(name_of).collect(),
-            Some(Discovery::LogicalDns(name)) => vec![name_of(name)],
+            Some(Discovery::StrictDns(names, _)) => names.iter().map(name_of).collect(),
+            Some(Discovery::LogicalDns(name, _)) => vec![name_of(name)],
             Some(Discovery::OriginalDestination) => vec!["the address that was dialled".into()],
             Some(Discovery::Eds(_) | Discovery::Static(_)) | None => Vec::new(),
         };

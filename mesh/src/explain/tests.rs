@@ -50,6 +50,7 @@ impl Mesh {
                 weight: 1,
                 endpoints: vec![model::Endpoint {
                     address: EndpointAddress::Socket(address),
+                    additional_addresses: Vec::new(),
                     health: Health::Healthy,
                     weight: 1,
                     hostname: String::new(),
@@ -250,7 +251,7 @@ fn what_the_mesh_can_not_forward_says_why() {
     assert_eq!(refused(&to(&[("a", 1)]), &plain), (503, "10.0.0.1:80 takes no such connection".into()));
     let mut outside = Mesh::default();
     let name = model::HostPort { host: "example.org".into(), port: 443 };
-    outside.clusters.push(cluster("a", Discovery::StrictDns(vec![name])));
+    outside.clusters.push(cluster("a", Discovery::StrictDns(vec![name], model::DnsFamily::All)));
     assert_eq!(ask(&to(&[("a", 1)]), &outside, "/").outcome, Outcome::Forwarded);
 }
 

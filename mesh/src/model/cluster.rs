@@ -36,6 +36,17 @@ pub struct Cluster {
     pub panic: Panic,
     /// What the health of an endpoint may be that a session stays with.
     pub sessions: SessionHealth,
+    /// How it is noticed that an endpoint is gone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub keepalive: Keepalive,
+    /// Which address of an endpoint with several is tried first.
+    #[serde(skip_serializing_if = "is_default")]
+    pub happy_eyeballs: HappyEyeballs,
+}
+
+/// For what is not worth a line in a dump.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Cluster {
@@ -55,6 +66,8 @@ impl Cluster {
             ignores_localities: false,
             panic: Panic::LAST_RESORT,
             sessions: SessionHealth::default(),
+            keepalive: Keepalive::default(),
+            happy_eyeballs: HappyEyeballs::default(),
         }
     }
 }
@@ -68,9 +81,9 @@ pub enum Discovery {
     /// Written here.
     Static(LoadAssignment),
     /// All addresses that these names resolve to, looked up again as their TTL ends.
-    StrictDns(Vec<HostPort>),
-    /// One address that this name resolves to; old connections live on when it changes.
-    LogicalDns(HostPort),
+    StrictDns(Vec<HostPort>, DnsFamily),
+    /// One endpoint, at an address that this name resolves to; old connections live on when it changes.
+    LogicalDns(HostPort, DnsFamily),
     /// The address that the application dialled.
     OriginalDestination,
 }
@@ -83,6 +96,70 @@ pub struct HostPort {
     pub host: String,
     /// The port.
     pub port: u16,
+}
+
+/// Which of a name's addresses count (Envoy's `dns_lookup_family`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DnsFamily {
+    /// Those of IPv6; where there is none, those of IPv4.
+    #[default]
+    Auto,
+    /// Those of IPv4.
+    V4Only,
+    /// Those of IPv6.
+    V6Only,
+    /// Those of IPv4; where there is none, those of IPv6.
+    V4Preferred,
+    /// All.
+    All,
+}
+
+/// How the kernel notices that the other end of a connection is gone without a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Keepalive {
+    /// As the sidecar sees fit.
+    #[default]
+    Own,
+    /// Not at all.
+    Off,
+    /// By probes. What is `None` is as the system has it.
+    Probes {
+        /// How many seconds nothing comes before the first.
+        time: Option<u16>,
+        /// How many seconds are between two.
+        interval: Option<u16>,
+        /// After how many without an answer the connection has failed.
+        probes: Option<u8>,
+    },
+}
+
+/// In which order the addresses of one endpoint are tried (RFC 8305, section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HappyEyeballs {
+    /// The family that is first; `None`: that of the first address.
+    pub first: Option<IpFamily>,
+    /// After so many of it comes one of the other; at least 1.
+    pub count: u32,
+}
+
+impl Default for HappyEyeballs {
+    /// By turns, beginning with the family of the first address.
+    fn default() -> Self {
+        Self { first: None, count: 1 }
+    }
+}
+
+/// A version of the Internet protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
 /// With which endpoints a session stays (Envoy's `override_host_status`).

@@ -65,6 +65,9 @@ pub struct Locality {
 pub struct Endpoint {
     /// Where.
     pub address: EndpointAddress,
+    /// Where else: tried when there is no connection to the first soon. Only beside an IP address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub additional_addresses: Vec<SocketAddr>,
     /// Whether it may be used.
     pub health: Health,
     /// Its share; at least 1.
@@ -84,6 +87,7 @@ impl Endpoint {
     pub fn new(address: EndpointAddress) -> Self {
         Self {
             address,
+            additional_addresses: Vec::new(),
             health: Health::Healthy,
             weight: 1,
             hostname: String::new(),

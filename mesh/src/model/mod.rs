@@ -21,8 +21,9 @@ mod session;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
-    Cluster, Discovery, FailurePercentage, HostPort, Limits, LoadBalancer, OutlierDetection, Panic,
-    RetryBudget, SessionHealth, SuccessRate, UpstreamProtocol, UpstreamTls,
+    Cluster, Discovery, DnsFamily, FailurePercentage, HappyEyeballs, HostPort, IpFamily, Keepalive, Limits,
+    LoadBalancer, OutlierDetection, Panic, RetryBudget, SessionHealth, SuccessRate, UpstreamProtocol,
+    UpstreamTls,
 };
 pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};

@@ -5,6 +5,7 @@
 //! transport socket.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
@@ -127,6 +128,13 @@ fn encode_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
             address: Some(address),
             hostname: endpoint.hostname.clone(),
+            additional_addresses: endpoint
+                .additional_addresses
+                .iter()
+                .map(|address| pb::endpoint::AdditionalAddress {
+                    address: Some(proto::socket_address(address.ip().to_string(), address.port())),
+                })
+                .collect(),
             ..Default::default()
         })),
     }
@@ -163,8 +171,17 @@ fn decode_endpoint(endpoint: pb::LbEndpoint) -> Decoded<Endpoint> {
             return Err(FieldError::new("is not supported: use endpoint")).at("endpoint_name");
         }
     };
+    let address = decode_address(target.address).at("address").at("endpoint")?;
+    let additional_addresses =
+        each("additional_addresses", target.additional_addresses, decode_additional).at("endpoint")?;
+    if matches!(address, EndpointAddress::Pipe(_)) && !additional_addresses.is_empty() {
+        return Err(FieldError::new("stand beside a pipe: use IP addresses alone"))
+            .at("additional_addresses")
+            .at("endpoint");
+    }
     Ok(Endpoint {
-        address: decode_address(target.address).at("address").at("endpoint")?,
+        address,
+        additional_addresses,
         health: decode_health(endpoint.health_status),
         weight,
         hostname: target.hostname,
@@ -180,6 +197,13 @@ fn is_meshed(metadata: Option<&core::Metadata>) -> bool {
         .and_then(|fields| fields.fields.get(TLS_MODE))
         .and_then(|mode| mode.kind.as_ref());
     matches!(mode, Some(ValueKind::StringValue(mode)) if mode == MESH_TLS_MODE || mode == ISTIO_TLS_MODE)
+}
+
+fn decode_additional(additional: pb::endpoint::AdditionalAddress) -> Decoded<SocketAddr> {
+    match decode_address(additional.address).at("address")? {
+        EndpointAddress::Socket(address) => Ok(address),
+        EndpointAddress::Pipe(_) => Err(FieldError::new("is a pipe: use socket_address")).at("address"),
+    }
 }
 
 fn decode_address(address: Option<core::Address>) -> Decoded<EndpointAddress> {

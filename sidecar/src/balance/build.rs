@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use tulle_mesh::model::{self, EndpointAddress, Health};
+use tulle_mesh::model::{self, EndpointAddress, HappyEyeballs, Health, IpFamily};
 
 use super::set::EndpointSet;
 use super::{Cluster, ClusterState, Endpoint, EndpointStats, EndpointTls};
@@ -71,6 +71,7 @@ impl Cluster {
 
 struct Builder<'a> {
     own: &'a [IpAddr],
+    happy_eyeballs: HappyEyeballs,
     tls: Option<(&'a model::UpstreamTls, EndpointTls)>,
     previous: HashMap<SocketAddr, Vec<&'a Arc<Endpoint>>>,
     /// Others carry the load while a new endpoint warms up.
@@ -103,6 +104,7 @@ impl<'a> Builder<'a> {
         });
         Self {
             own,
+            happy_eyeballs: model.happy_eyeballs,
             tls,
             ramp: previous.is_some_and(|cluster| cluster.endpoints.healthy > 0),
             latency: sum / u32::try_from(known.len().max(1)).unwrap_or(u32::MAX),
@@ -118,11 +120,13 @@ impl<'a> Builder<'a> {
         let tls = self.tls.as_ref().filter(|(rule, _)| model.meshed || !rule.only_meshed_endpoints);
         let tls = tls.filter(|_| !self.own.contains(&address.ip()));
         let tls = tls.map(|(_, shared)| EndpointTls { identity: model.identity.clone(), ..shared.clone() });
+        let addresses = in_order(self.happy_eyeballs, address, &model.additional_addresses);
         let candidates = self.previous.get(&address).map(Vec::as_slice).unwrap_or_default();
         let same = candidates.iter().find(|known| known.model.identity == model.identity);
         if let Some(same) = same
             && same.tls == tls
             && same.model == *model
+            && same.addresses == addresses
         {
             return Some(Arc::clone(same));
         }
@@ -131,8 +135,33 @@ impl<'a> Builder<'a> {
             _ => Arc::new(EndpointStats::new(self.now, self.ramp, self.latency)),
         };
         let id = same.filter(|same| same.tls == tls).map_or_else(next_id, |same| same.id);
-        Some(Arc::new(Endpoint { id, address, tls, model: model.clone(), stats }))
+        Some(Arc::new(Endpoint { id, address, addresses, tls, model: model.clone(), stats }))
     }
+}
+
+/// The addresses of an endpoint by turns: so many of the first family, then one of the other. Nothing where there is only one.
+fn in_order(
+    HappyEyeballs { first, count }: HappyEyeballs,
+    address: SocketAddr,
+    additional: &[SocketAddr],
+) -> Box<[SocketAddr]> {
+    if additional.is_empty() {
+        return Box::default();
+    }
+    let all = || std::iter::once(&address).chain(additional).copied();
+    let v4 = match first {
+        Some(IpFamily::V4) => true,
+        Some(IpFamily::V6) => false,
+        None => address.is_ipv4(),
+    };
+    let [mut first, mut other] = [v4, !v4].map(|v4| all().filter(move |address| address.is_ipv4() == v4));
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut ordered = Vec::with_capacity(1 + additional.len());
+    while ordered.len() <= additional.len() {
+        ordered.extend(first.by_ref().take(count));
+        ordered.extend(other.next());
+    }
+    ordered.into()
 }
 
 /// Whether the control plane lets the endpoint serve again: it starts anew then, and warms up.

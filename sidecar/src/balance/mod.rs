@@ -50,6 +50,8 @@ pub(crate) struct Endpoint {
     pub(crate) id: u64,
     /// Where to connect.
     pub(crate) address: SocketAddr,
+    /// Where it has several addresses, all of them, in the order in which they are tried; empty else.
+    pub(crate) addresses: Box<[SocketAddr]>,
     /// Mesh TLS, or `None` for plaintext.
     pub(crate) tls: Option<EndpointTls>,
     /// As it was received.

@@ -61,6 +61,8 @@ fn cluster(
         ignores_localities: false,
         panic: model::Panic::LAST_RESORT,
         sessions: model::SessionHealth::default(),
+        keepalive: model::Keepalive::Own,
+        happy_eyeballs: model::HappyEyeballs::default(),
     };
     Cluster::build(Arc::new(model), endpoints, None, series)
 }

@@ -402,17 +402,18 @@ impl Endpoints {
         match (self, discovery) {
             (Self::Assigned(assignment), _) => Some(Borrowed(assignment)),
             (Self::Inline, Discovery::Static(assignment)) => Some(Borrowed(assignment)),
-            (Self::Resolved(resolved), Discovery::StrictDns(hosts)) => {
+            (Self::Resolved(resolved), Discovery::StrictDns(hosts, family)) => {
                 let found = hosts
                     .iter()
                     .zip(resolved)
                     .filter_map(|(host, resolved)| Some((host, resolved.as_ref()?)));
                 let endpoints =
-                    found.flat_map(|(host, resolved)| resolved.all.iter().map(|ip| endpoint(host, *ip)));
+                    found.flat_map(|(host, resolved)| resolved.of(*family).map(|ip| endpoint(host, ip)));
                 Some(Owned(assignment(endpoints.collect())))
             }
-            (Self::Resolved(resolved), Discovery::LogicalDns(host)) => {
-                let found = resolved.iter().flatten().map(|resolved| endpoint(host, resolved.one));
+            (Self::Resolved(resolved), Discovery::LogicalDns(host, family)) => {
+                let found = resolved.iter().flatten();
+                let found = found.filter_map(|resolved| Some(endpoint(host, resolved.one_of(*family)?)));
                 Some(Owned(assignment(found.collect())))
             }
             _ => None,
@@ -424,10 +425,10 @@ fn find_endpoints(discovery: &Discovery, cache: &Cache, names: &Watched) -> Endp
     match discovery {
         Discovery::Eds(name) => cache.endpoints(name).cloned().map_or(Endpoints::None, Endpoints::Assigned),
         Discovery::Static(_) => Endpoints::Inline,
-        Discovery::StrictDns(hosts) => {
+        Discovery::StrictDns(hosts, _) => {
             Endpoints::Resolved(hosts.iter().map(|host| names.known(&host.host).cloned()).collect())
         }
-        Discovery::LogicalDns(host) => Endpoints::Resolved(vec![names.known(&host.host).cloned()]),
+        Discovery::LogicalDns(host, _) => Endpoints::Resolved(vec![names.known(&host.host).cloned()]),
         Discovery::OriginalDestination => Endpoints::None,
     }
 }
@@ -440,8 +441,8 @@ fn is_resolved(names: &Watched, discovery: &Discovery) -> bool {
 /// The names that a cluster is configured by.
 pub(crate) fn hosts_of(discovery: &Discovery) -> &[HostPort] {
     match discovery {
-        Discovery::StrictDns(hosts) => hosts,
-        Discovery::LogicalDns(host) => std::slice::from_ref(host),
+        Discovery::StrictDns(hosts, _) => hosts,
+        Discovery::LogicalDns(host, _) => std::slice::from_ref(host),
         Discovery::Eds(_) | Discovery::Static(_) | Discovery::OriginalDestination => &[],
     }
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tulle_mesh::identity::SpiffeId;
+use tulle_mesh::model::Keepalive;
 
+use super::dial::dial;
 use super::{ConnectError, dead_peer};
 use crate::balance::{Cluster, Endpoint};
 use crate::io::Stream;
@@ -38,7 +40,8 @@ pub(crate) async fn connect(
     alpn: Option<Alpn>,
 ) -> Result<Connection, ConnectError> {
     let limit = cluster.model.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
-    let connection = tokio::time::timeout(limit, attempt(endpoint, material, alpn)).await;
+    let attempt = attempt(cluster.model.keepalive, endpoint, material, alpn);
+    let connection = tokio::time::timeout(limit, attempt).await;
     let connection = connection.unwrap_or(Err(ConnectError::Timeout(limit)));
     let series = &cluster.state.series;
     match &connection {
@@ -57,6 +60,7 @@ pub(crate) async fn connect(
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn attempt(
+    keepalive: Keepalive,
     endpoint: &Endpoint,
     material: Option<&Arc<Material>>,
     alpn: Option<Alpn>,
@@ -69,11 +73,8 @@ async fn attempt(
     };
     let mut late = 0;
     let connected = loop {
-        let socket = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Io)?;
-        prepare(&socket).map_err(ConnectError::Io)?;
-        if alpn.is_some() && !endpoint.address.ip().is_loopback() {
-            dead_peer::watch(&socket).map_err(ConnectError::Io)?;
-        }
+        let socket = dial(endpoint).await.map_err(ConnectError::Io)?;
+        tune(&socket, keepalive, alpn.is_some()).map_err(ConnectError::Io)?;
         let Some((tls, material)) = tls else {
             return Ok(Connection { stream: Stream::from(socket), peer: None, alpn: None });
         };
@@ -93,6 +94,36 @@ async fn attempt(
 /// How often a handshake that came too late is made again on a connection of its own. A sidecar that takes plaintext too
 /// does not keep a server's first words back for long, and who has too much to do may miss that time.
 const MOST_LATE: u32 = 2;
+
+/// Small writes go out at once. How a peer that is gone is noticed the cluster may say; else a socket for requests, unless they
+/// go to this host, is watched besides.
+fn tune(socket: &TcpStream, keepalive: Keepalive, requests: bool) -> io::Result<()> {
+    match keepalive {
+        Keepalive::Own => {
+            prepare(socket)?;
+            let remote = !socket.peer_addr()?.ip().is_loopback();
+            if requests && remote { dead_peer::watch(socket) } else { Ok(()) }
+        }
+        Keepalive::Off => socket.set_nodelay(true),
+        Keepalive::Probes { time, interval, probes } => {
+            socket.set_nodelay(true)?;
+            let seconds = |seconds: u16| Duration::from_secs(seconds.into());
+            let mut options = socket2::TcpKeepalive::new();
+            if let Some(time) = time {
+                options = options.with_time(seconds(time));
+            }
+            if let Some(interval) = interval {
+                options = options.with_interval(seconds(interval));
+            }
+            if let Some(probes) = probes {
+                options = options.with_retries(probes.into());
+            }
+            let socket = socket2::SockRef::from(socket);
+            socket.set_keepalive(true)?;
+            socket.set_tcp_keepalive(&options)
+        }
+    }
+}
 
 /// Small writes go out at once, and a peer that is gone is noticed even when nothing is sent.
 pub(crate) fn prepare(socket: &TcpStream) -> io::Result<()> {
@@ -146,6 +177,43 @@ impl From<tls::HandshakeError> for ConnectError {
                 presented: error.presented.unwrap_or_else(|| "nothing".into()),
             },
             _ => Self::Tls(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_says_how_the_end_of_a_peer_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let probes = |time, interval, probes| Keepalive::Probes { time, interval, probes };
+        for (keepalive, on, [time, interval, retries]) in [
+            (Keepalive::Own, true, [Some(60), Some(10), Some(3)]),
+            (Keepalive::Off, false, [None; 3]),
+            (probes(Some(7), Some(8), Some(9)), true, [Some(7), Some(8), Some(9)]),
+            (probes(None, Some(8), None), true, [None, Some(8), None]),
+            (probes(None, None, None), true, [None; 3]),
+        ] {
+            let socket = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+            let of = || {
+                let socket = socket2::SockRef::from(&socket);
+                let seconds = |time: Duration| time.as_secs();
+                [
+                    socket.tcp_keepalive_time().map(seconds).expect("a socket"),
+                    socket.tcp_keepalive_interval().map(seconds).expect("a socket"),
+                    socket.tcp_keepalive_retries().map(u64::from).expect("a socket"),
+                ]
+            };
+            let system = of();
+            tune(&socket, keepalive, true).expect("a socket");
+            let expected = [time, interval, retries];
+            let expected: [u64; 3] = std::array::from_fn(|i| expected[i].unwrap_or(system[i]));
+            assert_eq!(of(), expected, "{keepalive:?}");
+            assert_eq!(socket2::SockRef::from(&socket).keepalive().expect("a socket"), on, "{keepalive:?}");
         }
     }
 }

@@ -37,9 +37,12 @@ pub(crate) fn watch(socket: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(step * 2).with_interval(step))
 }
 
-/// No longer watches it, but for the probes of every connection: from now on it carries bytes.
+/// No longer watches it where it did, but for the probes of every connection: from now on it carries bytes.
 pub(super) fn forget(socket: &TcpStream) {
     let socket = SockRef::from(socket);
+    if !matches!(socket.tcp_user_timeout(), Ok(Some(_))) {
+        return;
+    }
     // Neither can fail on a socket that took the options before; else it is as if it carried requests.
     let _ = socket.set_tcp_user_timeout(None);
     let _ = socket.set_tcp_keepalive(&KEEPALIVE);

@@ -8,6 +8,7 @@
 mod ability;
 mod connect;
 pub(crate) mod dead_peer;
+mod dial;
 mod h1;
 mod h2;
 mod open;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::google::protobuf::Any;
 use tokio::time::timeout;
 use tulle_mesh::model::{
-    Discovery, HostPort, RouteSource, Secret, SecretValue, TrafficDirection, UpstreamTls,
+    Discovery, DnsFamily, HostPort, RouteSource, Secret, SecretValue, TrafficDirection, UpstreamTls,
 };
 use tulle_mesh::xds::{Kind, Resource};
 
@@ -291,7 +291,7 @@ async fn a_cluster_by_name_is_resolved_before_its_listener_is_in_force() {
     let mut server = ControlPlane::start(&mesh).await;
     let (control, handle) = mesh.sidecar(mesh.config(server.address));
     let host = HostPort { host: "localhost".into(), port: 7 };
-    let by_name = Resource::Cluster(cluster(STOCK_CLUSTER, Discovery::LogicalDns(host)));
+    let by_name = Resource::Cluster(cluster(STOCK_CLUSTER, Discovery::LogicalDns(host, DnsFamily::All)));
     let resources = [(stock_listener(), vec![]), (stock_routes(), vec![]), (by_name, vec![])];
     beside(control, async {
         let mut stream = server.stream().await;

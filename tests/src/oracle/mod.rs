@@ -174,7 +174,8 @@ impl Oracle {
                 let outcome = self.through(side, &way, request.as_bytes(), "ok").await;
                 if outcome.received.status == 200 { Ok(()) } else { Err(outcome.to_string()) }
             };
-            wait_for(LIMIT, taken).await.unwrap_or_else(|error| panic!("{}: {error}", side.name));
+            let taken = wait_for(LIMIT, taken).await;
+            taken.unwrap_or_else(|error| panic!("{}: {error}\n{:#}", side.name, json!(chains)));
         }
         errors
     }
@@ -292,6 +293,17 @@ impl Oracle {
     /// Another upstream, which speaks HTTP/2 and knows scripts of its own.
     pub async fn http2_upstream(&self, name: &str) -> Http2 {
         Http2::start(name, self.scripts.clone()).await
+    }
+
+    /// Two upstreams at one port: at 127.0.0.1, and at ::1.
+    pub async fn upstreams_of_both_families(&self, names: [&str; 2]) -> [Scripted; 2] {
+        let port = crate::Ground::default().free_port().port();
+        let start = |ip: &str, name| {
+            let address = SocketAddr::new(ip.parse().expect("an address"), port);
+            Scripted::start_at(address, name, self.scripts.clone())
+        };
+        let [v4, v6] = names;
+        [start("127.0.0.1", v4).await, start("::1", v6).await]
     }
 
     /// Sends one request to Envoy, or to the sidecar.

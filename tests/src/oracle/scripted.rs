@@ -79,7 +79,11 @@ impl Scripts {
 
 impl Scripted {
     pub(super) async fn start(name: &str, scripts: Scripts) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, scripts).await
+    }
+
+    pub(super) async fn start_at(address: SocketAddr, name: &str, scripts: Scripts) -> Self {
+        let listener = TcpListener::bind(address).await.expect("nobody has the address");
         let address = listener.local_addr().expect("it is bound");
         let cluster: Arc<str> = name.into();
         let task = tokio::spawn(async move {

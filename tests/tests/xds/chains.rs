@@ -18,13 +18,19 @@ fn says(name: &str) -> Value {
     manager
 }
 
-/// Chains with a name each, that of their place; whether each ends TLS.
-fn chains(of: &[(Value, bool)]) -> Vec<Value> {
-    let named = of.iter().enumerate().map(|(index, (matches, tls))| {
-        let name = format!("chain {index}");
-        chain(&name, matches.clone(), tls.then_some(false), &says(&name))
+/// Chains by what they say, whom they are for, and whether they end TLS.
+fn chains(of: &[(String, Value, bool)]) -> Vec<Value> {
+    let numbered = of.iter().enumerate().map(|(index, (says_this, matches, tls))| {
+        chain(&index.to_string(), matches.clone(), tls.then_some(false), &says(says_this))
     });
-    named.collect()
+    numbered.collect()
+}
+
+/// Such chains, each of which says its place.
+fn numbered(of: &[(Value, bool)]) -> Vec<Value> {
+    let named = of.iter().enumerate();
+    let named = named.map(|(index, (matches, tls))| (format!("chain {index}"), matches.clone(), *tls));
+    chains(&named.collect::<Vec<_>>())
 }
 
 fn default_chain() -> Value {
@@ -67,7 +73,7 @@ async fn generated_chains_take_what_envoys_take() {
     let ports = oracle.inbound_ports();
     let (mut answered, mut by_default, mut closed, mut refused, mut differ) = (0, 0, 0, 0, Vec::new());
     for index in 0..sets {
-        let matches = generator.chain_matches(ports, sources);
+        let matches = generator.chains(ports, sources);
         let mut more = inspected(index % 3 == 0);
         if index % 2 == 0 {
             more["default_filter_chain"] = default_chain()["default_filter_chain"].take();
@@ -125,7 +131,7 @@ async fn the_more_specific_chain_wins_and_there_is_no_way_back() {
         (json!({ "transport_protocol": "tls", "server_names": ["*.test"] }), true),
         (json!({ "server_names": ["a.test"], "source_type": "EXTERNAL" }), true),
     ];
-    oracle.peers(&chains(&of)).await;
+    oracle.peers(&numbered(&of)).await;
     let from = |ip: [u8; 4], port: u16| Way { from: SocketAddr::from((ip, port)), ..Way::default() };
     let tls = |server, alpn| Way { tls: Some(Hello { server, alpn, caller: None }), ..Way::default() };
     let http = &["http/1.1"][..];
@@ -169,7 +175,7 @@ async fn chains_of_which_none_is_more_specific_are_refused() {
         vec![json!({ "address_suffix": "1" })],
     ] {
         let of: Vec<_> = conditions.iter().map(|condition| (condition.clone(), false)).collect();
-        let [envoy, tulle] = oracle.offer_peers(&chains(&of), json!({})).await;
+        let [envoy, tulle] = oracle.offer_peers(&numbered(&of), json!({})).await;
         assert!(!envoy.is_empty(), "{conditions:?}");
         let last = format!("filter_chains[{}].filter_chain_match", conditions.len() - 1);
         assert!(tulle.contains(&last), "{conditions:?}: {tulle}");
@@ -182,7 +188,7 @@ async fn chains_of_which_none_is_more_specific_are_refused() {
         vec![json!({})],
     ] {
         let of: Vec<_> = conditions.iter().map(|condition| (condition.clone(), false)).collect();
-        let errors = oracle.offer_peers(&chains(&of), default_chain()).await;
+        let errors = oracle.offer_peers(&numbered(&of), default_chain()).await;
         assert_eq!(errors, ["", ""], "{conditions:?}");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Cases are generated from a seed, which a failure prints: `TULLE_SEED` replays it, `TULLE_CASES` makes more of them.
 
+mod addresses;
 mod balance;
 mod chains;
 mod changes;

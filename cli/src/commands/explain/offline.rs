@@ -68,7 +68,7 @@ impl Resources for Whole<'_> {
             Discovery::Eds(name) => self.0.assignment(name).map(|found| found.endpoints().collect()),
             Discovery::Static(assignment) => Some(assignment.endpoints().collect()),
             // Nothing is looked up here.
-            Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::OriginalDestination => None,
+            Discovery::StrictDns(..) | Discovery::LogicalDns(..) | Discovery::OriginalDestination => None,
         }
         .unwrap_or_default()
     }

@@ -112,7 +112,7 @@ fn an_external_name_is_looked_up_and_gets_plaintext() {
          spec: {type: ExternalName, externalName: db.example.com., ports: [{name: tcp, port: 5432}]}\n",
     );
     let cluster = world.cluster("outbound|5432||db.shop.svc.cluster.local").expect("made");
-    let Discovery::StrictDns(hosts) = &cluster.discovery else { panic!("{:?}", cluster.discovery) };
+    let Discovery::StrictDns(hosts, _) = &cluster.discovery else { panic!("{:?}", cluster.discovery) };
     assert_eq!((hosts[0].host.as_str(), hosts[0].port), ("db.example.com", 5432));
     assert_eq!(cluster.tls, None);
     assert!(world.assignment(&cluster.name).is_none());

@@ -259,10 +259,10 @@ fn pinned(cluster: &Cluster, assignment: Option<&Arc<LoadAssignment>>) -> Cluste
 
 /// gRPC looks names up in one way only.
 fn looked_up_once(mut cluster: Cluster) -> Cluster {
-    if let Discovery::StrictDns(hosts) = &cluster.discovery
+    if let Discovery::StrictDns(hosts, family) = &cluster.discovery
         && let [host] = hosts.as_slice()
     {
-        cluster.discovery = Discovery::LogicalDns(host.clone());
+        cluster.discovery = Discovery::LogicalDns(host.clone(), *family);
     }
     cluster
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
+    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::core::v3::{self as core, address};
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
@@ -22,10 +22,13 @@ use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value};
 use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
 use super::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto, tls};
-use crate::model::{Cluster, Discovery, HostPort, LoadBalancer, Panic, UpstreamProtocol, UpstreamTls};
+use crate::model::{
+    Cluster, Discovery, DnsFamily, HostPort, LoadBalancer, Panic, UpstreamProtocol, UpstreamTls,
+};
 use crate::xds::Client;
 
 mod balance;
+mod connections;
 mod limits;
 mod localities;
 
@@ -48,6 +51,7 @@ pub fn encode_for(cluster: &Cluster, client: &Client) -> pb::Cluster {
         circuit_breakers: limits::encode(&cluster.limits),
         outlier_detection: cluster.outlier_detection.as_ref().map(limits::encode_outliers),
         common_lb_config: Some(localities::encode(cluster)),
+        upstream_connection_options: connections::encode(cluster),
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_http(cluster))].into(),
         ..Default::default()
     };
@@ -77,6 +81,8 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
         localities::decode(message.common_lb_config.as_ref())?;
     let Http { protocol, idle_timeout, max_requests_per_connection } = decode_http(&message)?;
     let discovery = decode_discovery(&message, &name)?;
+    let (keepalive, happy_eyeballs) = connections::decode(message.upstream_connection_options.as_ref())
+        .at("upstream_connection_options")?;
     let Choice { balancer: load_balancer, localities: by_policy } = match discovery {
         // There is nothing to choose from.
         Discovery::OriginalDestination => Choice::of(LoadBalancer::PeakEwma),
@@ -105,6 +111,8 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
         ignores_localities: !weighted,
         panic: Panic { threshold: panic_threshold, fails_requests },
         sessions,
+        keepalive,
+        happy_eyeballs,
         name,
     })
 }
@@ -121,12 +129,14 @@ fn encode_discovery(message: &mut pb::Cluster, cluster: &Cluster) {
             message.load_assignment = Some(endpoint::encode(assignment));
             DiscoveryType::Static
         }
-        Discovery::StrictDns(names) => {
+        Discovery::StrictDns(names, family) => {
             message.load_assignment = Some(hosts(names));
+            message.dns_lookup_family = encode_family(*family) as i32;
             DiscoveryType::StrictDns
         }
-        Discovery::LogicalDns(name) => {
+        Discovery::LogicalDns(name, family) => {
             message.load_assignment = Some(hosts(std::slice::from_ref(name)));
+            message.dns_lookup_family = encode_family(*family) as i32;
             DiscoveryType::LogicalDns
         }
         Discovery::OriginalDestination => DiscoveryType::OriginalDst,
@@ -166,6 +176,7 @@ fn decode_discovery(message: &pb::Cluster, name: &str) -> Decoded<Discovery> {
         }
         Ok(DiscoveryType::StrictDns) => Ok(Discovery::StrictDns(
             decode_hosts(required(message.load_assignment.clone(), field)?).at(field)?,
+            decode_family(message.dns_lookup_family)?,
         )),
         Ok(DiscoveryType::LogicalDns) => {
             let hosts = decode_hosts(required(message.load_assignment.clone(), field)?).at(field)?;
@@ -173,10 +184,31 @@ fn decode_discovery(message: &pb::Cluster, name: &str) -> Decoded<Discovery> {
             let [host] = <[HostPort; 1]>::try_from(hosts)
                 .map_err(|_| FieldError::new(format!("holds {count} endpoints: LOGICAL_DNS takes one")))
                 .at(field)?;
-            Ok(Discovery::LogicalDns(host))
+            Ok(Discovery::LogicalDns(host, decode_family(message.dns_lookup_family)?))
         }
         Ok(DiscoveryType::OriginalDst) => Ok(Discovery::OriginalDestination),
         Err(_) => Err(FieldError::new(format!("{number} is not a type of discovery"))).at("type"),
+    }
+}
+
+fn encode_family(family: DnsFamily) -> DnsLookupFamily {
+    match family {
+        DnsFamily::Auto => DnsLookupFamily::Auto,
+        DnsFamily::V4Only => DnsLookupFamily::V4Only,
+        DnsFamily::V6Only => DnsLookupFamily::V6Only,
+        DnsFamily::V4Preferred => DnsLookupFamily::V4Preferred,
+        DnsFamily::All => DnsLookupFamily::All,
+    }
+}
+
+fn decode_family(family: i32) -> Decoded<DnsFamily> {
+    match DnsLookupFamily::try_from(family) {
+        Ok(DnsLookupFamily::Auto) => Ok(DnsFamily::Auto),
+        Ok(DnsLookupFamily::V4Only) => Ok(DnsFamily::V4Only),
+        Ok(DnsLookupFamily::V6Only) => Ok(DnsFamily::V6Only),
+        Ok(DnsLookupFamily::V4Preferred) => Ok(DnsFamily::V4Preferred),
+        Ok(DnsLookupFamily::All) => Ok(DnsFamily::All),
+        Err(_) => Err(FieldError::new(format!("{family} is not a family: use ALL"))).at("dns_lookup_family"),
     }
 }
 
@@ -258,7 +290,7 @@ fn encode_http(cluster: &Cluster) -> Any {
 #[expect(deprecated, reason = "other control planes may still send old fields")]
 fn refuse_rest(message: &pb::Cluster) -> Decoded<()> {
     refuse!(message;
-        close_connections_on_host_health_failure, connection_pool_per_downstream_connection, dns_lookup_family, dns_resolution_config, dns_resolvers,
+        close_connections_on_host_health_failure, connection_pool_per_downstream_connection, dns_resolution_config, dns_resolvers,
         health_checks, http_protocol_options, protocol_selection,
         typed_dns_resolver_config, upstream_bind_config, upstream_config, upstream_http_protocol_options,
         use_tcp_for_dns_lookups)?;

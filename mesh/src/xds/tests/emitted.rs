@@ -190,6 +190,7 @@ fn a_cluster_says_which_http_it_speaks() {
 fn a_group_of_endpoints_always_has_its_place_and_weight() {
     let endpoint = Endpoint {
         address: EndpointAddress::Socket("10.0.0.1:80".parse().unwrap()),
+        additional_addresses: Vec::new(),
         health: Health::Healthy,
         weight: 1,
         hostname: String::new(),

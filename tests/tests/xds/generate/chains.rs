@@ -26,23 +26,24 @@ const SOURCES: [[u8; 4]; 4] = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3], [
 const TOLD: [[u8; 4]; 4] = [[10, 1, 2, 3], [10, 9, 9, 9], [127, 0, 0, 2], [127, 0, 0, 1]];
 
 impl Generator {
-    /// The conditions of a few chains, and whether each ends TLS. `ports` are those where connections arrive, `sources` some from
-    /// which they come.
-    pub(crate) fn chain_matches(&mut self, ports: [u16; 2], sources: [u16; 2]) -> Vec<(Value, bool)> {
+    /// What a few chains say, for which connections they are, and whether each ends TLS. `ports` are those where connections
+    /// arrive, `sources` some from which they come.
+    pub(crate) fn chains(&mut self, ports: [u16; 2], sources: [u16; 2]) -> Vec<(String, Value, bool)> {
         let mut matches = Vec::new();
-        for _ in 0..self.0.usize(1..7) {
+        for index in 0..self.0.usize(1..7) {
+            let says = format!("chain {index}");
             let condition = self.chain_match(sources);
             let tls = self.ends_tls(&condition);
             let only = |port: u16| {
                 let mut condition = condition.clone();
                 condition["destination_port"] = json!(port);
-                (condition, tls)
+                (says.clone(), condition, tls)
             };
             match self.0.u8(0..6) {
                 // The same for either proxy.
                 0 => matches.extend(ports.map(only)),
                 1 => matches.push(only(1)),
-                _ => matches.push((condition, tls)),
+                _ => matches.push((says, condition, tls)),
             }
         }
         matches
@@ -56,7 +57,7 @@ impl Generator {
         if self.one_in(2) {
             condition["server_names"] = json!(self.some(&SERVER_NAMES));
         }
-        if self.one_in(3) {
+        if self.one_in(2) {
             condition["transport_protocol"] = json!(self.pick(&["tls", "tls", "raw_buffer"]));
         }
         if self.one_in(4) {
@@ -68,7 +69,7 @@ impl Generator {
         if self.one_in(5) {
             condition["source_type"] = json!(self.pick(&["SAME_IP_OR_LOOPBACK", "EXTERNAL", "ANY"]));
         }
-        if self.one_in(3) {
+        if self.one_in(2) {
             condition["source_prefix_ranges"] = self.ranges();
         }
         if self.one_in(5) {

@@ -37,8 +37,12 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
     let health = select(vec![Health::Healthy, Health::Unhealthy, Health::Draining]);
     let identity =
         "spiffe://[a-z0-9.]{1,8}(/[a-zA-Z0-9_-]{1,8}){0,4}".prop_map(|uri| uri.parse::<SpiffeId>().unwrap());
-    (address, health, 1..=u32::MAX, text(), any::<bool>(), of(identity), text())
-        .prop_map(|(address, health, weight, hostname, meshed, identity, workload)| Endpoint {
+    (address, health, 1..=u32::MAX, text(), any::<bool>(), of(identity), text(), vec(socket(), 0..3))
+        .prop_map(|(address, health, weight, hostname, meshed, identity, workload, others)| Endpoint {
+            additional_addresses: match address {
+                EndpointAddress::Socket(_) => others,
+                EndpointAddress::Pipe(_) => Vec::new(),
+            },
             address,
             health,
             weight,
@@ -62,7 +66,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
         limits(),
         of(outliers()),
         of(tls()),
-        (protocol, any::<[bool; 5]>(), 0..=100_u32),
+        (protocol, any::<[bool; 5]>(), 0..=100_u32, connections()),
     )
         .prop_map(
             |(
@@ -74,7 +78,12 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                 limits,
                 outlier_detection,
                 tls,
-                (protocol, [ignores_localities, fails_requests, healthy, draining, unhealthy], threshold),
+                (
+                    protocol,
+                    [ignores_localities, fails_requests, healthy, draining, unhealthy],
+                    threshold,
+                    (keepalive, happy_eyeballs),
+                ),
             )| {
                 // Where there is nothing to choose from, the balancer has no meaning and is not kept.
                 let load_balancer = match discovery {
@@ -96,6 +105,8 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                     // Envoy has a field for it only where localities have no weights.
                     panic: Panic { threshold, fails_requests: fails_requests && ignores_localities },
                     sessions: SessionHealth { healthy, draining, unhealthy },
+                    keepalive,
+                    happy_eyeballs,
                 }
             },
         )
@@ -107,11 +118,36 @@ fn discovery() -> BoxedStrategy<Discovery> {
     prop_oneof![
         name().prop_map(Discovery::Eds),
         assignment().prop_map(Discovery::Static),
-        vec(host(), 0..3).prop_map(Discovery::StrictDns),
-        host().prop_map(Discovery::LogicalDns),
+        (vec(host(), 0..3), family()).prop_map(|(hosts, family)| Discovery::StrictDns(hosts, family)),
+        (host(), family()).prop_map(|(host, family)| Discovery::LogicalDns(host, family)),
         Just(Discovery::OriginalDestination),
     ]
     .boxed()
+}
+
+fn family() -> impl Strategy<Value = DnsFamily> {
+    select(vec![
+        DnsFamily::Auto,
+        DnsFamily::V4Only,
+        DnsFamily::V6Only,
+        DnsFamily::V4Preferred,
+        DnsFamily::All,
+    ])
+}
+
+fn connections() -> impl Strategy<Value = (Keepalive, HappyEyeballs)> {
+    let seconds = || of(1..=32_767_u16);
+    let keepalive = prop_oneof![
+        Just(Keepalive::Own),
+        Just(Keepalive::Off),
+        (seconds(), seconds(), of(1..=127_u8)).prop_map(|(time, interval, probes)| Keepalive::Probes {
+            time,
+            interval,
+            probes
+        }),
+    ];
+    let first = of(select(vec![IpFamily::V4, IpFamily::V6]));
+    (keepalive, (first, 1..=u32::MAX).prop_map(|(first, count)| HappyEyeballs { first, count }))
 }
 
 fn balancer() -> impl Strategy<Value = LoadBalancer> {
