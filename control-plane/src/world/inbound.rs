@@ -178,9 +178,9 @@ impl Inbound<'_> {
         let tcp = |name: &str, matches, tls| {
             let Sets { connection, .. } = self.authorizations.of(workload, services, port.number, false);
             let proxy = TcpProxy {
-                backends: vec![(cluster.clone(), 1)],
                 idle_timeout: idle,
                 access_log: telemetry.access_log.clone(),
+                ..TcpProxy::new(vec![(cluster.clone(), 1)])
             };
             FilterChain {
                 name: name.into(),

@@ -202,9 +202,9 @@ fn tcp_chain(rule: TcpRule, idle_timeout: Option<Duration>, telemetry: &Telemetr
         tls: None,
         authorization: Vec::new(),
         protocol: Carried::Tcp(TcpProxy {
-            backends: rule.backends,
             idle_timeout,
             access_log: telemetry.access_log.clone(),
+            ..TcpProxy::new(rule.backends)
         }),
     }
 }

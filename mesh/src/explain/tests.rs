@@ -276,14 +276,14 @@ fn answers_of_the_mesh_itself_are_shown() {
 
 #[test]
 fn bytes_are_followed_too() {
-    let proxy = TcpProxy { backends: vec![("a".into(), 1)], idle_timeout: None, access_log: None };
+    let proxy = TcpProxy::new(vec![("a".into(), 1)]);
     let mut mesh = Mesh::default().with("a", "10.0.0.1:80", None, true);
     let listener = outbound(Protocol::Tcp(proxy));
     let explanation = ask(&listener, &mesh, "/");
     assert_eq!(explanation.route, None);
     let reason = "10.0.0.1:80 takes no such connection".into();
     assert_eq!(explanation.outcome, Outcome::Refused { status: 503, reason }, "its chain is for HTTP");
-    let bytes = TcpProxy { backends: vec![("inbound".into(), 1)], idle_timeout: None, access_log: None };
+    let bytes = TcpProxy::new(vec![("inbound".into(), 1)]);
     mesh.inbound[0].chains[0].protocol = Protocol::Tcp(bytes);
     assert_eq!(ask(&listener, &mesh, "/").outcome, Outcome::Forwarded);
 }

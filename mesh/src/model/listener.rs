@@ -317,6 +317,38 @@ pub struct TcpProxy {
     pub backends: Vec<(String, u32)>,
     /// Close when nothing has moved in either direction for this long; `None`: the sidecar's default; zero: never.
     pub idle_timeout: Option<Duration>,
+    /// Close this long after the client has connected, whatever moves; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_duration: Option<MaxDuration>,
+    /// How many endpoints are tried until one takes the connection; at least 1.
+    pub max_connect_attempts: u32,
+    /// Clusters that choose by a hash choose by the client's address.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hashes_source_ip: bool,
     /// A line per connection, or `None` for none.
     pub access_log: Option<AccessLog>,
+}
+
+impl TcpProxy {
+    /// One as the mesh has them: several endpoints are tried, and there is no log.
+    pub fn new(backends: Vec<(String, u32)>) -> Self {
+        Self {
+            backends,
+            idle_timeout: None,
+            max_duration: None,
+            max_connect_attempts: 4,
+            hashes_source_ip: false,
+            access_log: None,
+        }
+    }
+}
+
+/// How long a connection may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MaxDuration {
+    /// The least; never zero.
+    pub least: Duration,
+    /// Up to which part of that more, at random.
+    pub jitter: PerMillion,
 }

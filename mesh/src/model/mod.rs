@@ -37,8 +37,8 @@ pub use forward::{Backend, Forward, HashPolicy, HostRewrite, Mirror, MirrorHost,
 pub use headers::{HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText};
 pub use listener::{
     AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding,
-    HttpConnection, Listener, PathHandling, Protocol, ProxyProtocol, RouteSource, SourceType, TcpProxy,
-    Tracing, TrafficDirection, Transport, Underscores,
+    HttpConnection, Listener, MaxDuration, PathHandling, Protocol, ProxyProtocol, RouteSource, SourceType,
+    TcpProxy, Tracing, TrafficDirection, Transport, Underscores,
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,

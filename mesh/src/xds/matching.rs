@@ -166,6 +166,17 @@ pub(super) fn decode_percent(percent: Option<Percent>, default: f64) -> Decoded<
     }
 }
 
+/// A share as a percentage.
+pub(super) fn share(share: PerMillion) -> Percent {
+    Percent { value: f64::from(share.0) / 10_000.0 }
+}
+
+pub(super) fn decode_share(percent: Option<Percent>, default: PerMillion) -> Decoded<PerMillion> {
+    let percent = decode_percent(percent, share(default).value)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a percentage")]
+    Ok(PerMillion((percent * 10_000.0).round() as u32))
+}
+
 pub(super) fn fraction(fraction: PerMillion) -> FractionalPercent {
     FractionalPercent {
         numerator: fraction.0.min(PerMillion::ALL.0),

@@ -150,10 +150,10 @@ impl Connection {
             self.refused(refusal);
             return Stream::from(socket).reset();
         }
-        let Some(route) = Route::draw(routes, &self.worker, self.original()) else {
+        let session = self.session(None);
+        let Some(route) = Route::draw(routes, &session) else {
             return Stream::from(socket).reset();
         };
-        let session = self.session(None);
         let races = &self.worker.races;
         let outcome = {
             let mut connect = std::pin::pin!(route.connect(&self.worker, current.tls.as_ref()));
@@ -184,7 +184,7 @@ impl Connection {
                     };
                 }
             };
-            let limit = route.idle_timeout().unwrap_or(Duration::MAX);
+            let limit = route.silence().unwrap_or(Duration::MAX);
             let Some(first) = self.while_idle(limit, race).await else {
                 self.refused(Refusal::Silent);
                 return Stream::from(socket).reset();

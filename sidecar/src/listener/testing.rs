@@ -100,8 +100,7 @@ pub(crate) fn listener(metrics: &Registry, chains: Vec<TcpChain>) -> Listener {
 }
 
 fn build(metrics: &Registry, chain: TcpChain) -> (Chain, FilterChain) {
-    let settings =
-        model::TcpProxy { backends: vec![("test".into(), 1)], idle_timeout: None, access_log: None };
+    let settings = model::TcpProxy::new(vec![("test".into(), 1)]);
     let series = metrics.tcp(HttpLabels {
         direction: TrafficDirection::Outbound,
         service: "test".into(),

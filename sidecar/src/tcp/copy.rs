@@ -40,26 +40,60 @@ pub(crate) enum End {
     Closed,
     /// Nothing moved for the idle timeout.
     Idle,
+    /// It has lasted for as long as it may.
+    Overdue,
     /// The first stream failed.
     First(io::Error),
     /// The second stream failed.
     Second(io::Error),
 }
 
-/// Carries bytes between `first` and `second` until both have closed, one has failed, or nothing has moved for `idle`
-/// (`None`: however long). `said` is what was read from `second` already. The streams are left to the caller, who knows
+/// How long a relay may last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    /// How long nothing may move; `None`: however long.
+    pub(crate) idle: Option<Duration>,
+    /// When it ends in any case; `None`: never.
+    pub(crate) until: Option<Instant>,
+}
+
+impl Limits {
+    /// When to look again, where something has moved at `last`.
+    fn due(self, last: Instant) -> Option<Instant> {
+        self.idle.map(|idle| last + idle).into_iter().chain(self.until).min()
+    }
+
+    /// What has come to its end.
+    fn over(self, last: Instant) -> Option<End> {
+        let now = Instant::now();
+        match self {
+            Self { until: Some(until), .. } if now >= until => Some(End::Overdue),
+            Self { idle: Some(idle), .. } if now - last >= idle => Some(End::Idle),
+            _ => None,
+        }
+    }
+}
+
+impl From<Option<Duration>> for Limits {
+    fn from(idle: Option<Duration>) -> Self {
+        Self { idle, until: None }
+    }
+}
+
+/// Carries bytes between `first` and `second` until both have closed, one has failed, or a limit is reached. `said` is what was read from `second` already. The streams are left to the caller, who knows
 /// whether to close or to reset them.
 pub(crate) async fn relay<A: Bare, B: Bare>(
     first: &mut A,
     second: &mut B,
     said: Vec<u8>,
-    idle: Option<Duration>,
+    limits: impl Into<Limits>,
 ) -> Relayed {
+    let limits = limits.into();
     let mut forward = Direction::default();
     let mut back = Direction { kept: said, ..Direction::default() };
-    let timer = idle.map(tokio::time::sleep);
-    tokio::pin!(timer);
     let mut last = Instant::now();
+    let timer = limits.due(last).map(tokio::time::sleep_until);
+    tokio::pin!(timer);
     let mut moved = 0;
     let mut look: Option<Pin<Box<Sleep>>> = None;
     let end = poll_fn(|cx| {
@@ -78,7 +112,7 @@ pub(crate) async fn relay<A: Bare, B: Bare>(
         if let Some(end) = poll_failure(cx, &mut look, (&forward, &*first), (&back, &*second)) {
             return Poll::Ready(end);
         }
-        let (Some(idle), Some(mut timer)) = (idle, timer.as_mut().as_pin_mut()) else { return Poll::Pending };
+        let Some(mut timer) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
         let written = forward.bytes + back.bytes;
         if moved != written {
             moved = written;
@@ -86,10 +120,11 @@ pub(crate) async fn relay<A: Bare, B: Bare>(
         }
         // The timer is moved when it fires, not with each byte.
         while timer.as_mut().poll(cx).is_ready() {
-            if last.elapsed() >= idle {
-                return Poll::Ready(End::Idle);
+            if let Some(end) = limits.over(last) {
+                return Poll::Ready(end);
             }
-            timer.as_mut().reset(last + idle);
+            let due = limits.due(last).expect("there is a limit, or there were no timer");
+            timer.as_mut().reset(due);
         }
         Poll::Pending
     })

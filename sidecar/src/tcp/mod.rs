@@ -16,11 +16,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use smallvec::SmallVec;
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{AccessLog, TrafficDirection};
+use tulle_mesh::model::{AccessLog, MaxDuration, TrafficDirection};
 use tulle_mesh::route::split;
 
-use self::copy::{End, Relayed, relay};
-use crate::balance::{Cluster, InFlight, Limit, Outcome, Permit, Pick};
+use self::copy::{End, Limits, Relayed, relay};
+use crate::balance::{Cluster, InFlight, Limit, Outcome, Permit, Pick, hash};
 use crate::io::Stream;
 use crate::snapshot::TcpRoutes;
 use crate::telemetry::metrics::TcpSeries;
@@ -52,6 +52,9 @@ pub(crate) struct Route<'a> {
     cluster: Option<Arc<Cluster>>,
     series: &'a TcpSeries,
     settings: &'a tulle_mesh::model::TcpProxy,
+    hash: Option<u64>,
+    /// When the connection ends in any case.
+    until: Option<Instant>,
 }
 
 /// A connection to an endpoint, as its load.
@@ -74,16 +77,19 @@ pub(crate) struct NoUpstream {
 }
 
 impl<'a> Route<'a> {
-    /// Draws a backend for a connection that (if it is a captured one) was going to `original`; `None` when none has a
-    /// weight.
-    pub(crate) fn draw(routes: &'a TcpRoutes, worker: &Worker, original: Option<SocketAddr>) -> Option<Self> {
+    /// Draws a backend for a connection; `None` when none has a weight.
+    pub(crate) fn draw(routes: &'a TcpRoutes, session: &Session<'_>) -> Option<Self> {
+        let Session { worker, original, client, begun, .. } = *session;
         let weights = routes.backends.iter().map(|(_, weight, _)| *weight);
         let (cluster, _, series) = &routes.backends[split::choose(weights, worker.draw())?];
         let cluster = cluster.as_ref().map(|cluster| match original {
             Some(address) if cluster.is_original_destination() => worker.originals.of(cluster, address),
             _ => cluster.clone(),
         });
-        Some(Self { cluster, series, settings: &routes.settings })
+        let settings = &routes.settings;
+        let hash = settings.hashes_source_ip.then(|| hash(client.ip().to_string().as_bytes()));
+        let until = settings.max_duration.and_then(|max| begun.checked_add(lasting(max, worker)));
+        Some(Self { cluster, series, settings, hash, until })
     }
 
     /// Connects to an endpoint of the backend, trying others where that fails. Cancel-safe: nothing is sent.
@@ -104,9 +110,10 @@ impl<'a> Route<'a> {
         let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
         let mut last =
             NoUpstream::new("destination_unavailable", format!("{} has no endpoints", cluster.name));
-        while tried.len() < MOST_ATTEMPTS {
+        let most = usize::try_from(self.settings.max_connect_attempts).unwrap_or(usize::MAX);
+        while tried.len() < most {
             let begun = Instant::now();
-            let pick = Pick { now: begun, random: worker.draw_u64(), hash: None, tried: &tried };
+            let pick = Pick { now: begun, random: worker.draw_u64(), hash: self.hash, tried: &tried };
             let Some(endpoint) = cluster.pick(&pick).ok().filter(|e| !tried.contains(&e.id)).cloned() else {
                 break;
             };
@@ -129,14 +136,25 @@ impl<'a> Route<'a> {
         Err(last)
     }
 
-    /// How long nothing may move; `None`: however long.
-    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
-        Some(self.settings.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT)).filter(|idle| !idle.is_zero())
+    /// How long nothing may move, and when it all ends.
+    fn limits(&self) -> Limits {
+        let idle = self.settings.idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT);
+        Limits { idle: Some(idle).filter(|idle| !idle.is_zero()), until: self.until.map(Into::into) }
+    }
+
+    /// How long nobody may say anything; `None`: however long.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        let Limits { idle, until } = self.limits();
+        let left = until.map(|until| until.saturating_duration_since(tokio::time::Instant::now()));
+        idle.into_iter().chain(left).min()
     }
 }
 
-/// How many endpoints are tried at most.
-const MOST_ATTEMPTS: usize = 4;
+/// How long a connection may last: the more the luckier.
+fn lasting(max: MaxDuration, worker: &Worker) -> Duration {
+    let luck = f64::from(worker.draw()) / f64::from(u32::MAX);
+    max.least + max.least.mul_f64(f64::from(max.jitter.0) / 1_000_000.0 * luck)
+}
 
 /// Envoy's default for its TCP proxy.
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -144,7 +162,7 @@ const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 impl Session<'_> {
     /// Carries a connection from its start to its end.
     pub(crate) async fn run(&self, mut client: Stream, routes: &TcpRoutes, material: Option<&Arc<Material>>) {
-        let Some(route) = Route::draw(routes, self.worker, self.original) else {
+        let Some(route) = Route::draw(routes, self) else {
             return client.reset();
         };
         let ending = match route.connect(self.worker, material).await {
@@ -159,7 +177,7 @@ impl Session<'_> {
         let Upstream { connection, in_flight, said, failed, _permit } = upstream;
         let mut stream = connection.stream;
         let relayed = match failed {
-            None => relay(client, &mut stream, said, route.idle_timeout()).await,
+            None => relay(client, &mut stream, said, route.limits()).await,
             Some(error) => Relayed { forward: 0, back: 0, spliced: 0, end: End::Second(error) },
         };
         let ending = Ending::of(&relayed.end);
@@ -229,7 +247,7 @@ impl Ending {
     fn of(end: &End) -> Self {
         match end {
             End::Closed => Self::Orderly,
-            End::Idle | End::First(_) | End::Second(_) => Self::Reset,
+            End::Idle | End::Overdue | End::First(_) | End::Second(_) => Self::Reset,
         }
     }
 
@@ -247,12 +265,13 @@ impl End {
     fn failure<'d>(&self, details: &'d mut String) -> Option<Failure<'d>> {
         let token = match self {
             Self::Closed => return None,
-            Self::Idle => "connection_timeout",
+            Self::Idle | Self::Overdue => "connection_timeout",
             Self::First(_) | Self::Second(_) => "connection_terminated",
         };
         *details = match self {
             Self::First(error) => format!("the client's connection failed: {error}"),
             Self::Second(error) => format!("the endpoint's connection failed: {error}"),
+            Self::Overdue => "it has lasted for as long as it may".to_owned(),
             Self::Closed | Self::Idle => "nothing moved for too long".to_owned(),
         };
         Some(Failure { token, details })

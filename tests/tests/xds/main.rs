@@ -4,6 +4,7 @@
 
 mod addresses;
 mod balance;
+mod bytes;
 mod chains;
 mod changes;
 mod compare;

@@ -266,10 +266,6 @@ fn to_cluster(name: &str, cluster: &str, port: Option<u16>) -> FilterChain {
         matches: ChainMatch { destination_port: port, ..ChainMatch::default() },
         tls: None,
         authorization: Vec::new(),
-        protocol: Protocol::Tcp(TcpProxy {
-            backends: vec![(cluster.into(), 1)],
-            idle_timeout: None,
-            access_log: None,
-        }),
+        protocol: Protocol::Tcp(TcpProxy::new(vec![(cluster.into(), 1)])),
     }
 }

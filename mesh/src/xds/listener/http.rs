@@ -18,7 +18,7 @@ use crate::model::{
     TrafficDirection, Underscores,
 };
 use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
-use crate::xds::matching::decode_percent;
+use crate::xds::matching::{decode_share, share};
 use crate::xds::{Client, proto, route};
 
 /// The most that Envoy lets a request's head have.
@@ -267,7 +267,7 @@ fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
         ..Default::default()
     });
     TracingPb {
-        random_sampling: Some(percent(tracing.random_sampling)),
+        random_sampling: Some(share(tracing.random_sampling)),
         client_sampling: unless_all(tracing.client_sampling),
         overall_sampling: unless_all(tracing.overall_sampling),
         provider: provider.map(|config| trace::tracing::Http {
@@ -281,9 +281,9 @@ fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
 
 /// A provider other than OpenTelemetry is passed over: spans then go to the sidecar's own collector.
 fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
-    let random_sampling = decode_share(tracing.random_sampling).at("random_sampling")?;
-    let client_sampling = decode_share(tracing.client_sampling).at("client_sampling")?;
-    let overall_sampling = decode_share(tracing.overall_sampling).at("overall_sampling")?;
+    let random_sampling = decode_share(tracing.random_sampling, PerMillion::ALL).at("random_sampling")?;
+    let client_sampling = decode_share(tracing.client_sampling, PerMillion::ALL).at("client_sampling")?;
+    let overall_sampling = decode_share(tracing.overall_sampling, PerMillion::ALL).at("overall_sampling")?;
     refuse!(tracing; custom_tags)?;
     let config = match tracing.provider.and_then(|provider| provider.config_type) {
         Some(trace::tracing::http::ConfigType::TypedConfig(config))
@@ -302,17 +302,7 @@ fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
     Ok(Tracing { random_sampling, client_sampling, overall_sampling, collector })
 }
 
-fn percent(share: PerMillion) -> Percent {
-    Percent { value: f64::from(share.0) / 10_000.0 }
-}
-
 /// All is the default.
-fn unless_all(share: PerMillion) -> Option<Percent> {
-    (share != PerMillion::ALL).then(|| percent(share))
-}
-
-fn decode_share(share: Option<Percent>) -> Decoded<PerMillion> {
-    let percent = decode_percent(share, 100.0)?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a percentage")]
-    Ok(PerMillion((percent * 10_000.0).round() as u32))
+fn unless_all(part: PerMillion) -> Option<Percent> {
+    (part != PerMillion::ALL).then(|| share(part))
 }

@@ -220,7 +220,7 @@ fn an_outbound_http_listener_is_an_api_listener_and_others_are_not() {
     let http = listener(TrafficDirection::Outbound, vec![chain(http(Vec::new()))]);
     let message = listener::encode(&http);
     assert!(message.api_listener.is_some() && message.filter_chains.is_empty());
-    let tcp = TcpProxy { backends: vec![("a".into(), 1)], idle_timeout: None, access_log: None };
+    let tcp = TcpProxy::new(vec![("a".into(), 1)]);
     let tcp = listener(TrafficDirection::Outbound, vec![chain(Protocol::Tcp(tcp))]);
     let message = listener::encode(&tcp);
     assert!(message.api_listener.is_none() && message.filter_chains.len() == 1);

@@ -176,7 +176,7 @@ fn a_condition_on_a_request_is_refused_for_a_connection() {
     };
     let set =
         Authorization { name: "a".into(), action: Action::Deny, policies: vec![policy], audit_only: false };
-    let proxy = TcpProxy { backends: vec![("c".into(), 1)], idle_timeout: None, access_log: None };
+    let proxy = TcpProxy::new(vec![("c".into(), 1)]);
     let chain = FilterChain {
         name: "tcp".into(),
         matches: ChainMatch::default(),

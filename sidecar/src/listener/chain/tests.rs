@@ -171,10 +171,6 @@ fn chain(set: impl FnOnce(&mut ChainMatch)) -> FilterChain {
         matches,
         tls: None,
         authorization: Vec::new(),
-        protocol: Protocol::Tcp(TcpProxy {
-            backends: vec![("c".into(), 1)],
-            idle_timeout: None,
-            access_log: None,
-        }),
+        protocol: Protocol::Tcp(TcpProxy::new(vec![("c".into(), 1)])),
     }
 }

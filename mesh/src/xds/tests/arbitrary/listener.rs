@@ -229,8 +229,20 @@ fn access_log() -> impl Strategy<Value = AccessLog> {
 }
 
 fn tcp() -> impl Strategy<Value = TcpProxy> {
-    (vec((name(), 1..1000_u32), 1..4), of(duration()), of(access_log()))
-        .prop_map(|(backends, idle_timeout, access_log)| TcpProxy { backends, idle_timeout, access_log })
+    let max_duration = (positive(), fraction()).prop_map(|(least, jitter)| MaxDuration { least, jitter });
+    let backends = vec((name(), 1..1000_u32), 1..4);
+    (backends, of(duration()), of(max_duration), 1..=u32::MAX, any::<bool>(), of(access_log())).prop_map(
+        |(backends, idle_timeout, max_duration, max_connect_attempts, hashes_source_ip, access_log)| {
+            TcpProxy {
+                backends,
+                idle_timeout,
+                max_duration,
+                max_connect_attempts,
+                hashes_source_ip,
+                access_log,
+            }
+        },
+    )
 }
 
 /// A set for requests, or (without) for connections, which have neither headers nor a path.
