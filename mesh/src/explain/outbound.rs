@@ -8,8 +8,8 @@ use http::HeaderMap;
 use http::uri::PathAndQuery;
 
 use crate::model::{
-    self, Discovery, EndpointAddress, FilterChain, HeaderMutations, HeaderOp, HostRewrite, Listener,
-    Protocol, Route, RouteAction, RouteSource, TcpProxy,
+    self, Discovery, EndpointAddress, FaultPart, FilterChain, HeaderMutations, HeaderOp, HostRewrite,
+    Listener, Protocol, Route, RouteAction, RouteSource, TcpProxy,
 };
 use crate::route::filter::{mutate_headers, redirect_location, rewrite_path};
 use crate::route::{Lookup, Normalized, RequestView, RouteId, RouteTable, is_secret_header, normalize};
@@ -372,15 +372,18 @@ fn words<'a>(changes: impl Iterator<Item = &'a HeaderMutations>) -> Vec<String> 
 
 fn fault(route: &Route) -> Vec<String> {
     let Some(fault) = &route.fault else { return Vec::new() };
-    let delay = fault
-        .delay
-        .as_ref()
-        .map(|delay| format!("{} wait for {} ms", percent(delay.fraction), milliseconds(delay.duration)));
-    let abort = fault
-        .abort
-        .as_ref()
-        .map(|abort| format!("{} are answered with {}", percent(abort.fraction), abort.status.as_u16()));
-    delay.into_iter().chain(abort).collect()
+    fn say<T>(part: Option<&FaultPart<T>>, what: &str, how: impl Fn(&T) -> String) -> Option<String> {
+        Some(match part? {
+            FaultPart::Fixed { value, fraction } => format!("{} {}", percent(*fraction), how(value)),
+            FaultPart::Asked(share) => format!("{} {what} as they ask for", percent(share.of(None))),
+        })
+    }
+    let delay = say(fault.delay.as_ref(), "wait", |delay| format!("wait for {} ms", milliseconds(*delay)));
+    let abort = say(fault.abort.as_ref(), "are answered", |abort| {
+        format!("are answered with {}", abort.status.as_u16())
+    });
+    let rate = say(fault.rate.as_ref(), "are slowed down", |rate| format!("get {rate} KiB a second"));
+    [delay, abort, rate].into_iter().flatten().collect()
 }
 
 fn percent(fraction: model::PerMillion) -> String {

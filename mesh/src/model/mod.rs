@@ -8,6 +8,7 @@ mod cluster;
 mod cors;
 mod dns;
 mod endpoint;
+mod fault;
 mod filter;
 mod format;
 mod forward;
@@ -28,6 +29,7 @@ pub use cluster::{
 pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
 pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
+pub use fault::{AskedShare, Fault, FaultAbort, FaultPart, Whole};
 pub use filter::{
     AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, LocalRateLimit,
     RateLimitAnswer, ReplaceableFilter,
@@ -45,8 +47,8 @@ pub use matching::{
 };
 pub use retry::{GrpcTimeout, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
 pub use route::{
-    DirectResponse, Domain, Fault, FaultAbort, FaultDelay, Origin, Redirect, Route, RouteAction,
-    RouteConfiguration, RouteMatch, TellAttempts, VirtualHost,
+    DirectResponse, Domain, Origin, Redirect, Route, RouteAction, RouteConfiguration, RouteMatch,
+    TellAttempts, VirtualHost,
 };
 pub use secret::{PrivateKey, Secret, SecretValue};
 pub use session::{Session, SessionCarrier};

@@ -1,13 +1,11 @@
 //! Routes: where a request goes, and what is done to it on the way.
 
-use std::time::Duration;
-
 use http::{HeaderName, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Cors, FilterOverrides, Forward, HeaderChanges, HeaderMatch, HeaderMutations, PathMatch, PathRewrite,
-    PerMillion, QueryMatch,
+    Cors, Fault, FilterOverrides, Forward, HeaderChanges, HeaderMatch, HeaderMutations, PathMatch,
+    PathRewrite, PerMillion, QueryMatch,
 };
 
 /// The routes of one listener.
@@ -261,41 +259,6 @@ pub struct DirectResponse {
     pub status: StatusCode,
     /// The body, `text/plain`; empty for none.
     pub body: String,
-}
-
-/// Injected failure, for tests of what depends on the service.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Fault {
-    /// A pause before the request goes on.
-    pub delay: Option<FaultDelay>,
-    /// An answer instead of the service's.
-    pub abort: Option<FaultAbort>,
-    /// Only for requests that meet all of these.
-    pub applies_to: Vec<HeaderMatch>,
-}
-
-/// An injected pause.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FaultDelay {
-    /// How long.
-    pub duration: Duration,
-    /// For which part of the requests.
-    pub fraction: PerMillion,
-}
-
-/// An injected answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FaultAbort {
-    /// The HTTP status.
-    #[serde(with = "status")]
-    pub status: StatusCode,
-    /// The gRPC status for gRPC requests; `None`: mapped from the HTTP status.
-    pub grpc_status: Option<u32>,
-    /// For which part of the requests.
-    pub fraction: PerMillion,
 }
 
 pub(super) mod status {

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::error::{At, Decoded, FieldError, non_empty, required};
 use super::proto;
-use crate::model::{HeaderMatch, HeaderTest, PerMillion, QueryMatch, Regex, StringMatch};
+use crate::model::{AskedShare, HeaderMatch, HeaderTest, PerMillion, QueryMatch, Regex, StringMatch, Whole};
 
 pub(super) fn string(condition: &StringMatch) -> StringMatcher {
     let (ignore_case, pattern) = match condition {
@@ -186,16 +186,29 @@ pub(super) fn fraction(fraction: PerMillion) -> FractionalPercent {
 
 /// More than the whole counts as the whole, as in Envoy.
 pub(super) fn decode_fraction(fraction: FractionalPercent) -> Decoded<PerMillion> {
-    let factor = match DenominatorType::try_from(fraction.denominator) {
-        Ok(DenominatorType::Hundred) => 10_000,
-        Ok(DenominatorType::TenThousand) => 100,
-        Ok(DenominatorType::Million) => 1,
+    decode_asked(fraction).map(|share| share.of(None))
+}
+
+pub(super) fn asked(share: AskedShare) -> FractionalPercent {
+    let denominator = match share.of {
+        Whole::Hundred => DenominatorType::Hundred,
+        Whole::TenThousand => DenominatorType::TenThousand,
+        Whole::Million => DenominatorType::Million,
+    };
+    FractionalPercent { numerator: share.most, denominator: denominator as i32 }
+}
+
+pub(super) fn decode_asked(fraction: FractionalPercent) -> Decoded<AskedShare> {
+    let of = match DenominatorType::try_from(fraction.denominator) {
+        Ok(DenominatorType::Hundred) => Whole::Hundred,
+        Ok(DenominatorType::TenThousand) => Whole::TenThousand,
+        Ok(DenominatorType::Million) => Whole::Million,
         Err(_) => {
             return Err(FieldError::new(format!("{} is not a denominator", fraction.denominator)))
                 .at("denominator");
         }
     };
-    Ok(PerMillion(fraction.numerator.saturating_mul(factor).min(PerMillion::ALL.0)))
+    Ok(AskedShare { most: fraction.numerator, of })
 }
 
 pub(super) fn runtime_fraction(value: PerMillion) -> RuntimeFractionalPercent {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::body::{Body, BodyError};
 use super::deadline::Named;
 use super::exchange::{Exchange, Problem};
+use super::pace::Pace;
 use super::respond;
 use crate::error::body_details;
 use crate::retry::replay::Replay;
@@ -26,6 +27,8 @@ pub(crate) struct Accounted {
     /// The client gets no body, whatever there is.
     bodiless: bool,
     timers: Timers,
+    /// It goes no faster than this.
+    pace: Option<Box<Pace>>,
 }
 
 /// Most answers are there at once, and need none.
@@ -78,8 +81,45 @@ fn timer(limit: Duration, from: Instant) -> Timer {
 
 impl Accounted {
     /// Wraps the body of the answer of `exchange`.
-    pub(super) fn new(body: Body, exchange: Box<Exchange>, bodiless: bool) -> Self {
-        Self { body, exchange: Some(exchange), bodiless, timers: Timers::Unset }
+    pub(super) fn new(body: Body, mut exchange: Box<Exchange>, bodiless: bool) -> Self {
+        let pace = if bodiless { None } else { exchange.take_pace().map(Box::new) };
+        Self { body, exchange: Some(exchange), bodiless, timers: Timers::Unset, pace }
+    }
+
+    /// The next frame, as soon as there is one.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let next = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                let Some(problem) = self.poll_limits(cx) else { return Poll::Pending };
+                self.body = Body::Empty;
+                self.finish(Some(problem), false);
+                return Poll::Ready(Some(Err(BodyError::Idle)));
+            }
+        };
+        if let Timers::Set(limits) = &mut self.timers {
+            limits.moved();
+        }
+        match &next {
+            Some(Ok(frame)) => {
+                if let Some(exchange) = &mut self.exchange {
+                    if let Some(data) = frame.data_ref() {
+                        exchange.response_bytes += data.len() as u64;
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        exchange.grpc_status = respond::grpc_status(trailers);
+                    }
+                }
+                if self.body.is_end_stream() {
+                    self.finish(None, false);
+                }
+            }
+            Some(Err(error)) => {
+                let details = format!("the response's body: {}", body_details(error));
+                self.finish(Some(("http_response_incomplete", details)), true);
+            }
+            None => self.finish(None, false),
+        }
+        Poll::Ready(next)
     }
 
     /// While a frame is waited for: what has taken too long.
@@ -92,6 +132,11 @@ impl Accounted {
             Timers::Set(limits) => limits.poll(cx, &exchange.body),
             _ => None,
         }
+    }
+
+    /// How many bytes wait for their time.
+    fn held(&self) -> u64 {
+        self.pace.as_ref().map_or(0, |pace| pace.held())
     }
 
     fn finish(&mut self, problem: Option<Problem>, blamed: bool) {
@@ -170,46 +215,24 @@ impl http_body::Body for Accounted {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let next = match Pin::new(&mut this.body).poll_frame(cx) {
-            Poll::Ready(next) => next,
-            Poll::Pending => {
-                let Some(problem) = this.poll_limits(cx) else { return Poll::Pending };
-                this.body = Body::Empty;
-                this.finish(Some(problem), false);
-                return Poll::Ready(Some(Err(BodyError::Idle)));
-            }
-        };
-        if let Timers::Set(limits) = &mut this.timers {
-            limits.moved();
-        }
-        match &next {
-            Some(Ok(frame)) => {
-                if let Some(exchange) = &mut this.exchange {
-                    if let Some(data) = frame.data_ref() {
-                        exchange.response_bytes += data.len() as u64;
-                    } else if let Some(trailers) = frame.trailers_ref() {
-                        exchange.grpc_status = respond::grpc_status(trailers);
-                    }
-                }
-                if this.body.is_end_stream() {
-                    this.finish(None, false);
-                }
-            }
-            Some(Err(error)) => {
-                let details = format!("the response's body: {}", body_details(error));
-                this.finish(Some(("http_response_incomplete", details)), true);
-            }
-            None => this.finish(None, false),
-        }
-        Poll::Ready(next)
+        let Some(mut pace) = this.pace.take() else { return this.poll_next(cx) };
+        let next = pace.poll(cx, |cx| this.poll_next(cx));
+        this.pace = Some(pace);
+        next
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.held() == 0 && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (left, held) = (self.body.size_hint(), self.held());
+        let mut hint = SizeHint::new();
+        hint.set_lower(left.lower().saturating_add(held));
+        if let Some(upper) = left.upper() {
+            hint.set_upper(upper.saturating_add(held));
+        }
+        hint
     }
 }
 

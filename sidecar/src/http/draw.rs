@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tulle_mesh::model::{Fault, Forward, Route, RouteAction, Split};
+use tulle_mesh::model::{Backend, Forward, Route, RouteAction, Split};
 use tulle_mesh::route::split;
 
 use super::exchange::Exchange;
@@ -40,10 +40,10 @@ impl Drawn {
         of_each.get(self.at?)
     }
 
-    /// The faults of the backend.
-    pub(super) fn fault<'a>(&self, route: &'a Route) -> Option<&'a Fault> {
+    /// The backend of a route.
+    pub(super) fn of<'a>(&self, route: &'a Route) -> Option<&'a Backend> {
         match &route.action {
-            RouteAction::Forward(forward) => self.backend(&forward.backends)?.fault.as_ref(),
+            RouteAction::Forward(forward) => self.backend(&forward.backends),
             RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
         }
     }

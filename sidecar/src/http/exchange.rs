@@ -19,6 +19,8 @@ use tulle_mesh::route::{RequestView, RouteId};
 
 use super::accounted::StreamLimits;
 use super::deadline::{self, Deadline};
+use super::fault::Suffering;
+use super::pace::Pace;
 use super::proxy::Downstream;
 use super::respond::Asker;
 use super::upgrade::Carried;
@@ -58,6 +60,8 @@ pub(super) struct Exchange {
     pub(super) backend: Option<usize>,
     /// It has passed all filters, and the route answers it or sends it on.
     pub(super) taken: bool,
+    /// It has faults, and so many KiB a second of its answer's body go through.
+    pub(super) fault: Option<(Suffering, Option<u64>)>,
     pub(super) trace: Option<TraceContext>,
     /// The attempt under way, or whose answer is passed on.
     attempt: Option<Attempt>,
@@ -133,6 +137,7 @@ impl Exchange {
             route: None,
             backend: None,
             taken: false,
+            fault: None,
             trace: None,
             attempt: None,
             attempts: 0,
@@ -336,6 +341,12 @@ impl Exchange {
     /// The path and query that the client asks for.
     pub(super) fn target(&self) -> PathAndQuery {
         self.request.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
+    }
+
+    /// How fast the body of its answer may go; with it goes the fault.
+    pub(super) fn take_pace(&mut self) -> Option<Pace> {
+        let (suffering, rate) = self.fault.take_if(|(_, rate)| rate.is_some())?;
+        rate.map(|rate| Pace::new(rate, suffering))
     }
 
     /// How long the answer may take.

@@ -16,6 +16,7 @@ pub(crate) mod h2;
 mod hash;
 mod headers;
 mod mirror;
+mod pace;
 mod paths;
 pub(crate) mod proxy;
 pub(crate) mod refusal;
@@ -24,6 +25,8 @@ pub(crate) mod server;
 mod session;
 pub(crate) mod upgrade;
 mod words;
+
+pub(crate) use fault::Active;
 
 #[cfg(test)]
 mod tests;

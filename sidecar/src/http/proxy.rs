@@ -12,7 +12,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tulle_mesh::authorize::{Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{Fault, Route, RouteAction, TrafficDirection};
+use tulle_mesh::model::{Backend, Fault, Forward, Route, RouteAction, TrafficDirection};
 use tulle_mesh::route::{Lookup, RouteId, filter};
 
 use super::accounted::Accounted;
@@ -118,7 +118,10 @@ impl Proxy {
         let steps = steps(&routes, found, drawn.as_ref());
         self.authorize(exchange, steps)?;
         let slot = self.admit(exchange, steps)?;
-        let id = found.ok_or(RequestError::NoRoute)?;
+        let Some(id) = found else {
+            self.inject(exchange, &routes, steps.fault.as_ref(), None).await?;
+            return Err(RequestError::NoRoute);
+        };
         exchange.route = Some(id);
         let route = routes.table.route(id);
         if let Some(rules) = &route.cors
@@ -128,9 +131,10 @@ impl Proxy {
             cors::allow(rules, &exchange.request.headers, response.headers_mut());
             return Ok(Answered { response, tunnel: None, problem: None });
         }
-        let of_backend = drawn.as_ref().and_then(|drawn| drawn.fault(route));
+        let backend = drawn.as_ref().and_then(|drawn| drawn.of(route)).or_else(|| only_backend(route));
+        let of_backend = backend.and_then(|backend| backend.fault.as_ref());
         let fault = of_backend.or(route.fault.as_ref()).or(steps.fault.as_ref());
-        self.inject(fault.filter(|fault| fault::concerns(fault, &exchange.view()))).await?;
+        self.inject(exchange, &routes, fault, backend).await?;
         exchange.taken = true;
         match &route.action {
             RouteAction::Forward(forward) => {
@@ -210,9 +214,24 @@ impl Proxy {
         }
     }
 
-    async fn inject(&self, fault: Option<&Fault>) -> Result<(), RequestError> {
+    /// Does `fault` to a request that goes to `backend`, if it is about that.
+    async fn inject(
+        &self,
+        exchange: &mut Exchange,
+        routes: &HttpRoutes,
+        fault: Option<&Fault>,
+        backend: Option<&Backend>,
+    ) -> Result<(), RequestError> {
         let Some(fault) = fault else { return Ok(()) };
-        let injected = fault::draw(fault, || self.worker.draw());
+        if !fault::concerns(fault, &exchange.view(), backend.map(|backend| backend.cluster.as_str())) {
+            return Ok(());
+        }
+        let injected = fault::draw(fault, &exchange.request.headers, || self.worker.draw());
+        if !injected.is_any() {
+            return Ok(());
+        }
+        let Some(suffering) = routes.counts.faults.begin(fault.max_active) else { return Ok(()) };
+        exchange.fault = Some((suffering, injected.rate));
         if let Some(delay) = injected.delay {
             tokio::time::sleep(delay).await;
         }
@@ -298,6 +317,14 @@ fn steps<'a>(routes: &'a HttpRoutes, route: Option<RouteId>, drawn: Option<&Draw
     let of_backend =
         runtime.zip(drawn).and_then(|(runtime, drawn)| drawn.backend(&runtime.backends)?.steps.as_ref());
     of_backend.or_else(|| runtime?.steps.as_ref()).unwrap_or(&routes.steps)
+}
+
+/// The backend of a route that leads to no other.
+fn only_backend(route: &Route) -> Option<&Backend> {
+    match &route.action {
+        RouteAction::Forward(Forward { backends, .. }) if backends.len() == 1 => backends.first(),
+        _ => None,
+    }
 }
 
 /// The answer of a route that leads to no backend.

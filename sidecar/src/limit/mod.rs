@@ -18,6 +18,7 @@ use tulle_mesh::route::{RequestView, Step};
 
 pub(crate) use adaptive::Slot;
 
+use crate::http::Active;
 use adaptive::Adaptive;
 use rate::RateLimit;
 
@@ -33,6 +34,15 @@ pub(crate) struct RequestLimits {
 pub(crate) struct Counts {
     rates: Vec<Arc<RateLimit>>,
     adaptive: Vec<Arc<Adaptive>>,
+    /// How many requests have faults.
+    pub(crate) faults: Active,
+}
+
+impl Counts {
+    /// Those of a listener's next version, so far.
+    pub(crate) fn after(before: Option<&Self>) -> Self {
+        Self { faults: before.map(|before| before.faults.clone()).unwrap_or_default(), ..Self::default() }
+    }
 }
 
 /// Why a request may not pass. It was not processed: to try it elsewhere is safe.

@@ -333,7 +333,10 @@ impl Compiler<'_> {
                 Default::default()
             }
         };
-        let draws_first = backends.iter().any(model::Backend::has_filters);
+        let of_route = route.fault.as_ref().map(|fault| !fault.cluster.is_empty());
+        let names_cluster = of_route.unwrap_or_else(|| filters.names_cluster());
+        let draws_first =
+            backends.iter().any(model::Backend::has_filters) || (backends.len() > 1 && names_cluster);
         let backends = backends.iter().map(|backend| BackendRuntime {
             cluster: self.cluster(&backend.cluster),
             series: self.telemetry.metrics.http(self.labels(&route.name, &backend.cluster)),

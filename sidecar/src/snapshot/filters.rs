@@ -19,7 +19,7 @@ pub(crate) struct Filters<'a> {
 impl<'a> Filters<'a> {
     /// `before` are the limits of the listener's last version.
     pub(crate) fn new(own: &'a [HttpFilter], before: Option<&'a Counts>) -> Self {
-        Self { own, before, counts: Counts::default() }
+        Self { own, before, counts: Counts::after(before) }
     }
 
     /// What requests pass of which this is said, the nearest to them first.
@@ -38,6 +38,12 @@ impl<'a> Filters<'a> {
             limits: RequestLimits::build(&steps, self.before, &mut self.counts),
             fault,
         }
+    }
+
+    /// Whether the listener's own faults depend on where a request goes.
+    pub(crate) fn names_cluster(&self) -> bool {
+        let own = steps(self.own, &[]).into_iter().map(|(step, _)| step);
+        own.into_iter().any(|step| matches!(step, Step::Fault(fault) if !fault.cluster.is_empty()))
     }
 
     /// All limits that were made.

@@ -169,6 +169,13 @@ fn answer(word: &str, cluster: &str, request: &Seen) -> Act {
     Act::Say(match word {
         "ok" if head => format!("HTTP/1.1 200 OK\r\nx-cluster: {cluster}\r\ncontent-length: 2\r\n\r\n").into_bytes(),
         "ok" => plain("200 OK", "", "ok"),
+        // 80 KiB.
+        "long" => plain("200 OK", "", &"0123456789abcdef".repeat(5 << 10)),
+        "long-chunked" => {
+            let chunk = format!("2000\r\n{}\r\n", "0123456789abcdef".repeat(512));
+            let head = format!("HTTP/1.1 200 OK\r\nx-cluster: {cluster}\r\ntransfer-encoding: chunked\r\n\r\n");
+            (head + &chunk.repeat(10) + "0\r\n\r\n").into_bytes()
+        }
         "slow" => return Act::SayLate(plain("200 OK", "", "ok")),
         "101" => {
             let protocol = request.header("upgrade");

@@ -10,6 +10,7 @@ mod changes;
 mod compare;
 mod failures;
 mod faults;
+mod faults_asked;
 mod fields;
 mod generate;
 mod hostile;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tulle_mesh::address::{ClusterName, ServicePort};
 use tulle_mesh::model::{
-    Cors, Fault, FaultAbort, FaultDelay, HeaderMutation, HeaderMutations, HeaderOp, HostRewrite, Mirror,
+    Cors, Fault, FaultAbort, FaultPart, HeaderMutation, HeaderMutations, HeaderOp, HostRewrite, Mirror,
     PathRewrite, PerMillion, Redirect, Regex, StringMatch,
 };
 
@@ -324,10 +324,9 @@ impl Reader<'_> {
         let spec = filter.spec.clone();
         let all = |fraction: Option<Fraction>| fraction.unwrap_or(Fraction::ALL);
         let delay = match spec.delay {
-            Some(delay) => Some(FaultDelay {
-                duration: delay.duration.get(),
-                fraction: self.fraction(all(delay.fraction), at)?,
-            }),
+            Some(delay) => {
+                Some(FaultPart::fixed(delay.duration.get(), self.fraction(all(delay.fraction), at)?))
+            }
             None => None,
         };
         let abort = match spec.abort {
@@ -348,11 +347,12 @@ impl Reader<'_> {
                     return None;
                 };
                 let fraction = self.fraction(all(abort.fraction), at)?;
-                Some(FaultAbort { status, grpc_status: grpc_status.and_then(|(_, status)| status), fraction })
+                let grpc_status = grpc_status.and_then(|(_, status)| status);
+                Some(FaultPart::fixed(FaultAbort { status, grpc_status }, fraction))
             }
             None => None,
         };
-        Some(Fault { delay, abort, applies_to: Vec::new() })
+        Some(Fault { delay, abort, ..Fault::default() })
     }
 
     fn fraction(&mut self, fraction: Fraction, field: &str) -> Option<PerMillion> {

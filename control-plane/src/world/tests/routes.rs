@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use tulle_mesh::model::{
-    Fault, HeaderOp, HostRewrite, PathMatch, PathRewrite, PerMillion, Protocol, RetryOn, Route, RouteAction,
-    Transport,
+    Fault, FaultAbort, FaultPart, HeaderOp, HostRewrite, PathMatch, PathRewrite, PerMillion, Protocol,
+    RetryOn, Route, RouteAction, Transport,
 };
 
 use super::support::{listener, problems, routes, service, world};
@@ -228,11 +228,13 @@ fn filters_become_changes_of_requests_and_responses() {
         forward.request_headers.change.iter().map(|change| (change.name.as_str(), change.op)).collect();
     assert_eq!(changes, [("x-a", HeaderOp::Set), ("x-b", HeaderOp::Append)]);
     assert_eq!(forward.response_headers.change[0].name, "x-d");
-    let Some(Fault { delay: Some(delay), abort: Some(abort), .. }) = &forward.fault else {
-        panic!("{:?}", forward.fault)
+    let abort = FaultAbort { status: StatusCode::SERVICE_UNAVAILABLE, grpc_status: Some(14) };
+    let fault = Fault {
+        delay: Some(FaultPart::fixed(Duration::from_secs(2), PerMillion::percent(10))),
+        abort: Some(FaultPart::fixed(abort, PerMillion(1000))),
+        ..Fault::default()
     };
-    assert_eq!((delay.duration, delay.fraction), (Duration::from_secs(2), PerMillion::percent(10)));
-    assert_eq!((abort.status.as_u16(), abort.grpc_status, abort.fraction), (503, Some(14), PerMillion(1000)));
+    assert_eq!(forward.fault, Some(fault));
     let RouteAction::Forward(action) = &forward.action else { panic!("{:?}", forward.action) };
     assert_eq!(action.path_rewrite, Some(PathRewrite::Prefix("/new".into())));
     assert_eq!(action.host_rewrite, Some(HostRewrite::Literal("other".into())));

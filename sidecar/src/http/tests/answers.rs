@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use tulle_mesh::model::{
-    Action, AdaptiveConcurrency, Authorization, DirectResponse, Fault, FaultAbort, FaultDelay, HttpFilter,
+    Action, AdaptiveConcurrency, Authorization, DirectResponse, Fault, FaultAbort, FaultPart, HttpFilter,
     LocalRateLimit, PerMillion, Permission, Policy, Principal, RateLimitAnswer, Redirect, RouteAction,
     StringMatch,
 };
@@ -46,8 +46,8 @@ fn faults_delay_and_abort() {
         let app = App::new(|_| Say::Ok("")).await;
         let mut setup = Setup::new(&[app.address]);
         let (status, fraction) = (StatusCode::SERVICE_UNAVAILABLE, PerMillion::ALL);
-        let delay = FaultDelay { duration: Duration::from_millis(20), fraction };
-        let abort = FaultAbort { status, grpc_status: Some(9), fraction };
+        let delay = FaultPart::fixed(Duration::from_millis(20), fraction);
+        let abort = FaultPart::fixed(FaultAbort { status, grpc_status: Some(9) }, fraction);
         setup.route.fault = Some(Fault { delay: Some(delay), abort: Some(abort), ..Fault::default() });
         let mesh = setup.build();
         let begun = std::time::Instant::now();

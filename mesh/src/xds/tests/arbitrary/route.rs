@@ -320,12 +320,31 @@ fn redirect() -> BoxedStrategy<Redirect> {
 }
 
 pub(super) fn fault() -> BoxedStrategy<Fault> {
-    let delay = (positive(), fraction()).prop_map(|(duration, fraction)| FaultDelay { duration, fraction });
-    let abort = (status(), of(any::<u32>()), fraction())
-        .prop_map(|(status, grpc_status, fraction)| FaultAbort { status, grpc_status, fraction });
-    (of(delay), of(abort), vec(header_match(), 0..2))
-        .prop_map(|(delay, abort, applies_to)| Fault { delay, abort, applies_to })
+    let abort =
+        (status(), of(any::<u32>())).prop_map(|(status, grpc_status)| FaultAbort { status, grpc_status });
+    let parts = (of(part(positive())), of(part(abort)), of(part(1..=u64::MAX)));
+    (parts, vec(header_match(), 0..2), text(), vec(name(), 0..2), of(any::<u32>()))
+        .prop_map(|((delay, abort, rate), applies_to, cluster, nodes, max_active)| Fault {
+            delay,
+            abort,
+            rate,
+            applies_to,
+            cluster,
+            nodes,
+            max_active,
+        })
         .boxed()
+}
+
+fn part<T: std::fmt::Debug + 'static>(
+    value: impl Strategy<Value = T> + 'static,
+) -> BoxedStrategy<FaultPart<T>> {
+    let whole = select(vec![Whole::Hundred, Whole::TenThousand, Whole::Million]);
+    prop_oneof![
+        (value, fraction()).prop_map(|(value, fraction)| FaultPart::fixed(value, fraction)),
+        (any::<u32>(), whole).prop_map(|(most, of)| FaultPart::Asked(AskedShare { most, of })),
+    ]
+    .boxed()
 }
 
 fn header_changes() -> impl Strategy<Value = HeaderChanges> {
