@@ -50,6 +50,8 @@ def other(field, there):
     """A value of the same kind as one that is there."""
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return not there
+    if field.name == "address_prefix":
+        return "192.0.2.0"
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return there + (b"x" if field.type == FieldDescriptor.TYPE_BYTES else "x")
     if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:

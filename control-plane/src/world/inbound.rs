@@ -12,8 +12,8 @@ use tulle_mesh::address::{ClusterName, ServicePort, inbound_listener};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::{
     AdaptiveConcurrency, Authorization, ChainMatch, Domain, DownstreamTls, FilterChain, HttpConnection,
-    HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried, RateLimitAnswer,
-    RouteConfiguration, RouteSource, TcpProxy, TrafficDirection, Transport, VirtualHost,
+    HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried, RouteConfiguration, RouteSource,
+    TcpProxy, TokenBucket, TrafficDirection, Transport, VirtualHost,
 };
 
 use super::authorization::{Authorizations, Sets};
@@ -327,15 +327,17 @@ impl Inbound<'_> {
     fn buckets(&self, subject: &Subject, limit: &RateLimit, report: &mut Report) -> Vec<LocalRateLimit> {
         let name = format!("{}/{}", subject.object.namespace, subject.object.name);
         let bucket = |part: &str, rate: Rate, clients: Vec<String>, per_client| LocalRateLimit {
-            name: format!("{name}/{part}"),
-            applies_to: Vec::new(),
             clients,
             per_client,
-            burst: rate.count.max(1),
-            tokens_per_fill: rate.count.max(1),
-            // An interval of nothing would be no limit at all.
-            fill_interval: rate.interval.get().max(Duration::from_millis(1)),
-            answer: RateLimitAnswer::default(),
+            ..LocalRateLimit::new(
+                format!("{name}/{part}"),
+                TokenBucket {
+                    burst: rate.count.max(1),
+                    tokens_per_fill: rate.count.max(1),
+                    // An interval of nothing would be no limit at all.
+                    fill_interval: rate.interval.get().max(Duration::from_millis(1)),
+                },
+            )
         };
         let mut buckets = Vec::new();
         buckets.extend(limit.total.map(|rate| bucket("total", rate, Vec::new(), false)));

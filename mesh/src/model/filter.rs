@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use serde::Serialize;
 
-use super::{Authorization, Fault, HeaderMatch, HeaderMutations};
+use super::{Authorization, Fault, LocalRateLimit};
 
 /// A step on a request's way to its route.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -63,52 +62,6 @@ pub struct FilterOverride {
 
 /// What is said of the listener's filters, each named once.
 pub type FilterOverrides = Vec<Arc<FilterOverride>>;
-
-/// A token bucket, shared by all workers of the sidecar; a request that finds it empty gets 429 with `Retry-After`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LocalRateLimit {
-    /// For metrics and for the answer's `Proxy-Status`.
-    pub name: String,
-    /// Only requests that match all of these take a token.
-    pub applies_to: Vec<HeaderMatch>,
-    /// Only requests of these clients (SPIFFE IDs; an ID ending in `*` is a prefix) take a token; empty: of all.
-    pub clients: Vec<String>,
-    /// Keep a bucket per client identity instead of one for all.
-    pub per_client: bool,
-    /// The size of the bucket, in requests.
-    pub burst: u32,
-    /// How many requests are put back every `fill_interval`.
-    pub tokens_per_fill: u32,
-    /// How often.
-    pub fill_interval: Duration,
-    /// What a request gets that finds the bucket empty.
-    pub answer: RateLimitAnswer,
-}
-
-/// What a request gets that finds a bucket empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RateLimitAnswer {
-    /// An HTTP status from 400.
-    #[serde(serialize_with = "super::route::status::serialize")]
-    pub status: StatusCode,
-    /// A gRPC call ends with RESOURCE_EXHAUSTED instead of UNAVAILABLE.
-    pub resource_exhausted: bool,
-    /// Changes to the answer's head.
-    pub headers: HeaderMutations,
-}
-
-impl Default for RateLimitAnswer {
-    /// 429, and nothing besides.
-    fn default() -> Self {
-        Self {
-            status: StatusCode::TOO_MANY_REQUESTS,
-            resource_exhausted: false,
-            headers: HeaderMutations::default(),
-        }
-    }
-}
 
 /// A gradient limit on concurrency, as Envoy's adaptive concurrency filter; a request above it gets 503 and is marked
 /// as not processed.

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::route::{header_name, status};
 use super::{
-    Fault, FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, Session, Substitution, Timeouts,
+    Fault, FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, RouteRateLimits, Session, Substitution,
+    Timeouts,
 };
 
 /// How a request is forwarded.
@@ -38,6 +39,9 @@ pub struct Forward {
     pub hash: Vec<HashPolicy>,
     /// What keeps the requests of a session together; it goes before weights and hashes.
     pub session: Option<Session>,
+    /// What limits on the rate of requests see of them.
+    #[serde(skip_serializing_if = "RouteRateLimits::is_empty")]
+    pub rate_limits: RouteRateLimits,
 }
 
 impl Forward {
@@ -55,6 +59,7 @@ impl Forward {
             mirrors: Vec::new(),
             hash: Vec::new(),
             session: None,
+            rate_limits: RouteRateLimits::default(),
         }
     }
 }

@@ -15,6 +15,7 @@ mod forward;
 mod headers;
 mod listener;
 mod matching;
+mod rate;
 mod retry;
 mod route;
 mod secret;
@@ -31,8 +32,7 @@ pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
 pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
 pub use fault::{AskedShare, Fault, FaultAbort, FaultPart, Whole};
 pub use filter::{
-    AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, LocalRateLimit,
-    RateLimitAnswer, ReplaceableFilter,
+    AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, ReplaceableFilter,
 };
 pub use format::{AddressPart, Format, FormatError, HeadField, Operator, TimeFormat};
 pub use forward::{Backend, Forward, HashPolicy, HostRewrite, Mirror, MirrorHost, PathRewrite, Split};
@@ -44,6 +44,10 @@ pub use listener::{
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,
+};
+pub use rate::{
+    DescriptorBucket, HostRules, LocalRateLimit, RateAction, RateDescriptors, RateLimitAnswer, RateLimitRule,
+    RouteRateLimits, TokenBucket,
 };
 pub use retry::{GrpcTimeout, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, Timeouts};
 pub use route::{

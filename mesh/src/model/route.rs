@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     Cors, Fault, FilterOverrides, Forward, HeaderChanges, HeaderMatch, HeaderMutations, PathMatch,
-    PathRewrite, PerMillion, QueryMatch,
+    PathRewrite, PerMillion, QueryMatch, RateLimitRule,
 };
 
 /// The routes of one listener.
@@ -48,6 +48,9 @@ pub struct VirtualHost {
     /// Whom `x-envoy-attempt-count` tells how often a request was sent.
     #[serde(skip_serializing_if = "TellAttempts::is_nobody")]
     pub tell_attempts: TellAttempts,
+    /// What limits on the rate of requests see of them, besides what their routes say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<RateLimitRule>,
 }
 
 /// Whom `x-envoy-attempt-count` tells how often a request was sent.
@@ -75,6 +78,7 @@ impl VirtualHost {
             routes,
             headers: HeaderChanges::default(),
             tell_attempts: TellAttempts::default(),
+            rate_limits: Vec::new(),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::balance::Cluster;
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;
 use crate::error::RequestError;
+use crate::limit::Said;
 use crate::snapshot::{BackendRuntime, ChainProtocol, Current, Filters, HttpRoutes, Listener, RouteRuntime};
 use crate::tcp::passthrough::SERVICE;
 use crate::telemetry::metrics::HttpLabels;
@@ -192,10 +193,10 @@ fn passthrough(
         mirrors: Vec::new(),
         local: series(""),
     };
-    let mut filters = Filters::new(&[], None);
+    let mut filters = Filters::new(&[], "", None);
     Ok(HttpRoutes {
         settings: HttpConnection::new(RouteSource::Named(SERVICE.into())),
-        steps: filters.steps(&[]),
+        steps: filters.steps(&[], Said::default()),
         counts: filters.into_counts(),
         runtime: vec![runtime],
         table: Arc::new(table),

@@ -26,6 +26,7 @@ use super::respond::Asker;
 use super::upgrade::Carried;
 use super::{forwarded, headers};
 use crate::balance::{InFlight, Outcome, Permit};
+use crate::limit::Tokens;
 use crate::retry::replay::Replay;
 use crate::snapshot::{Current, HttpRoutes};
 use crate::telemetry::metrics::{HttpLabels, HttpSeries};
@@ -55,11 +56,13 @@ pub(super) struct Exchange {
     pub(super) routes: Option<Arc<HttpRoutes>>,
     /// The service that it is for, where that is known and has no routes.
     pub(super) service: Option<Arc<str>>,
-    /// The route, and which of its backends.
+    /// The route that it takes once it has passed all filters, and which of its backends.
     pub(super) route: Option<RouteId>,
     pub(super) backend: Option<usize>,
-    /// It has passed all filters, and the route answers it or sends it on.
-    pub(super) taken: bool,
+    /// Its route, also where a filter answers it.
+    pub(super) found: Option<RouteId>,
+    /// What its answer tells of the limits that it has passed.
+    pub(super) tokens: Vec<Tokens>,
     /// It has faults, and so many KiB a second of its answer's body go through.
     pub(super) fault: Option<(Suffering, Option<u64>)>,
     pub(super) trace: Option<TraceContext>,
@@ -136,7 +139,8 @@ impl Exchange {
             service: None,
             route: None,
             backend: None,
-            taken: false,
+            found: None,
+            tokens: Vec::new(),
             fault: None,
             trace: None,
             attempt: None,

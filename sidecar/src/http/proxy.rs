@@ -25,7 +25,7 @@ use super::upgrade::Tunnel;
 use super::words::{Moment, Words};
 use super::{cors, fault, forwarded, headers, paths, respond};
 use crate::error::RequestError;
-use crate::limit::{Refusal, Slot};
+use crate::limit::{Asking, ConnectionBuckets, Refusal, Slot, Told};
 use crate::snapshot::{HttpRoutes, Steps};
 use crate::worker::Worker;
 
@@ -72,6 +72,8 @@ pub(crate) struct Proxy {
     pub(super) downstream: Rc<Downstream>,
     /// Where its last request went.
     pub(super) remembered: RefCell<Remembered>,
+    /// Its own buckets of limits on rates.
+    buckets: ConnectionBuckets,
 }
 
 /// An answer on its way to the client.
@@ -85,7 +87,7 @@ pub(super) struct Answered {
 impl Proxy {
     /// A handler for the requests of `downstream`.
     pub(crate) fn new(worker: Rc<Worker>, downstream: Rc<Downstream>) -> Self {
-        Self { worker, downstream, remembered: RefCell::default() }
+        Self { worker, downstream, remembered: RefCell::default(), buckets: ConnectionBuckets::default() }
     }
 
     /// From the head of a request to the head of its answer.
@@ -114,10 +116,12 @@ impl Proxy {
             return Ok(Answered { response, tunnel: None, problem: None });
         }
         let found = self.look_up(exchange, &routes);
+        exchange.found = found;
         let drawn = found.and_then(|id| self.draw_first(exchange, &routes, id));
         let steps = steps(&routes, found, drawn.as_ref());
         self.authorize(exchange, steps)?;
-        let slot = self.admit(exchange, steps)?;
+        let slot =
+            self.admit(exchange, steps, found.and_then(|id| backend_of(&routes, id, drawn.as_ref())))?;
         let Some(id) = found else {
             self.inject(exchange, &routes, steps.fault.as_ref(), None).await?;
             return Err(RequestError::NoRoute);
@@ -131,11 +135,10 @@ impl Proxy {
             cors::allow(rules, &exchange.request.headers, response.headers_mut());
             return Ok(Answered { response, tunnel: None, problem: None });
         }
-        let backend = drawn.as_ref().and_then(|drawn| drawn.of(route)).or_else(|| only_backend(route));
+        let backend = backend_of(&routes, id, drawn.as_ref());
         let of_backend = backend.and_then(|backend| backend.fault.as_ref());
         let fault = of_backend.or(route.fault.as_ref()).or(steps.fault.as_ref());
         self.inject(exchange, &routes, fault, backend).await?;
-        exchange.taken = true;
         match &route.action {
             RouteAction::Forward(forward) => {
                 let plan = self.plan(exchange, &routes, id, forward, drawn)?;
@@ -185,15 +188,38 @@ impl Proxy {
         }
     }
 
-    fn admit(&self, exchange: &Exchange, steps: &Steps) -> Result<Option<Slot>, RequestError> {
-        let identity = self.downstream.identity.as_ref();
-        let admitted = steps.limits.admit(&exchange.view(), identity, exchange.begun);
-        admitted.map_err(|refusal| match refusal {
+    fn admit(
+        &self,
+        exchange: &mut Exchange,
+        steps: &Steps,
+        backend: Option<&Backend>,
+    ) -> Result<Option<Slot>, RequestError> {
+        let mut told = Told::default();
+        let admitted = steps.limits.admit(
+            Asking {
+                view: exchange.view(),
+                identity: self.downstream.identity.as_ref(),
+                cluster: backend.map(|backend| backend.cluster.as_str()),
+                client: || exchange.client_ip(),
+                connection: &self.buckets,
+                now: exchange.begun,
+                draw: || self.worker.draw(),
+            },
+            &mut told,
+        );
+        let admitted = admitted.map_err(|refusal| match refusal {
             Refusal::Rate { retry_after, answer, .. } => {
                 RequestError::RateLimited(refusal.to_string(), retry_after, answer.clone())
             }
             Refusal::Concurrency { .. } => RequestError::Overload(refusal.to_string()),
-        })
+        });
+        exchange.tokens = told.tokens;
+        for changes in told.passed {
+            let mut headers = exchange.request.headers.clone();
+            Words::new(exchange, Moment::Request).change([&*changes], &mut headers);
+            exchange.request.headers = headers;
+        }
+        admitted
     }
 
     fn look_up(&self, exchange: &Exchange, routes: &HttpRoutes) -> Option<RouteId> {
@@ -238,19 +264,16 @@ impl Proxy {
         injected.abort.map_or(Ok(()), |abort| Err(abort.into()))
     }
 
-    /// Makes the changes that are configured for an answer of the mesh itself: those of the limit that was reached, or those of the
-    /// route on which the request had got past all filters.
+    /// Makes the changes that are configured for an answer of the mesh itself: those of the limit that was reached, and those of
+    /// the request's route, wherever on its way it was answered.
     fn mark(&self, exchange: &Exchange, error: &RequestError, response: &mut Response<Body>) {
         let words = Words::new(exchange, Moment::Local(response.status(), error.flags(), error.code()));
         let headers = response.headers_mut();
-        match error {
-            RequestError::RateLimited(_, _, answer) => words.change([&answer.headers], headers),
-            _ if exchange.taken => {
-                if let Some(id) = exchange.route {
-                    change(exchange, id, &words, headers);
-                }
-            }
-            _ => {}
+        if let RequestError::RateLimited(_, _, answer) = error {
+            words.change([&answer.headers], headers);
+        }
+        if let Some(id) = exchange.found {
+            change(exchange, id, &words, headers);
         }
     }
 
@@ -271,7 +294,11 @@ impl Proxy {
 fn change(exchange: &Exchange, id: RouteId, words: &Words<'_>, response: &mut HeaderMap) {
     let Some(routes) = &exchange.routes else { return };
     let backend = match &routes.table.route(id).action {
-        RouteAction::Forward(forward) => exchange.backend.map(|at| &forward.backends[at]),
+        RouteAction::Forward(Forward { backends, .. }) => match (exchange.backend, &backends[..]) {
+            (Some(at), _) => Some(&backends[at]),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        },
         RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
     };
     words.change_answer(&routes.table, id, backend, response);
@@ -298,6 +325,9 @@ impl Handler for Proxy {
             let preflight = cors::is_preflight(&asked.method, &asked.headers);
             cors::mark(rules, &asked.headers, preflight, response.headers_mut());
         }
+        for tokens in std::mem::take(&mut exchange.tokens) {
+            respond::tell(tokens, response.headers_mut());
+        }
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
         if let Some(tunnel) = &mut tunnel
@@ -319,12 +349,14 @@ fn steps<'a>(routes: &'a HttpRoutes, route: Option<RouteId>, drawn: Option<&Draw
     of_backend.or_else(|| runtime?.steps.as_ref()).unwrap_or(&routes.steps)
 }
 
-/// The backend of a route that leads to no other.
-fn only_backend(route: &Route) -> Option<&Backend> {
-    match &route.action {
+/// The backend that a request goes to, where it is drawn or there is just one.
+fn backend_of<'a>(routes: &'a HttpRoutes, id: RouteId, drawn: Option<&Drawn>) -> Option<&'a Backend> {
+    let route = routes.table.route(id);
+    let only = || match &route.action {
         RouteAction::Forward(Forward { backends, .. }) if backends.len() == 1 => backends.first(),
         _ => None,
-    }
+    };
+    drawn.and_then(|drawn| drawn.of(route)).or_else(only)
 }
 
 /// The answer of a route that leads to no backend.

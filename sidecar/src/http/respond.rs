@@ -12,6 +12,7 @@ use super::body::Body;
 use super::headers::Outcome;
 use super::refusal::{PROXY_STATUS, proxy_status};
 use crate::error::RequestError;
+use crate::limit::Tokens;
 use crate::upstream::SendError;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -64,6 +65,19 @@ pub(crate) fn direct(configured: &DirectResponse, asker: Asker) -> Response<Body
         return grpc(RequestError::Fault(configured.status, None).grpc_status(), &configured.body);
     }
     text(configured.status, &configured.body)
+}
+
+/// Tells what is left of a bucket (draft-polli-ratelimit-headers-03, with the names that Envoy has for it).
+pub(crate) fn tell(tokens: Tokens, headers: &mut HeaderMap) {
+    let Tokens { limit, remaining, reset } = tokens;
+    for (name, value) in [
+        (HeaderName::from_static("x-ratelimit-limit"), HeaderValue::from(limit)),
+        (HeaderName::from_static("x-ratelimit-remaining"), HeaderValue::from(remaining)),
+        (HeaderName::from_static("x-ratelimit-reset"), HeaderValue::from(reset)),
+    ] {
+        // A head that is full goes without.
+        drop(headers.try_append(name, value));
+    }
 }
 
 /// The answer to a request that asks what another may do.

@@ -5,28 +5,69 @@
 //! clock.
 
 mod adaptive;
+mod bucket;
+mod descriptors;
 mod gradient;
 mod rate;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{FilterOverride, RateLimitAnswer};
+use tulle_mesh::model::{
+    FilterOverride, HeaderMutations, PerMillion, RateAction, RateLimitAnswer, RateLimitRule,
+};
 use tulle_mesh::route::{RequestView, Step};
 
 pub(crate) use adaptive::Slot;
+pub(crate) use descriptors::Said;
+pub(crate) use rate::{ConnectionBuckets, Tokens};
 
 use crate::http::Active;
 use adaptive::Adaptive;
+use descriptors::Asked;
 use rate::RateLimit;
 
 /// The rate and concurrency limits that requests pass on one way through a listener.
 #[derive(Default)]
 pub(crate) struct RequestLimits {
-    rates: Vec<Arc<RateLimit>>,
+    rates: Vec<Rate>,
     adaptive: Option<Arc<Adaptive>>,
+}
+
+/// A limit, and the rules that give descriptors to requests of one route.
+struct Rate {
+    limit: Arc<RateLimit>,
+    rules: Vec<RateLimitRule>,
+}
+
+/// What limits see of a request.
+pub(crate) struct Asking<'a, C, D> {
+    /// Its head.
+    pub(crate) view: RequestView<'a>,
+    /// Whom its client proved to be.
+    pub(crate) identity: Option<&'a SpiffeId>,
+    /// The cluster that it goes to, where that is known.
+    pub(crate) cluster: Option<&'a str>,
+    /// Tells the client's address.
+    pub(crate) client: C,
+    /// The buckets of its connection.
+    pub(crate) connection: &'a ConnectionBuckets,
+    /// When it came.
+    pub(crate) now: Instant,
+    /// Numbers uniform over `u32`.
+    pub(crate) draw: D,
+}
+
+/// What limits say besides whether a request may pass.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// Changes to its head, since it passes although a bucket is empty.
+    pub(crate) passed: Vec<Arc<HeaderMutations>>,
+    /// What its answer tells of buckets.
+    pub(crate) tokens: Vec<Tokens>,
 }
 
 /// All limits of a listener. Those that stay as they were keep their counts, and what several routes share is counted for all.
@@ -66,16 +107,34 @@ pub(crate) enum Refusal<'a> {
 
 impl RequestLimits {
     /// The limits among `steps`. `before` are those of the listener's last version, `counts` those of this one so far.
+    /// `said` is what the route says of its requests' descriptors, `source` the sidecar's own cluster.
     pub(crate) fn build(
         steps: &[(Step<'_>, Option<&Arc<FilterOverride>>)],
+        said: Said<'_>,
+        source: &str,
         before: Option<&Counts>,
         counts: &mut Counts,
     ) -> Self {
-        Self::build_at(steps, before, counts, Instant::now(), fastrand::u64(..))
+        let mut limits = Self::build_at(steps, said, before, counts, Instant::now(), fastrand::u64(..));
+        for action in
+            limits.rates.iter_mut().flat_map(|rate| &mut rate.rules).flat_map(|rule| &mut rule.actions)
+        {
+            if *action == RateAction::SourceCluster {
+                *action = RateAction::GenericKey { key: "source_cluster".into(), value: source.into() };
+            }
+        }
+        limits
+    }
+
+    /// Whether any of them has to know where a request goes.
+    pub(crate) fn names_cluster(&self) -> bool {
+        let mut actions = self.rates.iter().flat_map(|rate| &rate.rules).flat_map(|rule| &rule.actions);
+        actions.any(|action| *action == RateAction::DestinationCluster)
     }
 
     fn build_at(
         steps: &[(Step<'_>, Option<&Arc<FilterOverride>>)],
+        said: Said<'_>,
         before: Option<&Counts>,
         counts: &mut Counts,
         now: Instant,
@@ -95,7 +154,8 @@ impl RequestLimits {
                         counts.rates.push(Arc::clone(&rate));
                         rate
                     });
-                    limits.rates.push(rate);
+                    let rules = model.descriptors.as_ref().map(|model| said.rules(model)).unwrap_or_default();
+                    limits.rates.push(Rate { limit: rate, rules });
                 }
                 Step::AdaptiveConcurrency(model) => {
                     let same = |known: &&Arc<Adaptive>| known.model == **model;
@@ -119,22 +179,33 @@ impl RequestLimits {
     ///
     /// # Errors
     /// When a limit is reached. A token that an earlier limit gave is spent then.
-    pub(crate) fn admit<'a>(
+    pub(crate) fn admit<'a, C: Fn() -> IpAddr, D: FnMut() -> u32>(
         &'a self,
-        request: &RequestView<'_>,
-        client: Option<&SpiffeId>,
-        now: Instant,
+        mut asking: Asking<'_, C, D>,
+        told: &mut Told,
     ) -> Result<Option<Slot>, Refusal<'a>> {
-        for rate in self.rates.iter().filter(|rate| rate.concerns(request, client)) {
-            rate.take(client, now).map_err(|retry_after| Refusal::Rate {
-                limit: &rate.model.name,
-                retry_after,
-                answer: &rate.answer,
-            })?;
+        for Rate { limit, rules } in &self.rates {
+            let model = &limit.model;
+            let enabled = model.enabled == PerMillion::ALL || model.enabled.hit((asking.draw)());
+            if !enabled || !limit.concerns(&asking.view, asking.identity) {
+                continue;
+            }
+            let asked = || Asked { view: &asking.view, cluster: asking.cluster, client: (asking.client)() };
+            let taken = limit.take(asking.identity, asking.connection, asking.now, rules, asked);
+            if model.tell {
+                told.tokens.push(taken.tokens);
+            }
+            let Some(retry_after) = taken.refused else { continue };
+            if model.enforced == PerMillion::ALL || model.enforced.hit((asking.draw)()) {
+                return Err(Refusal::Rate { limit: &model.name, retry_after, answer: &limit.answer });
+            }
+            if !limit.not_enforced.is_empty() {
+                told.passed.push(Arc::clone(&limit.not_enforced));
+            }
         }
-        let adaptive = self.adaptive.as_ref().filter(|_| !is_probe(request, client));
-        let Some(adaptive) = adaptive else { return Ok(None) };
-        adaptive.admit(now).map(Some).map_err(|at_once| Refusal::Concurrency { at_once })
+        let exempt = || is_probe(&asking.view, asking.identity);
+        let Some(adaptive) = self.adaptive.as_ref().filter(|_| !exempt()) else { return Ok(None) };
+        adaptive.admit(asking.now).map(Some).map_err(|at_once| Refusal::Concurrency { at_once })
     }
 }
 
@@ -164,21 +235,15 @@ impl fmt::Display for Refusal<'_> {
 mod tests {
     use super::*;
     use http::{HeaderMap, HeaderValue, Method};
-    use tulle_mesh::model::{AdaptiveConcurrency, HttpFilter, LocalRateLimit};
+    use tulle_mesh::model::{AdaptiveConcurrency, HttpFilter, LocalRateLimit, TokenBucket};
     use tulle_mesh::route::steps;
 
     fn filters(burst: u32) -> Vec<HttpFilter> {
         vec![
-            HttpFilter::LocalRateLimit(LocalRateLimit {
-                name: "shop/cart".into(),
-                applies_to: Vec::new(),
-                clients: Vec::new(),
-                per_client: false,
-                burst,
-                tokens_per_fill: 1,
-                fill_interval: Duration::from_secs(1),
-                answer: RateLimitAnswer::default(),
-            }),
+            HttpFilter::LocalRateLimit(LocalRateLimit::new(
+                "shop/cart",
+                TokenBucket { burst, tokens_per_fill: 1, fill_interval: Duration::from_secs(1) },
+            )),
             HttpFilter::AdaptiveConcurrency(AdaptiveConcurrency {
                 min_concurrency: 1,
                 max_concurrency: 1,
@@ -189,8 +254,50 @@ mod tests {
 
     fn limits(filters: &[HttpFilter], before: Option<&Counts>, now: Instant) -> (RequestLimits, Counts) {
         let mut counts = Counts::default();
-        let limits = RequestLimits::build_at(&steps(filters, &[]), before, &mut counts, now, 1);
+        let limits =
+            RequestLimits::build_at(&steps(filters, &[]), Said::default(), before, &mut counts, now, 1);
         (limits, counts)
+    }
+
+    fn admit<'a>(
+        limits: &'a RequestLimits,
+        view: &RequestView<'_>,
+        identity: Option<&SpiffeId>,
+        now: Instant,
+    ) -> Result<Option<Slot>, Refusal<'a>> {
+        let connection = ConnectionBuckets::default();
+        let client = || IpAddr::from([127, 0, 0, 1]);
+        let asking = Asking {
+            view: *view,
+            identity,
+            cluster: None,
+            client,
+            connection: &connection,
+            now,
+            draw: || u32::MAX / 2,
+        };
+        limits.admit(asking, &mut Told::default())
+    }
+
+    #[test]
+    fn a_share_of_limits_counts_and_a_share_of_refusals_is_meant() {
+        let now = Instant::now();
+        let [HttpFilter::LocalRateLimit(whole), ..] = &filters(1)[..] else { panic!() };
+        let with = |enabled: u32, enforced: u32| {
+            let (enabled, enforced) = (PerMillion::percent(enabled), PerMillion::percent(enforced));
+            let filter = HttpFilter::LocalRateLimit(LocalRateLimit { enabled, enforced, ..whole.clone() });
+            limits(&[filter], None, now).0
+        };
+        let headers = HeaderMap::new();
+        let request = RequestView::new(&Method::GET, "a", "/", &headers);
+        for (enabled, enforced, refused) in
+            [(100, 100, true), (60, 60, true), (40, 100, false), (100, 40, false)]
+        {
+            let limits = with(enabled, enforced);
+            let _ = admit(&limits, &request, None, now);
+            let second = admit(&limits, &request, None, now);
+            assert_eq!(second.is_err(), refused, "{enabled} % of {enforced} %");
+        }
     }
 
     #[test]
@@ -200,24 +307,24 @@ mod tests {
         let mut headers = HeaderMap::new();
         let plain = headers.clone();
         let request = RequestView::new(&Method::GET, "a", "/", &plain);
-        let slot = limits.admit(&request, None, now).expect("room").expect("limited");
+        let slot = admit(&limits, &request, None, now).expect("room").expect("limited");
         slot.arrived(now);
-        let busy = limits.admit(&request, None, now).err();
+        let busy = admit(&limits, &request, None, now).err();
         assert_eq!(busy, Some(Refusal::Concurrency { at_once: 1 }));
 
         headers.insert("user-agent", HeaderValue::from_static("kube-probe/1.33"));
         let probe = RequestView::new(&Method::GET, "a", "/healthz", &headers);
-        assert!(limits.admit(&probe, None, now).expect("exempt").is_none());
+        assert!(admit(&limits, &probe, None, now).expect("exempt").is_none());
         let health = RequestView::new(&Method::POST, "a", "/grpc.health.v1.Health/Check", &plain);
-        assert!(limits.admit(&health, None, now).expect("exempt").is_none());
+        assert!(admit(&limits, &health, None, now).expect("exempt").is_none());
         let web = "spiffe://mesh.test/ns/shop/sa/web".parse().expect("valid");
-        let busy = limits.admit(&probe, Some(&web), now).err();
+        let busy = admit(&limits, &probe, Some(&web), now).err();
         assert_eq!(
             busy,
             Some(Refusal::Concurrency { at_once: 1 }),
             "a workload that says that it is the kubelet"
         );
-        let limited = limits.admit(&probe, None, now).err().expect("no token left, for probes neither");
+        let limited = admit(&limits, &probe, None, now).err().expect("no token left, for probes neither");
         assert!(matches!(limited, Refusal::Rate { limit: "shop/cart", .. }), "{limited:?}");
         assert!(limited.to_string().contains("shop/cart"));
     }
@@ -228,11 +335,11 @@ mod tests {
         let (first, counts) = limits(&filters(1)[..1], None, now);
         let headers = HeaderMap::new();
         let request = RequestView::new(&Method::GET, "a", "/", &headers);
-        assert!(first.admit(&request, None, now).is_ok());
+        assert!(admit(&first, &request, None, now).is_ok());
         let (same, counts) = limits(&filters(1)[..1], Some(&counts), now);
-        assert!(same.admit(&request, None, now).is_err());
+        assert!(admit(&same, &request, None, now).is_err());
         let (other, _) = limits(&filters(5)[..1], Some(&counts), now);
-        assert!(other.admit(&request, None, now).is_ok());
+        assert!(admit(&other, &request, None, now).is_ok());
     }
 
     #[test]
@@ -248,11 +355,11 @@ mod tests {
         let (one, two) = ([said()], [said()]);
         let mut counts = Counts::default();
         let build = |said: &[&[Arc<FilterOverride>]], before: Option<&Counts>, counts: &mut Counts| {
-            RequestLimits::build_at(&steps(&chain, said), before, counts, now, 1)
+            RequestLimits::build_at(&steps(&chain, said), Said::default(), before, counts, now, 1)
         };
         let headers = HeaderMap::new();
         let request = RequestView::new(&Method::GET, "a", "/", &headers);
-        let passes = |limits: &RequestLimits| limits.admit(&request, None, now).is_ok();
+        let passes = |limits: &RequestLimits| admit(limits, &request, None, now).is_ok();
         let own = build(&[], None, &mut counts);
         let first = build(&[&one], None, &mut counts);
         let beside = build(&[&one], None, &mut counts);

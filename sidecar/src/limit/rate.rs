@@ -1,42 +1,90 @@
-//! Token buckets, shared by all workers.
+//! Rate limits: which buckets a request takes from, and whether it may pass.
 //!
-//! A bucket is one atomic word: the time at which it will be full again (the "theoretical arrival time" of GCRA). A
-//! request moves it on by the time that one token takes to come back, unless that would be further ahead than the
-//! whole bucket. So there is nothing to refill, and no lock.
+//! In: a request and the time. Out: a token, or how long until there is one, and what is left. Nothing here waits or locks.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{FilterOverride, LocalRateLimit, RateLimitAnswer};
+use tulle_mesh::model::{FilterOverride, HeaderMutations, LocalRateLimit, RateLimitAnswer, RateLimitRule};
 use tulle_mesh::route::RequestView;
-use twox_hash::XxHash64;
+
+use super::bucket::{Pace, Table};
+use super::descriptors::{Asked, DescriptorBuckets, Found};
 
 /// A rate limit and its buckets.
 pub(super) struct RateLimit {
     pub(super) model: LocalRateLimit,
     /// What a request gets that finds no token.
     pub(super) answer: Arc<RateLimitAnswer>,
+    /// What is changed in one that passes all the same.
+    pub(super) not_enforced: Arc<HeaderMutations>,
     /// Which part of the routes has put it in the place of the listener's own.
     by: Option<Arc<FilterOverride>>,
     epoch: Instant,
+    seed: u64,
     pace: Pace,
     buckets: Buckets,
 }
 
-/// How fast a bucket fills and how much it holds.
-#[derive(Clone, Copy, Debug)]
-struct Pace {
-    /// Nanoseconds until one token is back.
-    token: u64,
-    /// Nanoseconds until an empty bucket is full.
-    full: u64,
+enum Buckets {
+    Shared(Own),
+    PerClient(Table),
+    /// With each connection.
+    PerConnection,
 }
 
-enum Buckets {
-    Shared(AtomicU64),
-    PerClient(Clients),
+/// A bucket for all, and those for requests with descriptors.
+struct Own {
+    bucket: AtomicU64,
+    descriptors: Option<DescriptorBuckets>,
+}
+
+impl Own {
+    fn new(model: &LocalRateLimit, seed: u64) -> Self {
+        let descriptors = model.descriptors.as_ref().map(|model| DescriptorBuckets::new(model, seed));
+        Self { bucket: AtomicU64::new(0), descriptors }
+    }
+}
+
+/// The buckets of one downstream connection, for limits that have some for each.
+#[derive(Default)]
+pub(crate) struct ConnectionBuckets(RefCell<Vec<(Arc<RateLimit>, Rc<Own>)>>);
+
+impl ConnectionBuckets {
+    fn of(&self, limit: &Arc<RateLimit>) -> Rc<Own> {
+        let mut all = self.0.borrow_mut();
+        if let Some((_, own)) = all.iter().find(|(other, _)| Arc::ptr_eq(other, limit)) {
+            return own.clone();
+        }
+        // Limits that nobody has any more are let go.
+        all.retain(|(limit, _)| Arc::strong_count(limit) > 1);
+        let own = Rc::new(Own::new(&limit.model, limit.seed));
+        all.push((Arc::clone(limit), own.clone()));
+        own
+    }
+}
+
+/// What is left of the bucket that decided about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tokens {
+    /// Its size.
+    pub(crate) limit: u32,
+    /// How many tokens it holds.
+    pub(crate) remaining: u32,
+    /// In how many seconds it holds one, rounded down (Envoy).
+    pub(crate) reset: u64,
+}
+
+/// Whether a request may pass, and what is left.
+pub(super) struct Taken {
+    /// How long until it might.
+    pub(super) refused: Option<Duration>,
+    pub(super) tokens: Tokens,
 }
 
 impl RateLimit {
@@ -47,13 +95,21 @@ impl RateLimit {
         now: Instant,
         seed: u64,
     ) -> Self {
-        let pace = Pace::of(&model);
-        let buckets = match model.per_client {
-            true => Buckets::PerClient(Clients::new(seed)),
-            false => Buckets::Shared(AtomicU64::new(0)),
+        let buckets = match (model.per_client, model.per_connection) {
+            (true, _) => Buckets::PerClient(Table::new(seed, CLIENTS, PROBES)),
+            (false, true) => Buckets::PerConnection,
+            (false, false) => Buckets::Shared(Own::new(&model, seed)),
         };
-        let answer = Arc::new(model.answer.clone());
-        Self { model, answer, by, epoch: now, pace, buckets }
+        Self {
+            answer: Arc::new(model.answer.clone()),
+            not_enforced: Arc::new(model.not_enforced.clone()),
+            by,
+            epoch: now,
+            seed,
+            pace: Pace::of(model.bucket),
+            buckets,
+            model,
+        }
     }
 
     /// Whether it is the limit of `model` that stands in the same place. Equal words of two routes are two limits.
@@ -72,101 +128,90 @@ impl RateLimit {
             && self.model.applies_to.iter().all(|rule| rule.matches(request.values(&rule.name)))
     }
 
-    /// Takes a token.
-    ///
-    /// # Errors
-    /// When there is none: how long until there is.
-    pub(super) fn take(&self, client: Option<&SpiffeId>, now: Instant) -> Result<(), Duration> {
+    /// Takes a token of each bucket that the request is about, the slowest first, until one has none. `rules` are those that the
+    /// request's route has for this limit; `asked` is what they look at.
+    pub(super) fn take<'a>(
+        self: &Arc<Self>,
+        client: Option<&SpiffeId>,
+        connection: &ConnectionBuckets,
+        now: Instant,
+        rules: &'a [RateLimitRule],
+        asked: impl FnOnce() -> Asked<'a>,
+    ) -> Taken {
         let now = now.saturating_duration_since(self.epoch).as_nanos() as u64;
-        let bucket = match &self.buckets {
-            Buckets::Shared(bucket) => bucket,
+        match &self.buckets {
+            Buckets::Shared(own) => self.take_of(own, now, rules, asked),
+            Buckets::PerConnection => self.take_of(&connection.of(self), now, rules, asked),
             // Whoever has no identity shares one bucket.
-            Buckets::PerClient(clients) => clients.bucket(client.map_or("", SpiffeId::as_str), now),
-        };
-        let mut full_at = bucket.load(Relaxed);
-        loop {
-            let next = self.pace.spend(full_at, now)?;
-            match bucket.compare_exchange_weak(full_at, next, Relaxed, Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(other) => full_at = other,
+            Buckets::PerClient(clients) => {
+                let name = client.map_or("", SpiffeId::as_str);
+                self.spend(self.default(clients.bucket(std::iter::once(name), now)), now)
             }
         }
     }
-}
 
-impl Pace {
-    fn of(model: &LocalRateLimit) -> Self {
-        let nanos = u64::try_from(model.fill_interval.as_nanos()).unwrap_or(u64::MAX);
-        let token = nanos / u64::from(model.tokens_per_fill.max(1));
-        Self { token, full: token.saturating_mul(model.burst.max(1).into()) }
-    }
-
-    /// When a bucket that would have been full at `full_at` will be, with one token less.
-    fn spend(self, full_at: u64, now: u64) -> Result<u64, Duration> {
-        let next = full_at.max(now).saturating_add(self.token);
-        match (next - now).checked_sub(self.full) {
-            None | Some(0) => Ok(next),
-            Some(wait) => Err(Duration::from_nanos(wait)),
+    fn take_of<'a>(
+        &self,
+        own: &Own,
+        now: u64,
+        rules: &'a [RateLimitRule],
+        asked: impl FnOnce() -> Asked<'a>,
+    ) -> Taken {
+        let default = self.default(&own.bucket);
+        let Some(descriptors) = own.descriptors.as_ref().filter(|_| !rules.is_empty()) else {
+            return self.spend(default, now);
+        };
+        let mut found: SmallVec<[Found<'_>; 4]> = descriptors.find(rules, &asked(), now);
+        if found.is_empty() || descriptors.and_default {
+            found.push(default);
         }
+        let mut first = None;
+        for found in found {
+            let taken = self.spend(found, now);
+            if taken.refused.is_some() {
+                return taken;
+            }
+            first.get_or_insert(taken);
+        }
+        // There is one at least.
+        first.unwrap_or_else(|| self.spend(default, now))
+    }
+
+    fn default<'a>(&self, bucket: &'a AtomicU64) -> Found<'a> {
+        Found { burst: self.model.bucket.burst, pace: self.pace, bucket }
+    }
+
+    fn spend(&self, Found { burst, pace, bucket }: Found<'_>, now: u64) -> Taken {
+        let refused = pace.take(bucket, now).err();
+        let (remaining, wait) = if self.model.tell { pace.left(bucket, now) } else { Default::default() };
+        Taken { refused, tokens: Tokens { limit: burst, remaining, reset: wait.as_secs() } }
     }
 }
 
-/// A bounded table of buckets: what a flood of names costs is fixed. A client has eight places where its bucket may
-/// be; when all are other busy clients', the fullest bucket is given up, and its owner starts anew.
-struct Clients {
-    seed: u64,
-    places: Box<[Place]>,
-}
-
-#[derive(Default)]
-struct Place {
-    /// The hash of the client's name; 0: free.
-    client: AtomicU64,
-    full_at: AtomicU64,
-}
-
-const PLACES: usize = 1024;
+/// So many clients have buckets of their own at once.
+const CLIENTS: usize = 1024;
 const PROBES: usize = 8;
-
-impl Clients {
-    fn new(seed: u64) -> Self {
-        Self { seed, places: (0..PLACES).map(|_| Place::default()).collect() }
-    }
-
-    fn bucket(&self, client: &str, now: u64) -> &AtomicU64 {
-        let hash = XxHash64::oneshot(self.seed, client.as_bytes()).max(1);
-        let places = (0..PROBES).map(|i| &self.places[(hash as usize).wrapping_add(i) % PLACES]);
-        if let Some(own) = places.clone().find(|place| place.client.load(Relaxed) == hash) {
-            return &own.full_at;
-        }
-        let fullest = places.min_by_key(|place| place.full_at.load(Relaxed)).unwrap_or(&self.places[0]);
-        let owner = fullest.client.load(Relaxed);
-        // Of two workers that want the same place, one gets it; the other shares it until it asks again.
-        if fullest.client.compare_exchange(owner, hash, Relaxed, Relaxed).is_ok() {
-            fullest.full_at.store(now, Relaxed);
-        }
-        &fullest.full_at
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use http::{HeaderMap, Method};
     use proptest::prelude::*;
-    use tulle_mesh::model::{HeaderMatch, HeaderTest, StringMatch};
+    use tulle_mesh::model::{HeaderMatch, HeaderTest, StringMatch, TokenBucket};
 
     fn model(tokens: u32, burst: u32) -> LocalRateLimit {
-        LocalRateLimit {
-            name: "limit".into(),
-            applies_to: Vec::new(),
-            clients: Vec::new(),
-            per_client: false,
-            burst,
-            tokens_per_fill: tokens,
-            fill_interval: Duration::from_secs(1),
-            answer: RateLimitAnswer::default(),
-        }
+        let fill_interval = Duration::from_secs(1);
+        LocalRateLimit::new("limit", TokenBucket { burst, tokens_per_fill: tokens, fill_interval })
+    }
+
+    fn limit(model: LocalRateLimit, start: Instant) -> Arc<RateLimit> {
+        Arc::new(RateLimit::new(model, None, start, 1))
+    }
+
+    fn take(limit: &Arc<RateLimit>, client: Option<&SpiffeId>, now: Instant) -> Result<(), Duration> {
+        let asked = || unreachable!("it has no descriptors");
+        let taken = limit.take(client, &ConnectionBuckets::default(), now, &[], asked);
+        taken.refused.map_or(Ok(()), Err)
     }
 
     fn id(name: &str) -> SpiffeId {
@@ -176,41 +221,55 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_the_pace_holds() {
         let start = Instant::now();
-        let limit = RateLimit::new(model(10, 5), None, start, 1);
-        assert_eq!((0..20).filter(|_| limit.take(None, start).is_ok()).count(), 5);
-        assert_eq!(limit.take(None, start), Err(Duration::from_millis(100)));
+        let limit = limit(model(10, 5), start);
+        assert_eq!((0..20).filter(|_| take(&limit, None, start).is_ok()).count(), 5);
+        assert_eq!(take(&limit, None, start), Err(Duration::from_millis(100)));
         let later = start + Duration::from_millis(100);
-        assert_eq!(limit.take(None, later), Ok(()));
-        assert!(limit.take(None, later).is_err());
+        assert_eq!(take(&limit, None, later), Ok(()));
+        assert!(take(&limit, None, later).is_err());
         let idle = start + Duration::from_secs(60);
-        assert_eq!((0..20).filter(|_| limit.take(None, idle).is_ok()).count(), 5, "no more than the burst");
+        assert_eq!((0..20).filter(|_| take(&limit, None, idle).is_ok()).count(), 5, "no more than the burst");
     }
 
     #[test]
     fn clients_have_their_own_buckets_and_strangers_share_one() {
         let start = Instant::now();
-        let limit = RateLimit::new(LocalRateLimit { per_client: true, ..model(1, 2) }, None, start, 1);
+        let limit = limit(LocalRateLimit { per_client: true, ..model(1, 2) }, start);
         let (a, b) = (id("a"), id("b"));
         for client in [Some(&a), Some(&b), None] {
-            assert_eq!((0..9).filter(|_| limit.take(client, start).is_ok()).count(), 2, "{client:?}");
+            assert_eq!((0..9).filter(|_| take(&limit, client, start).is_ok()).count(), 2, "{client:?}");
         }
     }
 
     #[test]
     fn a_flood_of_clients_does_not_grow_the_table_nor_free_a_busy_client() {
         let start = Instant::now();
-        let limit = RateLimit::new(LocalRateLimit { per_client: true, ..model(1, 2) }, None, start, 1);
+        let limit = limit(LocalRateLimit { per_client: true, ..model(1, 2) }, start);
         let busy = id("busy");
         let mut passed = 0;
         for n in 0..20_000 {
             if n % 100 == 0 {
-                passed += usize::from(limit.take(Some(&busy), start).is_ok());
+                passed += usize::from(take(&limit, Some(&busy), start).is_ok());
             }
-            let _ = limit.take(Some(&id(&format!("c{n}"))), start);
+            let _ = take(&limit, Some(&id(&format!("c{n}"))), start);
         }
         let Buckets::PerClient(clients) = &limit.buckets else { panic!("per client") };
-        assert_eq!(clients.places.len(), PLACES);
+        assert_eq!(clients.len(), CLIENTS);
         assert!(passed < 60, "at times its bucket is given up, but not always: {passed}");
+    }
+
+    #[test]
+    fn connections_have_buckets_of_their_own_and_what_is_left_is_told() {
+        let start = Instant::now();
+        let limit = limit(LocalRateLimit { per_connection: true, tell: true, ..model(1, 2) }, start);
+        let (one, two) = (ConnectionBuckets::default(), ConnectionBuckets::default());
+        let asked = || unreachable!("it has no descriptors");
+        let take = |connection| limit.take(None, connection, start, &[], asked);
+        let left = |remaining, reset| Tokens { limit: 2, remaining, reset };
+        assert_eq!(take(&one).tokens, left(1, 0));
+        assert_eq!(take(&one).tokens, left(0, 1));
+        assert!(take(&one).refused.is_some() && take(&two).refused.is_none());
+        assert_eq!(take(&two).tokens, left(0, 1));
     }
 
     #[test]
@@ -219,7 +278,7 @@ mod tests {
         rule.clients = vec!["spiffe://td/ns/a/*".into(), "spiffe://td/ns/b/sa/c".into()];
         let value = HeaderTest::Value(StringMatch::exact("POST"));
         rule.applies_to = vec![HeaderMatch::new(":method", value)];
-        let limit = RateLimit::new(rule, None, Instant::now(), 1);
+        let limit = limit(rule, Instant::now());
         let headers = HeaderMap::new();
         let post = RequestView::new(&Method::POST, "a", "/", &headers);
         let get = RequestView::new(&Method::GET, "a", "/", &headers);
@@ -236,11 +295,11 @@ mod tests {
             tokens in 1u32..50, burst in 1u32..20, steps in proptest::collection::vec(0u64..200, 1..300),
         ) {
             let start = Instant::now();
-            let limit = RateLimit::new(model(tokens, burst), None, start, 1);
+            let limit = limit(model(tokens, burst), start);
             let (mut now, mut passed) = (0u64, Vec::new());
             for step in steps {
                 now += step;
-                if limit.take(None, start + Duration::from_millis(now)).is_ok() {
+                if take(&limit, None, start + Duration::from_millis(now)).is_ok() {
                     passed.push(now);
                 }
             }

@@ -25,7 +25,7 @@ use super::{
 use crate::balance::Cluster;
 use crate::config::Config;
 use crate::dns::{Resolved, Watched};
-use crate::limit::Counts;
+use crate::limit::{Counts, Said};
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::HttpLabels;
 use crate::tls::Material;
@@ -49,6 +49,8 @@ pub(crate) struct Builder {
     generation: u64,
     /// The workload's own addresses, with capture.
     own: Vec<IpAddr>,
+    /// The cluster of the sidecar itself, as it calls itself to the control plane.
+    source: String,
     /// The application's ports, by the address that peers dial.
     apps: HashMap<SocketAddr, Arc<Cluster>>,
     /// The application behind captured connections, by the name of the cluster.
@@ -89,6 +91,7 @@ impl Builder {
             telemetry,
             generation: 0,
             own,
+            source: config.workload.service_account.clone(),
             apps,
             captured: HashMap::new(),
             clusters: HashMap::new(),
@@ -205,6 +208,7 @@ impl Builder {
         }
         let compiler = |chain: &model::FilterChain| Compiler {
             telemetry: &self.telemetry,
+            source: &self.source,
             direction: value.model.direction,
             service: service_label(name, chain.matches.destination_port).into(),
             clusters: &clusters,
@@ -270,6 +274,7 @@ fn same_object<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
 /// Compiles the chains of one listener.
 struct Compiler<'a> {
     telemetry: &'a Telemetry,
+    source: &'a str,
     direction: TrafficDirection,
     service: Arc<str>,
     clusters: &'a BTreeMap<Arc<str>, Option<Arc<Cluster>>>,
@@ -307,10 +312,13 @@ impl Compiler<'_> {
         };
         // The control plane says that there are no routes: every request gets a 404.
         let table = table.cloned().unwrap_or_else(|| Arc::new(empty_table(name)));
-        let mut filters = Filters::new(&http.filters, previous);
+        let mut filters = Filters::new(&http.filters, self.source, previous);
         HttpRoutes {
-            steps: filters.steps(&[]),
-            runtime: table.routes().map(|(_, route)| self.route(route, &mut filters)).collect(),
+            steps: filters.steps(&[], Said::default()),
+            runtime: table
+                .routes()
+                .map(|(id, route)| self.route(route, &table.virtual_host(id).rate_limits, &mut filters))
+                .collect(),
             counts: filters.into_counts(),
             table,
             unrouted: self.telemetry.metrics.http(self.labels("", "")),
@@ -326,25 +334,42 @@ impl Compiler<'_> {
         }
     }
 
-    fn route(&self, route: &model::Route, filters: &mut Filters<'_>) -> RouteRuntime {
+    fn route(
+        &self,
+        route: &model::Route,
+        of_host: &[model::RateLimitRule],
+        filters: &mut Filters<'_>,
+    ) -> RouteRuntime {
         let (backends, mirrors) = match &route.action {
             RouteAction::Forward(forward) => (forward.backends.as_slice(), forward.mirrors.as_slice()),
             RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
                 Default::default()
             }
         };
+        let rates = match &route.action {
+            RouteAction::Forward(forward) => Said { route: Some(&forward.rate_limits), host: of_host },
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
+                Said::default()
+            }
+        };
+        let says_rates = rates.route.is_some_and(|said| !said.is_empty()) || !of_host.is_empty();
+        let own_steps = !route.filters.is_empty() || (says_rates && filters.have_descriptors());
+        let own_steps = own_steps.then(|| filters.steps(&[&route.filters], rates));
         let of_route = route.fault.as_ref().map(|fault| !fault.cluster.is_empty());
         let names_cluster = of_route.unwrap_or_else(|| filters.names_cluster());
+        let names_cluster =
+            names_cluster || own_steps.as_ref().is_some_and(|steps| steps.limits.names_cluster());
         let draws_first =
             backends.iter().any(model::Backend::has_filters) || (backends.len() > 1 && names_cluster);
         let backends = backends.iter().map(|backend| BackendRuntime {
             cluster: self.cluster(&backend.cluster),
             series: self.telemetry.metrics.http(self.labels(&route.name, &backend.cluster)),
-            steps: (!backend.filters.is_empty()).then(|| filters.steps(&[&backend.filters, &route.filters])),
+            steps: (!backend.filters.is_empty())
+                .then(|| filters.steps(&[&backend.filters, &route.filters], rates)),
         });
         let backends = backends.collect();
         RouteRuntime {
-            steps: (!route.filters.is_empty()).then(|| filters.steps(&[&route.filters])),
+            steps: own_steps,
             draws_first,
             backends,
             mirrors: mirrors.iter().map(|mirror| self.cluster(&mirror.cluster)).collect(),

@@ -3,27 +3,39 @@
 use std::sync::Arc;
 
 use tulle_mesh::authorize::Authorizer;
-use tulle_mesh::model::{FilterOverride, HttpFilter};
+use tulle_mesh::model::{FilterOverride, FilterSettings, HttpFilter};
 use tulle_mesh::route::{Step, steps};
 
 use super::Steps;
-use crate::limit::{Counts, RequestLimits};
+use crate::limit::{Counts, RequestLimits, Said};
 
 /// The filters of a listener, and the limits that were made of them.
 pub(crate) struct Filters<'a> {
     own: &'a [HttpFilter],
+    /// The sidecar's own cluster.
+    source: &'a str,
     before: Option<&'a Counts>,
     counts: Counts,
 }
 
 impl<'a> Filters<'a> {
     /// `before` are the limits of the listener's last version.
-    pub(crate) fn new(own: &'a [HttpFilter], before: Option<&'a Counts>) -> Self {
-        Self { own, before, counts: Counts::after(before) }
+    pub(crate) fn new(own: &'a [HttpFilter], source: &'a str, before: Option<&'a Counts>) -> Self {
+        Self { own, source, before, counts: Counts::after(before) }
     }
 
-    /// What requests pass of which this is said, the nearest to them first.
-    pub(crate) fn steps(&mut self, said: &[&[Arc<FilterOverride>]]) -> Steps {
+    /// Whether limits may ask what a route says of its requests.
+    pub(crate) fn have_descriptors(&self) -> bool {
+        let of_limit = |settings: &FilterSettings| matches!(settings, FilterSettings::LocalRateLimit(Some(limit)) if limit.descriptors.is_some());
+        self.own.iter().any(|filter| match filter {
+            HttpFilter::LocalRateLimit(limit) => limit.descriptors.is_some(),
+            HttpFilter::Replaceable(filter) => of_limit(&filter.settings),
+            _ => false,
+        })
+    }
+
+    /// What requests pass of which this is said, the nearest to them first. `rates` is what their route says of them.
+    pub(crate) fn steps(&mut self, said: &[&[Arc<FilterOverride>]], rates: Said<'_>) -> Steps {
         let steps = steps(self.own, said);
         let authorizations = steps.iter().filter_map(|(step, _)| match step {
             Step::Authorization(set) => Some((*set).clone()),
@@ -35,7 +47,7 @@ impl<'a> Filters<'a> {
         });
         Steps {
             authorizer: Authorizer::compile(authorizations.collect()),
-            limits: RequestLimits::build(&steps, self.before, &mut self.counts),
+            limits: RequestLimits::build(&steps, rates, self.source, self.before, &mut self.counts),
             fault,
         }
     }

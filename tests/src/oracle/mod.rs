@@ -341,6 +341,23 @@ impl Oracle {
         [envoy, tulle]
     }
 
+    /// Sends requests one after the other over one connection to either, with an upstream that answers: what became of each.
+    pub async fn both_in_turn(&self, requests: &[&[u8]]) -> [Vec<Outcome>; 2] {
+        let one = |side: Side| async move {
+            let cases: Vec<_> = requests.iter().map(|_| self.case(side, "ok")).collect();
+            let marked: Vec<_> =
+                requests.iter().zip(&cases).map(|(request, case)| marked(request, case)).collect();
+            let received = outcome::send_in_turn(side.address, &marked).await;
+            let outcomes = received.into_iter().zip(&cases).map(|(received, case)| {
+                let upstream = self.scripts.take(case);
+                Outcome { received, upstream }.normalised(side.address, &self.upstreams)
+            });
+            outcomes.collect()
+        };
+        let [envoy, tulle] = self.sides;
+        [one(envoy).await, one(tulle).await]
+    }
+
     /// Whether all clusters can be reached.
     async fn serves(&self, side: Side) -> Result<(), String> {
         connect(side.address).await?;

@@ -72,6 +72,19 @@ pub(super) async fn send(address: SocketAddr, request: &[u8]) -> Received {
     received
 }
 
+/// Sends requests one after the other over one connection, and reads the responses.
+pub(super) async fn send_in_turn(address: SocketAddr, requests: &[Vec<u8>]) -> Vec<Received> {
+    let stream = TcpStream::connect(address).await.expect("it listens");
+    let mut reader = Reader { stream, bytes: Vec::new() };
+    let mut all = Vec::new();
+    for request in requests {
+        let _ = reader.stream.write_all(request).await;
+        let read = timeout(LIMIT, reader.response(request.starts_with(b"HEAD "))).await;
+        all.push(read.unwrap_or_else(|_| panic!("no response within {LIMIT:?} to {request:?}")));
+    }
+    all
+}
+
 struct Reader {
     stream: TcpStream,
     bytes: Vec<u8>,

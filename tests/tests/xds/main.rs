@@ -22,6 +22,7 @@ mod paths;
 mod per_route;
 mod policies;
 mod proxied;
+mod rates;
 mod requests;
 mod retried;
 mod routing;

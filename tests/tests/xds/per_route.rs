@@ -196,7 +196,8 @@ fn filter(name: &str, config: Value) -> Value {
 }
 
 fn route(path: &str, settings: Value, target: Target) -> Value {
-    json!({ "match": { "path": path }, "route": target.0, "typed_per_filter_config": settings })
+    let told = json!([{ "header": { "key": "x-route", "value": "yes" } }]);
+    json!({ "match": { "path": path }, "route": target.0, "typed_per_filter_config": settings, "response_headers_to_add": told })
 }
 
 /// Where a route leads.

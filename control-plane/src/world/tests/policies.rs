@@ -106,7 +106,7 @@ fn a_policy_of_a_service_goes_before_one_of_its_namespace_field_by_field() {
         .iter()
         .filter_map(|filter| match filter {
             HttpFilter::LocalRateLimit(limit) => {
-                Some((limit.name.as_str(), limit.per_client, limit.burst, limit.fill_interval))
+                Some((limit.name.as_str(), limit.per_client, limit.bucket.burst, limit.bucket.fill_interval))
             }
             _ => None,
         })

@@ -14,8 +14,10 @@ use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight,
 use http::StatusCode;
 
 use super::mirror::{decode_mirror, encode_mirror};
-use super::{decode_status, filters, headers, policy, rewrite};
-use crate::model::{Backend, DirectResponse, Forward, HostRewrite, Redirect, RouteAction, Split};
+use super::{decode_status, filters, headers, policy, rate_limits, rewrite};
+use crate::model::{
+    Backend, DirectResponse, Forward, HostRewrite, Redirect, RouteAction, RouteRateLimits, Split,
+};
 use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use crate::xds::{matching, proto};
 
@@ -71,6 +73,8 @@ fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
         retry_policy: forward.retry.as_ref().and_then(policy::encode_retry),
         request_mirror_policies: forward.mirrors.iter().map(encode_mirror).collect(),
         append_x_forwarded_host: forward.tell_original_host,
+        rate_limits: forward.rate_limits.rules.iter().map(rate_limits::encode).collect(),
+        include_vh_rate_limits: proto::bool_value(true).filter(|_| forward.rate_limits.with_hosts),
         hash_policy: forward.hash.iter().map(policy::encode_hash).collect(),
         cluster_specifier: Some(encode_backends(forward)),
         host_rewrite_specifier: forward.host_rewrite.as_ref().map(|host| match host {
@@ -84,6 +88,7 @@ fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
     }
 }
 
+#[expect(deprecated, reason = "Envoy still reads include_vh_rate_limits")]
 fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
     unsupported(
         action.metadata_match.is_some(),
@@ -136,6 +141,10 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
         hash: hash.into_iter().flatten().collect(),
         // Among the route's settings of filters.
         session: None,
+        rate_limits: RouteRateLimits {
+            rules: rate_limits::decode(action.rate_limits)?,
+            with_hosts: action.include_vh_rate_limits.is_some_and(|include| include.value),
+        },
     })
 }
 
@@ -177,7 +186,7 @@ fn encode_backends(forward: &Forward) -> ClusterSpecifier {
 #[expect(deprecated, reason = "other control planes may still send old fields")]
 fn refuse_rest(action: &pb::RouteAction) -> Decoded<()> {
     refuse!(action;
-        cors, hedge_policy, internal_redirect_action, internal_redirect_policy, priority, rate_limits)
+        cors, hedge_policy, internal_redirect_action, internal_redirect_policy, priority)
 }
 
 fn decode_backends(specifier: ClusterSpecifier) -> Decoded<(Vec<Backend>, Split)> {

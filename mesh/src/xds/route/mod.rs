@@ -33,6 +33,7 @@ mod inherit;
 mod matches;
 mod mirror;
 mod policy;
+pub(super) mod rate_limits;
 mod rewrite;
 mod session;
 
@@ -197,6 +198,7 @@ fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
         routes: host.routes.iter().flat_map(encode_route).collect(),
         include_request_attempt_count: host.tell_attempts.endpoint,
         include_attempt_count_in_response: host.tell_attempts.client,
+        rate_limits: host.rate_limits.iter().map(rate_limits::encode).collect(),
         request_headers_to_add: headers::add(&host.headers.request),
         request_headers_to_remove: headers::remove(&host.headers.request),
         response_headers_to_add: headers::add(&host.headers.response),
@@ -233,6 +235,7 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
     };
     Ok(VirtualHost {
         tell_attempts,
+        rate_limits: rate_limits::decode(host.rate_limits)?,
         name: host.name,
         domains: each("domains", host.domains, decode_domain)?,
         routes,
@@ -246,7 +249,7 @@ fn decode_host(host: pb::VirtualHost, inherited: Inherited) -> Decoded<VirtualHo
 #[expect(deprecated, reason = "other control planes may still send `cors`")]
 fn refuse_rest(host: &pb::VirtualHost) -> Decoded<()> {
     refuse!(host;
-        cors, hedge_policy, include_is_timeout_retry_header, rate_limits)
+        cors, hedge_policy, include_is_timeout_retry_header)
 }
 
 fn decode_domain(domain: String) -> Decoded<Domain> {

@@ -256,16 +256,8 @@ fn chains_that_are_told_apart_by_tls_or_protocol_get_inspectors() {
 fn authorization_is_never_optional_and_names_of_filters_differ() {
     let set =
         Authorization { name: "shop".into(), action: Action::Allow, policies: Vec::new(), audit_only: false };
-    let limit = LocalRateLimit {
-        name: "all".into(),
-        applies_to: Vec::new(),
-        clients: Vec::new(),
-        per_client: false,
-        burst: 1,
-        tokens_per_fill: 1,
-        answer: RateLimitAnswer::default(),
-        fill_interval: Duration::from_secs(1),
-    };
+    let bucket = TokenBucket { burst: 1, tokens_per_fill: 1, fill_interval: Duration::from_secs(1) };
+    let limit = LocalRateLimit::new("all", bucket);
     let filters = vec![
         HttpFilter::Authorization(set),
         HttpFilter::LocalRateLimit(limit.clone()),

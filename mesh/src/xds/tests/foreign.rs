@@ -137,8 +137,8 @@ fn header_changes_add_up_from_the_backend_outwards() {
 }
 
 #[test]
-fn a_rate_limit_that_is_not_enforced_is_off() {
-    let filter = |enforced: Option<PerMillion>| {
+fn a_rate_limit_is_off_unless_it_is_enabled_and_enforced() {
+    let filter = |enabled: Option<PerMillion>, enforced: Option<PerMillion>| {
         let config = rate_limit_pb::LocalRateLimit {
             stat_prefix: "x".into(),
             token_bucket: Some(envoy_types::pb::envoy::r#type::v3::TokenBucket {
@@ -146,7 +146,7 @@ fn a_rate_limit_that_is_not_enforced_is_off() {
                 tokens_per_fill: None,
                 fill_interval: Some(proto::duration(Duration::from_secs(1))),
             }),
-            filter_enabled: Some(matching::runtime_fraction(PerMillion::ALL)),
+            filter_enabled: enabled.map(matching::runtime_fraction),
             filter_enforced: enforced.map(matching::runtime_fraction),
             ..Default::default()
         };
@@ -155,10 +155,13 @@ fn a_rate_limit_that_is_not_enforced_is_off() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(filter(None), FilterSettings::LocalRateLimit(None));
-    let settings = filter(Some(PerMillion::ALL));
+    let all = Some(PerMillion::ALL);
+    assert_eq!(filter(None, all), FilterSettings::LocalRateLimit(None));
+    let FilterSettings::LocalRateLimit(Some(limit)) = filter(all, None) else { panic!("it is enabled") };
+    assert_eq!((limit.enabled, limit.enforced), (PerMillion::ALL, PerMillion(0)));
+    let settings = filter(all, all);
     let FilterSettings::LocalRateLimit(Some(limit)) = settings else { panic!("{settings:?}") };
-    assert_eq!((limit.burst, limit.tokens_per_fill), (10, 1));
+    assert_eq!((limit.bucket.burst, limit.bucket.tokens_per_fill), (10, 1));
 }
 
 #[test]

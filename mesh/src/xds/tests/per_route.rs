@@ -186,7 +186,7 @@ fn limit(burst: u32) -> Any {
 fn burst(route: &Route, filter: &str) -> u32 {
     let said = route.filters.iter().find(|said| said.filter == filter).expect("it says something");
     match &said.settings {
-        Some(FilterSettings::LocalRateLimit(Some(limit))) => limit.burst,
+        Some(FilterSettings::LocalRateLimit(Some(limit))) => limit.bucket.burst,
         other => panic!("{other:?}"),
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use tulle_mesh::model::{
     Action, AdaptiveConcurrency, Authorization, DirectResponse, Fault, FaultAbort, FaultPart, HttpFilter,
-    LocalRateLimit, PerMillion, Permission, Policy, Principal, RateLimitAnswer, Redirect, RouteAction,
-    StringMatch,
+    LocalRateLimit, PerMillion, Permission, Policy, Principal, Redirect, RouteAction, StringMatch,
+    TokenBucket,
 };
 
 use super::app::{App, Say};
@@ -118,16 +118,8 @@ fn a_rate_limit_says_when_to_come_back() {
     on_a_worker(async {
         let app = App::new(|_| Say::Ok("")).await;
         let mut setup = Setup::inbound(app.address);
-        setup.filters = vec![HttpFilter::LocalRateLimit(LocalRateLimit {
-            name: "shop/cart".into(),
-            applies_to: Vec::new(),
-            clients: Vec::new(),
-            per_client: false,
-            burst: 1,
-            tokens_per_fill: 1,
-            fill_interval: Duration::from_secs(60),
-            answer: RateLimitAnswer::default(),
-        })];
+        let bucket = TokenBucket { burst: 1, tokens_per_fill: 1, fill_interval: Duration::from_secs(60) };
+        setup.filters = vec![HttpFilter::LocalRateLimit(LocalRateLimit::new("shop/cart", bucket))];
         let mesh = setup.build();
         assert_eq!(mesh.send(post("a")).await.status, 200);
         let got = mesh.send(post("a")).await;

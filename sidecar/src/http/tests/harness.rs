@@ -22,6 +22,7 @@ use crate::http::body::{Body, BodyError};
 use crate::http::proxy::{Downstream, Proxy, Target};
 use crate::http::server::{Handler, Interim, Reply, ServerOptions, serve_http1, serve_http2};
 use crate::io::{Prefixed, Stream};
+use crate::limit::Said;
 use crate::snapshot::{
     BackendRuntime, Chain, ChainProtocol, Filters, HttpRoutes, Listener, RouteRuntime, Snapshot,
 };
@@ -298,10 +299,10 @@ fn routes(
             local: series("all", ""),
         },
     };
-    let mut filters = Filters::new(filters, None);
+    let mut filters = Filters::new(filters, "", None);
     HttpRoutes {
         settings: HttpConnection::new(RouteSource::Named("cart".into())),
-        steps: filters.steps(&[]),
+        steps: filters.steps(&[], Said::default()),
         counts: filters.into_counts(),
         table: Arc::new(RouteTable::compile(&configuration).expect("valid")),
         runtime: vec![runtime],

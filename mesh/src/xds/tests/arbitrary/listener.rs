@@ -190,32 +190,101 @@ pub(super) fn settings() -> BoxedStrategy<FilterSettings> {
             let headers = HeaderMutations { remove: Vec::new(), ..headers };
             RateLimitAnswer { status: status.try_into().expect("a status"), resource_exhausted, headers }
         });
-    let limit = (rate_limit(), answer).prop_map(|(limit, answer)| {
-        let (applies_to, clients) = (Vec::new(), Vec::new());
-        let limit = LocalRateLimit { applies_to, clients, per_client: false, answer, ..limit };
-        FilterSettings::LocalRateLimit(Some(limit))
+    let shares = (fraction().prop_filter("switched on", |share| share.0 > 0), fraction());
+    let limit = (name(), bucket(), answer, shares, mutations(), any::<(bool, bool)>(), of(descriptors()));
+    let limit = limit.prop_map(|(name, bucket, answer, (enabled, enforced), changes, flags, descriptors)| {
+        let not_enforced = HeaderMutations { remove: Vec::new(), ..changes };
+        let (tell, per_connection) = flags;
+        let descriptors = descriptors.map(Box::new);
+        FilterSettings::LocalRateLimit(Some(LocalRateLimit {
+            answer,
+            enabled,
+            enforced,
+            not_enforced,
+            tell,
+            per_connection,
+            descriptors,
+            ..LocalRateLimit::new(name, bucket)
+        }))
     });
     prop_oneof![sets, limit].boxed()
 }
 
 fn rate_limit() -> BoxedStrategy<LocalRateLimit> {
-    let plain = (name(), 1..=u32::MAX, 1..=u32::MAX, positive()).prop_map(
-        |(name, burst, tokens_per_fill, fill_interval)| LocalRateLimit {
-            name,
-            applies_to: Vec::new(),
-            clients: Vec::new(),
-            per_client: false,
-            burst,
-            tokens_per_fill,
-            fill_interval,
-            answer: RateLimitAnswer::default(),
-        },
-    );
+    let plain = (name(), bucket()).prop_map(|(name, bucket)| LocalRateLimit::new(name, bucket));
     let conditions = (vec(header_match(), 0..3), vec(text(), 0..3), any::<bool>());
     (plain, of(conditions))
         .prop_map(|(plain, conditions)| {
             let (applies_to, clients, per_client) = conditions.unwrap_or_default();
             LocalRateLimit { applies_to, clients, per_client, ..plain }
+        })
+        .boxed()
+}
+
+fn bucket() -> impl Strategy<Value = TokenBucket> {
+    (1..=u32::MAX, 1..=u32::MAX, positive()).prop_map(|(burst, tokens_per_fill, fill_interval)| TokenBucket {
+        burst,
+        tokens_per_fill,
+        fill_interval,
+    })
+}
+
+fn descriptors() -> BoxedStrategy<RateDescriptors> {
+    let entries = vec((name(), text()), 1..3);
+    let buckets = vec((entries, bucket()), 1..3).prop_map(|buckets| {
+        let bucket = |(index, (mut entries, bucket)): (usize, (Vec<(String, String)>, TokenBucket))| {
+            // No two have the same.
+            entries.push((format!("k{index}"), String::new()));
+            DescriptorBucket { entries, bucket }
+        };
+        buckets.into_iter().enumerate().map(bucket).collect()
+    });
+    let of_host = select(vec![HostRules::Override, HostRules::Include, HostRules::Ignore]);
+    let own = rate_limit_rules().prop_map(|rules| {
+        let own = |rule| RateLimitRule { stage: 0, ..rule };
+        rules.into_iter().map(own).collect()
+    });
+    (buckets, own, 0..=10_u32, of_host, 1..=u32::MAX, any::<bool>())
+        .prop_map(|(buckets, rules, stage, of_host, most_open, and_default)| RateDescriptors {
+            buckets,
+            rules,
+            stage,
+            of_host,
+            most_open,
+            and_default,
+        })
+        .boxed()
+}
+
+pub(super) fn rate_limit_rules() -> BoxedStrategy<Vec<RateLimitRule>> {
+    let query = (name(), of(string_match())).prop_map(|(name, value)| QueryMatch { name, value });
+    let header = "x-[a-z]{1,5}|:path|:authority";
+    let action = prop_oneof![
+        Just(RateAction::SourceCluster),
+        Just(RateAction::DestinationCluster),
+        Just(RateAction::RemoteAddress),
+        (0..=32_u8, 0..=128_u8).prop_map(|(v4, v6)| RateAction::MaskedRemoteAddress { v4, v6 }),
+        (name(), name()).prop_map(|(key, value)| RateAction::GenericKey { key, value }),
+        (header, name(), any::<bool>()).prop_map(|(name, key, optional)| RateAction::Header {
+            name,
+            key,
+            optional
+        }),
+        (name(), name(), any::<bool>()).prop_map(|(name, key, optional)| RateAction::Query {
+            name,
+            key,
+            optional
+        }),
+        (name(), name(), any::<bool>(), vec(header_match(), 0..2)).prop_map(
+            |(key, value, expect, headers)| RateAction::HeadersMatch { key, value, expect, headers }
+        ),
+        (name(), name(), any::<bool>(), vec(query, 0..2)).prop_map(|(key, value, expect, query)| {
+            RateAction::QueryMatches { key, value, expect, query }
+        }),
+    ];
+    vec((0..=10_u32, vec(action, 1..3)), 0..3)
+        .prop_map(|rules| {
+            rules.into_iter().map(|(stage, actions)| RateLimitRule { stage, actions }).collect()
         })
         .boxed()
 }

@@ -31,8 +31,10 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
         host.prop_map(Domain::Prefix),
         Just(Domain::Any),
     ];
-    (name(), vec(domain, 1..4), vec(route(), 0..4), header_changes(), any::<(bool, bool)>())
-        .prop_map(|(name, domains, routes, headers, (endpoint, client))| VirtualHost {
+    let told = (any::<(bool, bool)>(), super::listener::rate_limit_rules());
+    (name(), vec(domain, 1..4), vec(route(), 0..4), header_changes(), told)
+        .prop_map(|(name, domains, routes, headers, ((endpoint, client), rate_limits))| VirtualHost {
+            rate_limits,
             name,
             domains,
             routes,
@@ -120,7 +122,7 @@ fn forward() -> BoxedStrategy<Forward> {
         (of(host), any::<bool>()),
         vec(mirror, 0..2),
         vec(hash(), 0..3),
-        of(session()),
+        (of(session()), super::listener::rate_limit_rules(), any::<bool>()),
     )
         .prop_map(
             |(
@@ -132,9 +134,10 @@ fn forward() -> BoxedStrategy<Forward> {
                 (host_rewrite, tell_original_host),
                 mirrors,
                 hash,
-                session,
+                (session, rules, with_hosts),
             )| {
                 Forward {
+                    rate_limits: RouteRateLimits { rules, with_hosts },
                     backends,
                     split,
                     unknown_cluster_status,
