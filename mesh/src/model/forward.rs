@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::route::{header_name, status};
 use super::{
-    Fault, FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, RouteRateLimits, Session, Substitution,
-    Timeouts,
+    Cors, Fault, FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, RouteRateLimits, Session,
+    Substitution, Timeouts,
 };
 
 /// How a request is forwarded.
@@ -103,6 +103,9 @@ pub struct Backend {
     /// Injected delay and failure, in place of the route's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// Which pages of other origins may use it, in place of what the route says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
     /// What is said of the listener's filters, for requests that go there; it goes before what the route says.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: FilterOverrides,
@@ -118,13 +121,14 @@ impl Backend {
             response_headers: HeaderMutations::default(),
             host_rewrite: None,
             fault: None,
+            cors: None,
             filters: FilterOverrides::new(),
         }
     }
 
     /// Whether what is done to its requests on their way depends on its having been drawn.
     pub fn has_filters(&self) -> bool {
-        self.fault.is_some() || !self.filters.is_empty()
+        self.fault.is_some() || self.cors.is_some() || !self.filters.is_empty()
     }
 }
 

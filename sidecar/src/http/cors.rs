@@ -11,11 +11,16 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tulle_mesh::model::Cors;
 
-/// Whether a request asks what another may do. The mesh answers it, and no application sees it.
+/// Whether a request asks what another may do. The mesh answers it, and no application sees it, unless its origin is not
+/// allowed and the rules let such pass.
 pub(super) fn is_preflight(method: &Method, request: &HeaderMap) -> bool {
-    *method == Method::OPTIONS
-        && request.contains_key(ORIGIN)
-        && request.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+    let said = |name: &HeaderName| request.get(name).is_some_and(|value| !value.is_empty());
+    *method == Method::OPTIONS && said(&ORIGIN) && said(&ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Whether the mesh answers a preflight request.
+pub(super) fn is_answered(cors: &Cors, request: &HeaderMap) -> bool {
+    !cors.forward_unmatched || allowed_origin(cors, request).is_some()
 }
 
 /// What the answer to a preflight request says, if its origin is allowed.
@@ -23,18 +28,25 @@ pub(super) fn allow(cors: &Cors, request: &HeaderMap, response: &mut HeaderMap) 
     if allowed_origin(cors, request).is_none() {
         return;
     }
-    let asked = |name: &HeaderName| request.get(name).cloned();
-    let methods = match is_all(&cors.allow_methods) {
-        true => asked(&ACCESS_CONTROL_REQUEST_METHOD),
-        false => list(&cors.allow_methods),
+    let or_asked = |said: &str, name: &HeaderName| match said {
+        "*" => request.get(name).cloned(),
+        said => text(said),
     };
-    let headers = match is_all(&cors.allow_headers) {
-        true => asked(&ACCESS_CONTROL_REQUEST_HEADERS),
-        false => list(&cors.allow_headers),
-    };
-    set(response, ACCESS_CONTROL_ALLOW_METHODS, methods);
-    set(response, ACCESS_CONTROL_ALLOW_HEADERS, headers);
-    set(response, ACCESS_CONTROL_MAX_AGE, Some(HeaderValue::from(cors.max_age.as_secs())));
+    set(
+        response,
+        ACCESS_CONTROL_ALLOW_METHODS,
+        or_asked(&cors.allow_methods, &ACCESS_CONTROL_REQUEST_METHOD),
+    );
+    set(
+        response,
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        or_asked(&cors.allow_headers, &ACCESS_CONTROL_REQUEST_HEADERS),
+    );
+    set(response, ACCESS_CONTROL_MAX_AGE, text(&cors.max_age));
+    if cors.allow_private_network && request.get(REQUEST_PRIVATE_NETWORK).is_some_and(|asked| asked == "true")
+    {
+        set(response, ALLOW_PRIVATE_NETWORK, Some(HeaderValue::from_static("true")));
+    }
 }
 
 /// Marks an answer, whoever made it, with whether the origin of its request may read it.
@@ -49,29 +61,24 @@ pub(super) fn mark(cors: &Cors, request: &HeaderMap, preflight: bool, response: 
     if preflight {
         return;
     }
-    let exposed = match is_all(&cors.expose_headers) {
+    let exposed = match cors.expose_headers.as_str() {
         // With credentials a browser takes the asterisk for a name.
-        true if cors.allow_credentials => {
-            let names: Vec<_> = response.keys().map(|name| name.as_str().to_owned()).collect();
-            list(&names)
+        "*" if cors.allow_credentials => {
+            let names: Vec<_> = response.keys().map(HeaderName::as_str).collect();
+            text(&names.join(", "))
         }
-        true => Some(HeaderValue::from_static("*")),
-        false => list(&cors.expose_headers),
+        said => text(said),
     };
     set(response, ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
 }
 
 fn allowed_origin<'a>(cors: &Cors, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
-    let origin = request.get(ORIGIN)?;
+    let origin = request.get(ORIGIN).filter(|origin| !origin.is_empty())?;
     origin.to_str().is_ok_and(|text| cors.allows(text)).then_some(origin)
 }
 
-fn is_all(names: &[String]) -> bool {
-    names.iter().any(|name| name == "*")
-}
-
-fn list(names: &[String]) -> Option<HeaderValue> {
-    (!names.is_empty()).then(|| HeaderValue::try_from(names.join(", ")).ok()).flatten()
+fn text(text: &str) -> Option<HeaderValue> {
+    (!text.is_empty()).then(|| HeaderValue::from_str(text).ok()).flatten()
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
@@ -81,23 +88,24 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
     }
 }
 
+const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use tulle_mesh::model::StringMatch;
 
-    fn cors(credentials: bool, lists: [&[&str]; 3]) -> Cors {
-        let [allow_methods, allow_headers, expose_headers] =
-            lists.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+    fn cors(credentials: bool, lists: [&str; 3]) -> Cors {
+        let [allow_methods, allow_headers, expose_headers] = lists.map(Into::into);
         Cors {
             allow_origins: vec![StringMatch::exact("https://shop.example")],
             allow_credentials: credentials,
             allow_methods,
             allow_headers,
             expose_headers,
-            max_age: Duration::from_secs(7),
+            max_age: "7".into(),
+            ..Cors::default()
         }
     }
 
@@ -134,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_preflight_request_hears_what_is_configured_or_what_it_asked_for() {
-        let named = cors(false, [&["PUT", "DELETE"], &["X-A"], &["X-App"]]);
+        let named = cors(false, ["PUT, DELETE", "X-A", "X-App"]);
         assert_eq!(
             answer(&named, ASKED, Method::OPTIONS),
             [
@@ -144,7 +152,7 @@ mod tests {
                 "max-age: 7"
             ]
         );
-        let all = cors(true, [&["*"], &["*"], &["*"]]);
+        let all = cors(true, ["*", "*", "*"]);
         assert_eq!(
             answer(&all, ASKED, Method::OPTIONS),
             [
@@ -162,24 +170,24 @@ mod tests {
 
     #[test]
     fn an_answer_says_who_may_read_it() {
-        let plain = cors(false, [&[], &[], &["*"]]);
+        let plain = cors(false, ["", "", "*"]);
         assert_eq!(
             answer(&plain, &ASKED[..1], Method::GET),
             ["allow-origin: https://shop.example", "expose-headers: *"]
         );
         // OPTIONS without asking for a method is a request like any other.
         assert_eq!(answer(&plain, &ASKED[..1], Method::OPTIONS).len(), 2);
-        let mut trusted = cors(true, [&[], &[], &["*"]]);
+        let mut trusted = cors(true, ["", "", "*"]);
         let exposed = answer(&trusted, &ASKED[..1], Method::GET).pop().expect("one");
         assert!(exposed.contains("x-app") && !exposed.contains('*'), "{exposed}");
-        trusted.expose_headers = vec!["X-App".into(), "X-More".into()];
+        trusted.expose_headers = "X-App, X-More".into();
         assert_eq!(answer(&trusted, &ASKED[..1], Method::GET)[2], "expose-headers: X-App, X-More");
         assert_eq!(answer(&trusted, &[], Method::GET), [""; 0]);
     }
 
     #[test]
     fn an_asterisk_allows_every_origin() {
-        let mut open = cors(false, [&[], &[], &[]]);
+        let mut open = cors(false, ["", "", ""]);
         open.allow_origins = vec![StringMatch::exact("*")];
         let lines = answer(&open, &[("origin", "null")], Method::GET);
         assert_eq!(lines, ["allow-origin: null"]);

@@ -61,6 +61,8 @@ pub(super) struct Exchange {
     pub(super) backend: Option<usize>,
     /// Its route, also where a filter answers it.
     pub(super) found: Option<RouteId>,
+    /// The cross-origin rules that hold for it.
+    pub(super) cors: Option<CorsOf>,
     /// What its answer tells of the limits that it has passed.
     pub(super) tokens: Vec<Tokens>,
     /// It has faults, and so many KiB a second of its answer's body go through.
@@ -83,6 +85,13 @@ pub(super) struct Exchange {
     /// Why the last attempt was not followed by another, where the rules had allowed one.
     pub(super) retry_skipped: Option<RetrySkipped>,
     error: Option<Problem>,
+}
+
+/// Whose cross-origin rules hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum CorsOf {
+    Route,
+    Backend(usize),
 }
 
 /// What was sent of a request.
@@ -140,6 +149,7 @@ impl Exchange {
             route: None,
             backend: None,
             found: None,
+            cors: None,
             tokens: Vec::new(),
             fault: None,
             trace: None,
@@ -172,10 +182,13 @@ impl Exchange {
         self.client.unwrap_or_else(|| forwarded::client(&self.request.headers, &how, peer))
     }
 
-    /// The cross-origin rules of its route.
+    /// The cross-origin rules that hold for it.
     pub(super) fn cors(&self) -> Option<&Cors> {
-        let (routes, route) = (self.routes.as_ref()?, self.route?);
-        routes.table.route(route).cors.as_ref()
+        let route = self.routes.as_ref()?.table.route(self.found?);
+        match (self.cors?, &route.action) {
+            (CorsOf::Backend(at), RouteAction::Forward(forward)) => forward.backends.get(at)?.cors.as_ref(),
+            _ => route.cors.as_ref(),
+        }
     }
 
     /// How many attempts were made so far.

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tulle_mesh::authorize::{Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{Backend, Fault, Forward, Route, RouteAction, TrafficDirection};
+use tulle_mesh::model::{Backend, Cors, Fault, Forward, PerMillion, Route, RouteAction, TrafficDirection};
 use tulle_mesh::route::{Lookup, RouteId, filter};
 
 use super::accounted::Accounted;
 use super::body::Body;
 use super::destination::Remembered;
 use super::draw::Drawn;
-use super::exchange::Exchange;
+use super::exchange::{CorsOf, Exchange};
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
 use super::words::{Moment, Words};
@@ -128,14 +128,18 @@ impl Proxy {
         };
         exchange.route = Some(id);
         let route = routes.table.route(id);
-        if let Some(rules) = &route.cors
-            && cors::is_preflight(&exchange.request.method, &exchange.request.headers)
-        {
-            let mut response = respond::preflight();
-            cors::allow(rules, &exchange.request.headers, response.headers_mut());
-            return Ok(Answered { response, tunnel: None, problem: None });
-        }
         let backend = backend_of(&routes, id, drawn.as_ref());
+        if let Some((rules, whose)) = rules_of(route, backend)
+            && (rules.enabled == PerMillion::ALL || rules.enabled.hit(self.worker.draw()))
+        {
+            exchange.cors = Some(whose);
+            let asked = &exchange.request;
+            if cors::is_preflight(&asked.method, &asked.headers) && cors::is_answered(rules, &asked.headers) {
+                let mut response = respond::preflight();
+                cors::allow(rules, &asked.headers, response.headers_mut());
+                return Ok(Answered { response, tunnel: None, problem: None });
+            }
+        }
         let of_backend = backend.and_then(|backend| backend.fault.as_ref());
         let fault = of_backend.or(route.fault.as_ref()).or(steps.fault.as_ref());
         self.inject(exchange, &routes, fault, backend).await?;
@@ -357,6 +361,17 @@ fn backend_of<'a>(routes: &'a HttpRoutes, id: RouteId, drawn: Option<&Drawn>) ->
         _ => None,
     };
     drawn.and_then(|drawn| drawn.of(route)).or_else(only)
+}
+
+/// The cross-origin rules of a request to `backend`.
+fn rules_of<'a>(route: &'a Route, backend: Option<&'a Backend>) -> Option<(&'a Cors, CorsOf)> {
+    if let (Some(backend), RouteAction::Forward(forward)) = (backend, &route.action)
+        && let Some(rules) = &backend.cors
+    {
+        let at = forward.backends.iter().position(|other| std::ptr::eq(other, backend))?;
+        return Some((rules, CorsOf::Backend(at)));
+    }
+    Some((route.cors.as_ref()?, CorsOf::Route))
 }
 
 /// The answer of a route that leads to no backend.

@@ -233,6 +233,50 @@ pub(crate) const KEPT: &[Kept] = &[
         forgive: |_, tulle| forget(tulle, |name, _| name == "x-envoy-attempt-count"),
     },
     Kept {
+        name: "caches",
+        reason: "Fetch standard: an answer that depends on the origin says so, that no cache gives it to another; Envoy's does not",
+        forgive: |_, tulle| {
+            let headers = &mut tulle.received.headers;
+            let at = headers.iter().position(|(name, value)| name == "vary" && value == "Origin");
+            at.map(|at| headers.remove(at)).is_some()
+        },
+    },
+    Kept {
+        name: "preflights",
+        reason: "Fetch standard: the answer to a preflight request of a stranger says nothing, and no other has an empty list, or one of \
+                 the headers that a page may read; Envoy's do",
+        forgive: |envoy, tulle| {
+            let own = envoy.upstream.is_empty() && tulle.upstream.is_empty() && envoy.received.status == 200;
+            let allowed =
+                envoy.received.headers.iter().any(|(name, _)| name == "access-control-allow-origin");
+            let before = envoy.received.headers.len();
+            let idle = |name: &str, value: &str| match allowed {
+                true => {
+                    name == "access-control-expose-headers"
+                        || name.starts_with("access-control-") && value.is_empty()
+                }
+                false => name.starts_with("access-control-"),
+            };
+            envoy.received.headers.retain(|(name, value)| !(own && idle(name, value)));
+            envoy.received.headers.len() < before
+        },
+    },
+    Kept {
+        name: "exposed headers",
+        reason: "Fetch standard: where a page may send cookies, an asterisk is the name of a header, so all are named",
+        forgive: |envoy, tulle| {
+            let field = |outcome: &Outcome| {
+                let headers = &outcome.received.headers;
+                let at = headers.iter().position(|(name, _)| name == "access-control-expose-headers")?;
+                Some((at, headers[at].1.clone()))
+            };
+            let (Some((at, theirs)), Some((_, ours))) = (field(envoy), field(tulle)) else { return false };
+            let there = theirs == "*" && ours != "*";
+            envoy.received.headers[at].1 = ours;
+            there
+        },
+    },
+    Kept {
         name: "marks of copies",
         reason: "a copy says of who sent it what its original does; Envoy adds an address of its own, as if of a client",
         forgive: |envoy, _| {

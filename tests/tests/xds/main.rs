@@ -8,6 +8,7 @@ mod bytes;
 mod chains;
 mod changes;
 mod compare;
+mod crossorigin;
 mod failures;
 mod faults;
 mod faults_asked;

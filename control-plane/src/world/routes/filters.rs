@@ -4,8 +4,6 @@
 //! and the clusters that references lead to. A filter that is not supported makes its rule answer with 500: doing
 //! without it is not what the author asked for.
 
-use std::time::Duration;
-
 use http::{HeaderName, HeaderValue, StatusCode};
 use tulle_mesh::address::{ClusterName, ServicePort};
 use tulle_mesh::model::{
@@ -295,16 +293,21 @@ impl Reader<'_> {
                 }
             }
         }
+        // One asterisk stands for all.
+        let list = |names: &[String]| match names.iter().any(|name| name == "*") {
+            true => "*".to_owned(),
+            false => names.join(", "),
+        };
+        // 5 s is the Fetch standard's default, and the Gateway API's.
+        let max_age = cors.max_age.map_or(5, |age| u64::try_from(age).unwrap_or_default());
         Some(Cors {
             allow_origins,
             allow_credentials: cors.allow_credentials,
-            allow_methods: cors.allow_methods.clone(),
-            allow_headers: cors.allow_headers.clone(),
-            expose_headers: cors.expose_headers.clone(),
-            // 5 s is the Fetch standard's default, and the Gateway API's.
-            max_age: Duration::from_secs(
-                cors.max_age.map_or(5, |age| u64::try_from(age).unwrap_or_default()),
-            ),
+            allow_methods: list(&cors.allow_methods),
+            allow_headers: list(&cors.allow_headers),
+            expose_headers: list(&cors.expose_headers),
+            max_age: max_age.to_string(),
+            ..Cors::default()
         })
     }
 

@@ -318,14 +318,13 @@ fn cross_origin_rules_reach_the_route() {
     );
     assert!(all.allows("https://anything.example") && all.allow_credentials);
     assert_eq!(
-        (&all.allow_methods[..], &all.allow_headers[..]),
-        (&["*".to_owned()][..], &["X-A".to_owned()][..])
+        [&all.allow_methods, &all.allow_headers, &all.expose_headers, &all.max_age],
+        ["*", "X-A", "X-B, X-C", "60"]
     );
-    assert_eq!((all.expose_headers.len(), all.max_age), (2, Duration::from_secs(60)));
 
     let some =
         cors("allowOrigins: ['https://shop.example:443', 'http://*.shop.example', 'https://local:8443']");
-    assert_eq!(some.max_age, Duration::from_secs(5));
+    assert_eq!(some.max_age, "5");
     for (origin, allowed) in [
         ("https://shop.example", true),
         ("http://shop.example", false),

@@ -231,7 +231,7 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
         "metadata_match",
         "make a cluster of its own for the subset",
     )?;
-    let (fault, overrides) = filters::decode_backend(&cluster.typed_per_filter_config)?;
+    let settings = filters::decode_backend(&cluster.typed_per_filter_config)?;
     let (name, weight) = (non_empty(cluster.name, "name")?, required(cluster.weight, "weight")?.value);
     let changes = headers::decode_both(
         (cluster.request_headers_to_add, cluster.request_headers_to_remove),
@@ -246,8 +246,9 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
             .host_rewrite_specifier
             .map(|BackendHost::HostRewriteLiteral(host)| host)
             .filter(|host| !host.is_empty()),
-        fault,
-        filters: overrides,
+        fault: settings.fault,
+        cors: settings.cors,
+        filters: settings.overrides,
     })
 }
 

@@ -52,7 +52,8 @@ pub(super) fn encode(route: &Route) -> HashMap<String, Any> {
 pub(super) fn encode_backend(backend: &Backend) -> HashMap<String, Any> {
     let fault =
         backend.fault.as_ref().map(|fault| (fault::FILTER.to_owned(), proto::any(&fault::encode(fault))));
-    fault.into_iter().chain(encode_overrides(&backend.filters)).collect()
+    let cors = backend.cors.as_ref().map(|cors| (CORS.to_owned(), optional(proto::any(&cors::encode(cors)))));
+    fault.into_iter().chain(cors).chain(encode_overrides(&backend.filters)).collect()
 }
 
 fn encode_overrides(filters: &FilterOverrides) -> impl Iterator<Item = (String, Any)> {
@@ -77,13 +78,20 @@ pub(super) fn decode(filters: &HashMap<String, Any>, watched: Option<Duration>) 
     Ok(settings)
 }
 
-/// Reads the settings of a backend: its faults, and what it says of the listener's filters.
-pub(super) fn decode_backend(filters: &HashMap<String, Any>) -> Decoded<(Option<Fault>, FilterOverrides)> {
-    let Settings { fault, cors, session, overrides } = decode(filters, None)?;
-    for (set, field) in [(cors.is_some(), "cors"), (session.is_some(), "stateful_session")] {
-        unsupported(set, field, "put it on the route").at("typed_per_filter_config")?;
+/// Reads the settings of a backend: its faults, its cross-origin rules, and what it says of the listener's filters.
+pub(super) fn decode_backend(filters: &HashMap<String, Any>) -> Decoded<Settings> {
+    let mut settings = decode(filters, None)?;
+    unsupported(settings.session.is_some(), "stateful_session", "put it on the route")
+        .at("typed_per_filter_config")?;
+    // What a route switches off it has not; a backend may have it from its route.
+    let off = |config: &Any| {
+        proto::is::<pb::FilterConfig>(config)
+            && proto::unpack::<pb::FilterConfig>(config).is_ok_and(|wrapper| wrapper.disabled)
+    };
+    if filters.get(CORS).is_some_and(off) {
+        settings.cors = Some(Cors::off());
     }
-    Ok((fault, overrides))
+    Ok(settings)
 }
 
 fn optional(config: Any) -> Any {

@@ -1,16 +1,16 @@
 //! What routes inherit from their virtual host and from the whole configuration.
 //!
 //! Tulle's own configurations have nothing there. In others, the more specific setting stands: of retries, mirrors and
-//! filters the nearest is taken whole. Header changes stay where they are.
+//! filters the nearest is taken whole, of cross-origin rules each field. Header changes stay where they are.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, RequestMirrorPolicy};
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{filters as settings, mirror, policy};
+use super::{cors, filters as settings, mirror, policy};
 use crate::model::{FilterOverride, FilterOverrides};
 use crate::xds::error::{At, Decoded, each, unsupported};
 
@@ -53,10 +53,13 @@ impl Inherited {
 
     /// The route with all else that it inherits.
     pub(super) fn apply(&self, mut route: pb::Route) -> pb::Route {
-        for (name, config) in &self.filters {
-            route.typed_per_filter_config.entry(name.clone()).or_insert_with(|| config.clone());
-        }
+        below(&self.filters, &mut route.typed_per_filter_config);
         if let Some(pb::route::Action::Route(forward)) = &mut route.action {
+            if let Some(ClusterSpecifier::WeightedClusters(weighted)) = &mut forward.cluster_specifier {
+                for cluster in &mut weighted.clusters {
+                    near_cors(&route.typed_per_filter_config, &mut cluster.typed_per_filter_config);
+                }
+            }
             if forward.retry_policy.is_none() {
                 forward.retry_policy.clone_from(&self.retry);
             }
@@ -75,11 +78,30 @@ impl Inherited {
     fn with_filters(mut self, filters: &HashMap<String, Any>) -> Decoded<Self> {
         let overrides = settings::decode(filters, None)?.overrides;
         self.overrides.retain(|said| !filters.contains_key(&said.filter));
-        self.filters.retain(|name, _| !filters.contains_key(name));
         let of_filter = |name: &String| overrides.iter().any(|said| said.filter == *name);
         let others = filters.iter().filter(|(name, _)| !of_filter(name));
-        self.filters.extend(others.map(|(name, config)| (name.clone(), config.clone())));
+        let mut nearer: HashMap<_, _> = others.map(|(name, config)| (name.clone(), config.clone())).collect();
+        self.filters.retain(|name, _| !of_filter(name));
+        below(&self.filters, &mut nearer);
+        self.filters = nearer;
         self.overrides.extend(overrides);
         Ok(self)
+    }
+}
+
+/// Settings, with those from above of which they say nothing.
+fn below(above: &HashMap<String, Any>, own: &mut HashMap<String, Any>) {
+    near_cors(above, own);
+    for (name, config) in above {
+        own.entry(name.clone()).or_insert_with(|| config.clone());
+    }
+}
+
+/// Cross-origin rules have their fields from above one by one.
+fn near_cors(above: &HashMap<String, Any>, own: &mut HashMap<String, Any>) {
+    for (name, near) in own {
+        if let Some(both) = above.get(name).and_then(|far| cors::inherit(near, far)) {
+            *near = both;
+        }
     }
 }

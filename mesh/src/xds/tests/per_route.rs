@@ -88,8 +88,11 @@ fn a_backend_says_for_itself() {
     assert_eq!((filters[0].filter.as_str(), &filters[0].settings), ("a", &None));
     assert_eq!(route.filters.len(), 1);
     let cors = envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy::default();
-    let error = backend(&[("cors", proto::any(&cors))]).unwrap_err().to_string();
-    assert!(error.contains("weighted_clusters.clusters[0].typed_per_filter_config.cors: is not"), "{error}");
+    let route = backend(&[("cors", proto::any(&cors))]).unwrap().virtual_hosts.remove(0).routes.remove(0);
+    let RouteAction::Forward(forward) = &route.action else { panic!("{route:?}") };
+    assert!(
+        forward.backends[0].cors.as_ref().is_some_and(|cors| cors.forward_unmatched) && route.cors.is_none()
+    );
 }
 
 #[test]

@@ -198,15 +198,10 @@ fn overrides() -> BoxedStrategy<FilterOverrides> {
 
 fn backends() -> BoxedStrategy<Vec<Backend>> {
     let host = of("[a-z.]{1,9}");
-    let backend = (name(), 0..1000_u32, mutations(), mutations(), of(fault()), host, overrides()).prop_map(
-        |(cluster, weight, request_headers, response_headers, fault, host_rewrite, filters)| Backend {
-            cluster,
-            weight,
-            request_headers,
-            response_headers,
-            host_rewrite,
-            fault,
-            filters,
+    let said = (of(fault()), of(cors()), overrides());
+    let backend = (name(), 0..1000_u32, mutations(), mutations(), said, host).prop_map(
+        |(cluster, weight, request_headers, response_headers, (fault, cors, filters), host_rewrite)| {
+            Backend { cors, cluster, weight, request_headers, response_headers, host_rewrite, fault, filters }
         },
     );
     let plain = name().prop_map(|cluster| Backend::new(cluster, 1));
@@ -289,20 +284,23 @@ fn session() -> impl Strategy<Value = Session> {
 }
 
 fn cors() -> BoxedStrategy<Cors> {
-    let names = || vec("[A-Za-z*-]{1,8}", 0..3);
-    (vec(string_match(), 0..3), any::<bool>(), names(), names(), names(), any::<u32>())
-        .prop_map(
-            |(allow_origins, allow_credentials, allow_methods, allow_headers, expose_headers, max_age)| {
-                Cors {
-                    allow_origins,
-                    allow_credentials,
-                    allow_methods,
-                    allow_headers,
-                    expose_headers,
-                    max_age: Duration::from_secs(max_age.into()),
-                }
-            },
-        )
+    let names = || "([A-Za-z*-]{1,8}(, ?)?){0,3}";
+    let flags = any::<(bool, bool, bool)>();
+    (vec(string_match(), 0..3), flags, names(), names(), names(), "[0-9]{0,4}", fraction())
+        .prop_map(|(allow_origins, flags, allow_methods, allow_headers, expose_headers, max_age, enabled)| {
+            let (allow_credentials, allow_private_network, forward_unmatched) = flags;
+            Cors {
+                enabled,
+                allow_origins,
+                allow_credentials,
+                allow_methods,
+                allow_headers,
+                expose_headers,
+                max_age,
+                allow_private_network,
+                forward_unmatched,
+            }
+        })
         .boxed()
 }
 
