@@ -124,11 +124,14 @@ fn when_all_fail_the_endpoint_sees_at_most_a_fifth_more() {
         // The default policy, but for its pauses.
         setup.forward().retry = Some(policy(RetryOn::Reset));
         let mesh = setup.build();
+        let begun = Instant::now();
         for _ in 0..1000 {
             assert_eq!(mesh.send(get()).await.status, 503);
         }
-        let seen = app.seen().len();
-        assert!((1100..=1200).contains(&seen), "{seen}");
+        let seen = app.seen().len() as u64;
+        // Ten a second are allowed to whoever is slow.
+        let most = 1200 + 10 * begun.elapsed().as_secs();
+        assert!((1100..=most).contains(&seen), "{seen}, not at most {most}");
         assert!(mesh.metric("tulle_upstream_retries_refused_total", &["cart"]) > 0);
     });
 }
