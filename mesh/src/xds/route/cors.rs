@@ -17,7 +17,7 @@ pub(super) fn encode(cors: &Cors) -> pb::CorsPolicy {
         expose_headers: cors.expose_headers.clone(),
         max_age: cors.max_age.clone(),
         allow_credentials: proto::bool_value(cors.allow_credentials),
-        allow_private_network_access: proto::bool_value(true).filter(|_| cors.allow_private_network),
+        allow_private_network_access: proto::bool_value(cors.allow_private_network),
         // Envoy hands on what does not match; Gateway API wants it answered.
         forward_not_matching_preflights: proto::bool_value(cors.forward_unmatched),
         ..Default::default()

@@ -52,7 +52,35 @@ fn route() -> BoxedStrategy<Route> {
             let plain = Route::new(name, matches, action);
             Route { origin, request_headers, response_headers, fault, cors, ..plain }
         });
-    (plain, overrides()).prop_map(|(route, filters)| Route { filters, ..route }).boxed()
+    (plain, overrides())
+        .prop_map(|(mut route, filters)| {
+            if let (Some(far), RouteAction::Forward(forward)) = (&route.cors, &mut route.action) {
+                forward
+                    .backends
+                    .iter_mut()
+                    .filter_map(|backend| backend.cors.as_mut())
+                    .for_each(|near| inherit(near, far));
+            }
+            Route { filters, ..route }
+        })
+        .boxed()
+}
+
+/// What is read of a backend's cross-origin rules has from its route what the backend does not say.
+fn inherit(near: &mut Cors, far: &Cors) {
+    if near.allow_origins.is_empty() {
+        near.allow_origins.clone_from(&far.allow_origins);
+    }
+    for (near, far) in [
+        (&mut near.allow_methods, &far.allow_methods),
+        (&mut near.allow_headers, &far.allow_headers),
+        (&mut near.expose_headers, &far.expose_headers),
+        (&mut near.max_age, &far.max_age),
+    ] {
+        if near.is_empty() {
+            near.clone_from(far);
+        }
+    }
 }
 
 fn origin() -> impl Strategy<Value = Origin> {
