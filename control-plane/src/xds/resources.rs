@@ -130,6 +130,7 @@ impl Catalog for Resources {
             (Kind::Listener, xds::Client::Envoy(envoy)) => view.envoy_listener(name, envoy, client),
             (Kind::Cluster, xds::Client::Grpc | xds::Client::Envoy(_)) => view.peer_cluster(name, client),
             (Kind::Endpoint, xds::Client::Envoy(_)) => view.peer_endpoints(name, client),
+            (Kind::Route, xds::Client::Envoy(_)) => view.envoy_routes(name, client),
             _ => view.shared(kind, name, &client.caller),
         }
     }

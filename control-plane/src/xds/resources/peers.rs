@@ -94,6 +94,17 @@ impl View {
         Some(encode(&Resource::Cluster(cluster), client))
     }
 
+    /// Routes for an Envoy: beside the bound that gRPC's own clients need, it would pass over the timeouts.
+    pub(super) fn envoy_routes(&self, name: &str, client: &Client) -> Option<Arc<Encoded>> {
+        let mut routes = (**self.world.routes().get(name)?).clone();
+        for route in routes.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
+            if let RouteAction::Forward(forward) = &mut route.action {
+                forward.timeouts.grpc = None;
+            }
+        }
+        Some(encode(&Resource::Route(routes), client))
+    }
+
     /// A cluster's endpoints, where they are not the same for all.
     pub(super) fn peer_endpoints(&self, name: &str, client: &Client) -> Option<Arc<Encoded>> {
         let own = captures(client).then(|| self.captured_endpoints(name, client)).flatten();

@@ -1,5 +1,7 @@
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
 
 use super::{Shown, envoy, grpc, id, pinned, service, workload};
 use crate::xds::Kind;
@@ -92,6 +94,23 @@ fn a_cluster_names_the_identities_of_its_endpoints_and_changes_with_them() {
     let changed = shown.update(&(shop() + &second + &third));
     assert!(changed.contains(&(Kind::Endpoint, CART_CLUSTER.into())), "{changed:?}");
     assert!(!changed.contains(&(Kind::Cluster, CART_CLUSTER.into())), "{changed:?}");
+}
+
+#[test]
+fn a_timeout_is_a_bound_on_calls_to_grpc_and_a_timeout_to_envoy() {
+    let limit = "---\napiVersion: tulle.dev/v1alpha1\nkind: BackendTrafficPolicy\nmetadata: {name: quick, namespace: shop}\n\
+                 spec: {targetRefs: [{kind: Service, name: cart}], timeouts: {request: 5s}}\n";
+    let shown = Shown::new(&(shop() + limit));
+    let limits = |client: crate::xds::Client| {
+        let routes: RouteConfiguration = shown.find(Kind::Route, CART_CLUSTER, &client).expect("made");
+        let Some(Action::Route(action)) = routes.virtual_hosts[0].routes[0].action.clone() else {
+            panic!("{routes:?}")
+        };
+        let bound = action.max_stream_duration.map(|limits| limits.grpc_timeout_header_max.is_some());
+        (action.timeout.map(|timeout| timeout.seconds), bound)
+    };
+    assert_eq!(limits(grpc("web")), (Some(5), Some(true)));
+    assert_eq!(limits(envoy("web", None, None)), (Some(5), None), "beside which it would hold no timeout");
 }
 
 #[test]
