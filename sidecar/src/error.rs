@@ -50,6 +50,13 @@ pub(crate) enum RequestError {
     Timeout(&'static str, Duration),
     /// A limit of the cluster is reached.
     Limit(LimitReached),
+    /// The control plane has requests of the cluster refused.
+    Dropped {
+        /// What it calls that.
+        category: Box<str>,
+        /// All of them are.
+        all: bool,
+    },
     /// The last attempt failed.
     Attempt(SocketAddr, SendError),
     /// The client's own body failed.
@@ -89,6 +96,7 @@ impl RequestError {
             | Self::NoEndpoint(_)
             | Self::Overload(_)
             | Self::Limit(_)
+            | Self::Dropped { .. }
             | Self::Attempt(..) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -103,7 +111,7 @@ impl RequestError {
             Self::Dns(..) => "dns_error",
             Self::Loop => "proxy_loop_detected",
             Self::Denied(_) | Self::RateLimited(..) => "http_request_denied",
-            Self::Overload(_) | Self::Limit(_) => "connection_limit_reached",
+            Self::Overload(_) | Self::Limit(_) | Self::Dropped { .. } => "connection_limit_reached",
             Self::Fault(..) => "proxy_internal_response",
             Self::Timeout(..) => "http_response_timeout",
             Self::Attempt(_, error) => send_token(error),
@@ -117,6 +125,7 @@ impl RequestError {
             Self::NoListener(..) | Self::Configuration(..) => "NC",
             Self::NoEndpoint(_) => "UH",
             Self::RateLimited(..) => "RL",
+            Self::Dropped { .. } => "DO",
             Self::Fault(..) => "FI",
             Self::Timeout(..) => "UT",
             Self::Overload(_) | Self::Limit(_) | Self::Attempt(_, SendError::Overflow(_)) => "UO",
@@ -143,6 +152,8 @@ impl RequestError {
             Self::Configuration(..) => "cluster_not_found",
             Self::NoEndpoint(_) => "no_healthy_upstream",
             Self::RateLimited(..) => "local_rate_limited",
+            Self::Dropped { all: true, .. } => "unconditional_drop_overload",
+            Self::Dropped { .. } => "drop_overload",
             Self::Fault(..) => "fault_filter_abort",
             Self::Timeout("perTry", _) => "upstream_per_try_timeout",
             Self::Timeout("perTryIdle", _) => "upstream_per_try_idle_timeout",
@@ -290,6 +301,9 @@ impl fmt::Display for RequestError {
             Self::Fault(..) => f.write_str("injected fault"),
             Self::Timeout(name, value) => write!(f, "the timeout {name}={value:?} is over"),
             Self::Limit(limit) => write!(f, "{limit}"),
+            Self::Dropped { category, .. } => {
+                write!(f, "the control plane has requests refused ({category})")
+            }
             Self::Attempt(endpoint, error) => {
                 write!(f, "{endpoint}: ")?;
                 send_details(error, f)

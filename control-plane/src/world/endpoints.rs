@@ -208,5 +208,5 @@ fn assignment(name: String, found: Vec<Placed>) -> LoadAssignment {
             }
         })
         .collect();
-    LoadAssignment { overprovisioning: None, name, localities }
+    LoadAssignment { overprovisioning: None, name, localities, drops: Vec::new() }
 }

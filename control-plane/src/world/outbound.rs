@@ -115,7 +115,7 @@ pub(super) fn cluster(
         idle_timeout: traffic::idle(policy),
         max_requests_per_connection: None,
         limits: traffic::limits(policy),
-        outlier_detection: traffic::outlier_detection(policy),
+        outlier_detection: Some(traffic::outlier_detection(policy)),
         tls: service.external_name.is_none().then(|| mesh_tls(port.cluster().sni())),
         protocol: upstream(port.protocol),
         ..Cluster::new(name, discovery)

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 use tulle_mesh::model::{
-    FailurePercentage, GrpcTimeout, HashPolicy, Limits, LoadBalancer, OutlierDetection, RetryBudget, RetryOn,
-    RetryPolicy, Session, SessionCarrier, Timeouts,
+    FailurePercentage, GrpcTimeout, HashFunction, HashPolicy, Hashing, Limits, LoadBalancer,
+    OutlierDetection, RetryBudget, RetryOn, RetryPolicy, Session, SessionCarrier, Timeouts,
 };
 
 use super::report::{Report, Subject};
@@ -19,7 +19,12 @@ use crate::kinds::{
 };
 
 /// The size of a hash ring, in points (Envoy's defaults).
-const RING: LoadBalancer = LoadBalancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+const RING: LoadBalancer = LoadBalancer::RingHash {
+    min_size: 1024,
+    max_size: 8 << 20,
+    function: HashFunction::Xx,
+    hashing: Hashing { by_hostname: false, balance_factor: None },
+};
 
 /// How an endpoint is chosen.
 pub(super) fn load_balancer(policy: Option<&BackendTrafficPolicySpec>) -> LoadBalancer {
@@ -56,9 +61,11 @@ pub(super) fn limits(policy: Option<&BackendTrafficPolicySpec>) -> Limits {
     }
 }
 
-/// When an endpoint is left out; `None` for the sidecar's default.
-pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> Option<OutlierDetection> {
-    let settings = policy?.outlier_detection.as_ref()?;
+/// When an endpoint is left out.
+pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> OutlierDetection {
+    let Some(settings) = policy.and_then(|policy| policy.outlier_detection.as_ref()) else {
+        return OutlierDetection::MESH;
+    };
     let rate = settings.success_rate.clone().unwrap_or_default();
     let minimum_percent = rate.minimum_percent.unwrap_or(80);
     let time = |time: Option<crate::kinds::Duration>, default: u64| {
@@ -66,16 +73,16 @@ pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> Op
     };
     let base_ejection_time = time(settings.base_ejection_time, 1);
     let percent = settings.max_ejection_percent.unwrap_or(50);
-    Some(OutlierDetection {
+    OutlierDetection {
         consecutive_failures: settings.consecutive_errors.unwrap_or(7),
-        consecutive_gateway_failures: 0,
+        enforced_failures: 100,
         failure_percentage: (minimum_percent > 0).then(|| FailurePercentage {
             // Below 80 % succeed where 21 % fail: at 20 % they just suffice.
             threshold: 101 - minimum_percent.min(100),
             minimum_requests: rate.minimum_requests.unwrap_or(20),
             minimum_hosts: 1,
+            enforced: 100,
         }),
-        success_rate: None,
         interval: time(rate.interval, 10),
         base_ejection_time,
         max_ejection_time: time(settings.max_ejection_time, 60),
@@ -83,7 +90,8 @@ pub(super) fn outlier_detection(policy: Option<&BackendTrafficPolicySpec>) -> Op
         // Of a hundred one stays, and so does the last of fewer.
         max_ejection_percent: percent.min(99),
         always_eject_one: percent > 0,
-    })
+        ..OutlierDetection::MESH
+    }
 }
 
 /// The most retries of a policy that does not say.

@@ -42,6 +42,7 @@ impl Mesh {
         let address: SocketAddr = address.parse().unwrap();
         self.clusters.push(cluster(name, Discovery::Eds(name.into())));
         self.assignments.push(LoadAssignment {
+            drops: Vec::new(),
             overprovisioning: None,
             name: name.into(),
             localities: vec![LocalityEndpoints {

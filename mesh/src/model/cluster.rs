@@ -24,7 +24,7 @@ pub struct Cluster {
     pub max_requests_per_connection: Option<u32>,
     /// How much may be in flight.
     pub limits: Limits,
-    /// When an endpoint is left out for a while; `None`: the sidecar's default; `Some` with everything off: never.
+    /// When an endpoint is left out for a while; `None`: never.
     pub outlier_detection: Option<OutlierDetection>,
     /// mTLS to endpoints that have an identity; `None`: plaintext to all.
     pub tls: Option<UpstreamTls>,
@@ -222,12 +222,51 @@ pub enum LoadBalancer {
         min_size: u64,
         /// The greatest.
         max_size: u64,
+        /// What the points are placed by.
+        function: HashFunction,
+        /// What else it goes by.
+        hashing: Hashing,
     },
     /// By the request's hash, in a table of which each endpoint has its share (Maglev).
     Maglev {
         /// How many entries the table has; a prime.
         table_size: u32,
+        /// What else it goes by.
+        hashing: Hashing,
     },
+}
+
+impl LoadBalancer {
+    /// What it goes by besides a request's hash, where it goes by that.
+    pub fn hashing(&self) -> Option<Hashing> {
+        match self {
+            Self::RingHash { hashing, .. } | Self::Maglev { hashing, .. } => Some(*hashing),
+            Self::PeakEwma | Self::LeastRequest { .. } | Self::RoundRobin | Self::Random => None,
+        }
+    }
+}
+
+/// A function by which the points of a ring are placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HashFunction {
+    /// XXH64.
+    #[default]
+    Xx,
+    /// MurmurHash2, of 64 bits.
+    Murmur2,
+}
+
+/// What a choice by hashes goes by besides those of the requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hashing {
+    /// Endpoints are known by their host names, where they have them; else by their addresses.
+    pub by_hostname: bool,
+    /// The most requests that an endpoint may have in flight, in percent of its share of all; who has more is passed over. At
+    /// least 100; `None`: there is no such bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balance_factor: Option<u32>,
 }
 
 /// How much may be in flight to a cluster, over all workers (Envoy's circuit breakers, default priority). What is
@@ -265,8 +304,12 @@ pub struct RetryBudget {
 pub struct OutlierDetection {
     /// After this many failures in a row (5xx, gRPC unavailable, no answer); 0: never.
     pub consecutive_failures: u32,
+    /// With which probability it is left out then, in percent; else they are counted from 0 again.
+    pub enforced_failures: u32,
     /// The same, where of answers only 502, 503 and 504 are failures.
     pub consecutive_gateway_failures: u32,
+    /// With which probability it is left out then, in percent.
+    pub enforced_gateway_failures: u32,
     /// By the share of failures; `None`: never.
     pub failure_percentage: Option<FailurePercentage>,
     /// By how far the share of successes is below that of the others; `None`: never.
@@ -283,6 +326,48 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// One of several may be out whatever share that is.
     pub always_eject_one: bool,
+    /// What is no answer counts apart from what is one, and by this; `None`: as an answer with a failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalOrigin>,
+}
+
+impl OutlierDetection {
+    /// The mesh's own rule: 5 failures in a row, or more than half of at least 20 requests in 10 s; out for 1 s at first and 60 s at
+    /// most; at most half of the endpoints.
+    pub const MESH: Self = Self {
+        consecutive_failures: 5,
+        enforced_failures: 100,
+        consecutive_gateway_failures: 0,
+        enforced_gateway_failures: 0,
+        failure_percentage: Some(FailurePercentage {
+            threshold: 51,
+            minimum_requests: 20,
+            minimum_hosts: 1,
+            enforced: 100,
+        }),
+        success_rate: None,
+        interval: Duration::from_secs(10),
+        base_ejection_time: Duration::from_secs(1),
+        max_ejection_time: Duration::from_secs(60),
+        max_ejection_time_jitter: Duration::from_millis(250),
+        max_ejection_percent: 50,
+        always_eject_one: true,
+        local: None,
+    };
+}
+
+/// Ejection by what is no answer: no connection, no whole answer, none in time. That there was a connection is a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalOrigin {
+    /// After this many failures in a row; 0: never.
+    pub consecutive_failures: u32,
+    /// With which probability it is left out then, in percent.
+    pub enforced_failures: u32,
+    /// By the share of failures; `None`: never.
+    pub failure_percentage: Option<FailurePercentage>,
+    /// By how far the share of successes is below that of the others; `None`: never.
+    pub success_rate: Option<SuccessRate>,
 }
 
 /// Ejection by the share of failures.
@@ -296,6 +381,8 @@ pub struct FailurePercentage {
     /// Only where so many endpoints have that many requests. With one, each is judged as soon as it has them, and not only at
     /// the interval's end.
     pub minimum_hosts: u32,
+    /// With which probability it is left out then, in percent; else its requests are counted from 0 again.
+    pub enforced: u32,
 }
 
 /// Ejection by comparison with the others, at the end of each interval.
@@ -308,6 +395,8 @@ pub struct SuccessRate {
     pub minimum_requests: u32,
     /// Only where so many can be compared.
     pub minimum_hosts: u32,
+    /// With which probability it is left out then, in percent.
+    pub enforced: u32,
 }
 
 /// The client end of a mesh connection. The certificate and the trust bundle are the workload's own.

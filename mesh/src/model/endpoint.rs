@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::PerMillion;
 use crate::identity::SpiffeId;
 
 /// The endpoints of a cluster.
@@ -18,13 +19,26 @@ pub struct LoadAssignment {
     /// it keeps its whole share while 5 in 7 are usable. Never 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overprovisioning: Option<u32>,
+    /// Requests that are refused at once, since there are too many: one part after the other of what is left.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drops: Vec<DropOverload>,
+}
+
+/// A part of the requests that is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropOverload {
+    /// What the control plane calls it.
+    pub category: String,
+    /// Which part.
+    pub fraction: PerMillion,
 }
 
 impl LoadAssignment {
     /// Endpoints of which no place is known.
     pub fn new(name: impl Into<String>, endpoints: Vec<Endpoint>) -> Self {
         let place = LocalityEndpoints { locality: Locality::default(), priority: 0, weight: 1, endpoints };
-        Self { name: name.into(), localities: vec![place], overprovisioning: None }
+        Self { name: name.into(), localities: vec![place], overprovisioning: None, drops: Vec::new() }
     }
 
     /// All endpoints, whatever their place and health.

@@ -23,13 +23,15 @@ mod session;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
-    Cluster, Discovery, DnsFamily, FailurePercentage, HappyEyeballs, HostPort, IpFamily, Keepalive, Limits,
-    LoadBalancer, OutlierDetection, Panic, RetryBudget, SessionHealth, SuccessRate, UpstreamProtocol,
-    UpstreamTls,
+    Cluster, Discovery, DnsFamily, FailurePercentage, HappyEyeballs, HashFunction, Hashing, HostPort,
+    IpFamily, Keepalive, Limits, LoadBalancer, LocalOrigin, OutlierDetection, Panic, RetryBudget,
+    SessionHealth, SuccessRate, UpstreamProtocol, UpstreamTls,
 };
 pub use cors::Cors;
 pub use dns::{DnsName, DnsRecords, DnsTarget, is_domain_name};
-pub use endpoint::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
+pub use endpoint::{
+    DropOverload, Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints,
+};
 pub use fault::{AskedShare, Fault, FaultAbort, FaultPart, Whole};
 pub use filter::{
     AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, ReplaceableFilter,

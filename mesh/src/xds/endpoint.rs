@@ -9,13 +9,18 @@ use std::net::SocketAddr;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use envoy_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+use envoy_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::policy::DropOverload as DropOverloadPb;
 use envoy_types::pb::google::protobuf::Struct;
 use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
 
-use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
+use super::error::{At, Decoded, FieldError, each, is_set, non_empty, refuse, required, unsupported};
+use super::matching;
 use super::proto::{self, Fields, Read};
 use super::{Kind, XdsError};
-use crate::model::{Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints};
+use crate::model::{
+    DropOverload, Endpoint, EndpointAddress, Health, LoadAssignment, Locality, LocalityEndpoints,
+};
 
 /// The namespace of the metadata by which Envoy picks a transport socket for an endpoint.
 const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
@@ -31,10 +36,7 @@ pub fn encode(assignment: &LoadAssignment) -> pb::ClusterLoadAssignment {
     pb::ClusterLoadAssignment {
         cluster_name: assignment.name.clone(),
         endpoints: assignment.localities.iter().map(encode_locality).collect(),
-        policy: assignment.overprovisioning.map(|factor| pb::cluster_load_assignment::Policy {
-            overprovisioning_factor: proto::u32_value(factor),
-            ..Default::default()
-        }),
+        policy: encode_policy(assignment),
         ..Default::default()
     }
 }
@@ -51,7 +53,8 @@ pub fn decode(message: pb::ClusterLoadAssignment) -> Result<LoadAssignment, XdsE
 /// Reads a load assignment within another resource.
 pub(super) fn decode_assignment(message: pb::ClusterLoadAssignment) -> Decoded<LoadAssignment> {
     unsupported(!message.named_endpoints.is_empty(), "named_endpoints", "list endpoints in lb_endpoints")?;
-    let overprovisioning = message.policy.as_ref().map_or(Ok(None), decode_policy).at("policy")?;
+    let policy = message.policy.unwrap_or_default();
+    let (overprovisioning, drops) = decode_policy(policy).at("policy")?;
     let name = non_empty(message.cluster_name, "cluster_name")?;
     let localities = each("endpoints", message.endpoints, decode_locality)?;
     let priorities: HashSet<u32> = localities.iter().map(|locality| locality.priority).collect();
@@ -62,7 +65,7 @@ pub(super) fn decode_assignment(message: pb::ClusterLoadAssignment) -> Decoded<L
         )))
         .at("endpoints");
     }
-    Ok(LoadAssignment { name, localities, overprovisioning })
+    Ok(LoadAssignment { name, localities, overprovisioning, drops })
 }
 
 fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
@@ -79,12 +82,37 @@ fn encode_locality(group: &LocalityEndpoints) -> pb::LocalityLbEndpoints {
     }
 }
 
-fn decode_policy(policy: &pb::cluster_load_assignment::Policy) -> Decoded<Option<u32>> {
-    refuse!(policy; drop_overloads, endpoint_stale_after, weighted_priority_health)?;
+fn encode_policy(assignment: &LoadAssignment) -> Option<Policy> {
+    let policy = Policy {
+        overprovisioning_factor: assignment.overprovisioning.and_then(proto::u32_value),
+        drop_overloads: assignment.drops.iter().map(encode_drop).collect(),
+        ..Default::default()
+    };
+    is_set(&policy).then_some(policy)
+}
+
+fn decode_policy(policy: Policy) -> Decoded<(Option<u32>, Vec<DropOverload>)> {
+    refuse!(policy; endpoint_stale_after, weighted_priority_health)?;
+    let drops = each("drop_overloads", policy.drop_overloads, decode_drop)?;
     match policy.overprovisioning_factor.map(|factor| factor.value) {
         Some(0) => Err(FieldError::new("is 0: use at least 1")).at("overprovisioning_factor"),
-        factor => Ok(factor),
+        factor => Ok((factor, drops)),
     }
+}
+
+fn encode_drop(drop: &DropOverload) -> DropOverloadPb {
+    DropOverloadPb {
+        category: drop.category.clone(),
+        drop_percentage: matching::runtime_fraction(drop.fraction).default_value,
+    }
+}
+
+fn decode_drop(drop: DropOverloadPb) -> Decoded<DropOverload> {
+    let fraction = required(drop.drop_percentage, "drop_percentage")?;
+    Ok(DropOverload {
+        category: non_empty(drop.category, "category")?,
+        fraction: matching::decode_fraction(fraction).at("drop_percentage")?,
+    })
 }
 
 fn decode_locality(group: pb::LocalityLbEndpoints) -> Decoded<LocalityEndpoints> {

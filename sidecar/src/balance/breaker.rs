@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use tulle_mesh::model::{FailurePercentage, OutlierDetection, SuccessRate};
+use tulle_mesh::model::{FailurePercentage, LocalOrigin, OutlierDetection, SuccessRate};
+
+use super::Outcome;
 
 /// Where an endpoint stands. Times are nanoseconds of the endpoint's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,11 +95,62 @@ impl Row {
         Self { all: self.all.saturating_add(1), of_gateway: gateway }
     }
 
-    /// Whether it is as long as `rule` puts up with.
-    pub(super) fn is_too_long(self, rule: &OutlierDetection) -> bool {
-        let reaches = |row: u16, most: u32| most > 0 && u32::from(row) >= most.min(u16::MAX.into());
-        reaches(self.all, rule.consecutive_failures)
-            || reaches(self.of_gateway, rule.consecutive_gateway_failures)
+    /// For what it is too long by `rule`, if it is.
+    pub(super) fn is_too_long(self, rule: &OutlierDetection) -> Option<Cause> {
+        if reaches(self.all.into(), rule.consecutive_failures) {
+            return Some(Cause::Failures);
+        }
+        let gateways = reaches(self.of_gateway.into(), rule.consecutive_gateway_failures);
+        gateways.then_some(Cause::GatewayFailures)
+    }
+
+    /// The row without what `cause` counts.
+    pub(super) fn without(self, cause: Cause) -> Self {
+        match cause {
+            Cause::Failures => Self { all: 0, ..self },
+            Cause::GatewayFailures => Self { of_gateway: 0, ..self },
+            Cause::LocalFailures | Cause::Share | Cause::Probe => self,
+        }
+    }
+}
+
+/// Whether a row of failures is as long as one that is put up with no more; 0: any is. It counts no further than a row does.
+pub(super) fn reaches(row: u32, most: u32) -> bool {
+    most > 0 && row >= most.min(u16::MAX.into())
+}
+
+/// For what an endpoint is to be ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Failures in a row.
+    Failures,
+    /// The same of a gateway.
+    GatewayFailures,
+    /// The same of what was no answer, where that counts apart.
+    LocalFailures,
+    /// The share of failures.
+    Share,
+    /// It was out, and its probe failed.
+    Probe,
+}
+
+impl Cause {
+    /// With which probability it is enforced, in percent.
+    pub(super) fn enforced(self, rule: &OutlierDetection) -> u32 {
+        match self {
+            Self::Failures => rule.enforced_failures,
+            Self::GatewayFailures => rule.enforced_gateway_failures,
+            Self::LocalFailures => rule.local.as_ref().map_or(0, |local| local.enforced_failures),
+            Self::Share => rule.failure_percentage.as_ref().map_or(0, |rule| rule.enforced),
+            Self::Probe => 100,
+        }
+    }
+}
+
+impl Outcome {
+    /// It is no answer, but what the sidecar made out by itself.
+    pub(super) fn is_local(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Lost)
     }
 }
 
@@ -162,42 +215,70 @@ const TENTH: u64 = 100_000_000;
 
 /// Whether endpoints are judged at the end of each interval, all at once, and not one by one as soon as it is possible.
 pub(super) fn compares(rule: &OutlierDetection) -> bool {
-    rule.success_rate.is_some() || rule.failure_percentage.as_ref().is_some_and(|rule| rule.minimum_hosts > 1)
+    rule.success_rate.is_some()
+        || rule.failure_percentage.as_ref().is_some_and(|rule| rule.minimum_hosts > 1)
+        || rule.local.as_ref().is_some_and(|local| Shares::of_the_rest(local).are_some())
+}
+
+/// The rules by which endpoints are compared.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shares<'a> {
+    failures: Option<&'a FailurePercentage>,
+    successes: Option<&'a SuccessRate>,
+}
+
+impl<'a> Shares<'a> {
+    pub(super) fn of_answers(rule: &'a OutlierDetection) -> Self {
+        Self { failures: rule.failure_percentage.as_ref(), successes: rule.success_rate.as_ref() }
+    }
+
+    /// Of what is no answer.
+    pub(super) fn of_the_rest(rule: &'a LocalOrigin) -> Self {
+        Self { failures: rule.failure_percentage.as_ref(), successes: rule.success_rate.as_ref() }
+    }
+
+    /// Whether there is any.
+    pub(super) fn are_some(&self) -> bool {
+        self.failures.is_some() || self.successes.is_some()
+    }
 }
 
 /// What the windows of a cluster's endpoints say together: whom to eject.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Comparison {
+#[derive(Debug)]
+pub(super) struct Comparison<'a> {
+    rules: Shares<'a>,
     /// Out with a share of successes below this, in percent.
     lowest_success_rate: Option<f64>,
     /// The shares of failures say something.
     by_failures: bool,
 }
 
-impl Comparison {
+impl<'a> Comparison<'a> {
     /// Compares the windows of the endpoints that are in.
-    pub(super) fn new(rule: &OutlierDetection, windows: impl Iterator<Item = Window> + Clone) -> Self {
+    pub(super) fn new(rules: Shares<'a>, windows: impl Iterator<Item = Window> + Clone) -> Self {
         let hosts =
             |minimum_requests| windows.clone().filter(move |window| window.suffices(minimum_requests));
         let enough = |count: usize, minimum: u32| count >= minimum.max(1) as usize;
-        let by_failures = rule.failure_percentage.as_ref();
         Self {
-            lowest_success_rate: rule.success_rate.as_ref().and_then(|rule| {
+            rules,
+            lowest_success_rate: rules.successes.and_then(|rule| {
                 let rates = hosts(rule.minimum_requests).map(Window::success_rate);
                 enough(rates.clone().count(), rule.minimum_hosts).then(|| lowest(rates, rule))
             }),
-            by_failures: by_failures
+            by_failures: rules
+                .failures
                 .is_some_and(|rule| enough(hosts(rule.minimum_requests).count(), rule.minimum_hosts)),
         }
     }
 
-    /// Whether the endpoint of this window is to be ejected.
-    pub(super) fn ejects(&self, rule: &OutlierDetection, window: Window) -> bool {
-        let rate = rule.success_rate.as_ref().filter(|rule| window.suffices(rule.minimum_requests));
-        let failures = rule.failure_percentage.as_ref().filter(|rule| window.suffices(rule.minimum_requests));
-        let lowest = rate.and(self.lowest_success_rate);
-        lowest.is_some_and(|lowest| window.success_rate() < lowest)
-            || failures.is_some_and(|rule| self.by_failures && window.fails(rule))
+    /// Whether the endpoint of this window is to be ejected. `enforced` says whether a rule is, which is so in so many percent of
+    /// all cases.
+    pub(super) fn ejects(&self, window: Window, mut enforced: impl FnMut(u32) -> bool) -> bool {
+        let rate = self.rules.successes.filter(|rule| window.suffices(rule.minimum_requests));
+        let failures = self.rules.failures.filter(|rule| window.suffices(rule.minimum_requests));
+        let stands_out = rate.zip(self.lowest_success_rate);
+        stands_out.is_some_and(|(rule, lowest)| window.success_rate() < lowest && enforced(rule.enforced))
+            || failures.is_some_and(|rule| self.by_failures && window.fails(rule) && enforced(rule.enforced))
     }
 }
 
@@ -208,21 +289,6 @@ fn lowest(rates: impl Iterator<Item = f64> + Clone, rule: &SuccessRate) -> f64 {
     let variance = rates.map(|rate| (rate - mean).powi(2)).sum::<f64>() / count;
     mean - f64::from(rule.stdev_factor) / 1000.0 * variance.sqrt()
 }
-
-/// The sidecar's rule for clusters that bring none: 5 failures in a row, or more than half of at least 20 requests in
-/// 10 s; out for 1 s at first and 60 s at most; at most half of the endpoints.
-pub(super) const DEFAULT: OutlierDetection = OutlierDetection {
-    consecutive_failures: 5,
-    consecutive_gateway_failures: 0,
-    failure_percentage: Some(FailurePercentage { threshold: 51, minimum_requests: 20, minimum_hosts: 1 }),
-    success_rate: None,
-    interval: Duration::from_secs(10),
-    base_ejection_time: Duration::from_secs(1),
-    max_ejection_time: Duration::from_secs(60),
-    max_ejection_time_jitter: Duration::from_millis(250),
-    max_ejection_percent: 50,
-    always_eject_one: true,
-};
 
 /// How long the ejection after `earlier` others lasts: the base doubled for each, up to the maximum, and the jitter.
 pub(super) fn ejection_time(rule: &OutlierDetection, earlier: u32, random: u64) -> Duration {
@@ -248,6 +314,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const DEFAULT: OutlierDetection = OutlierDetection::MESH;
+
     #[test]
     fn as_many_as_the_share_says_or_one_of_several() {
         let most = |percent, always_eject_one, endpoints| {
@@ -267,12 +335,17 @@ mod tests {
         let window = |total, failed| Window { start: 0, total, failed };
         let rule = OutlierDetection {
             failure_percentage: None,
-            success_rate: Some(SuccessRate { stdev_factor: 1900, minimum_requests: 100, minimum_hosts: 5 }),
+            success_rate: Some(SuccessRate {
+                stdev_factor: 1900,
+                minimum_requests: 100,
+                minimum_hosts: 5,
+                enforced: 100,
+            }),
             ..DEFAULT
         };
         let out = |rule: &OutlierDetection, windows: &[Window]| {
-            let comparison = Comparison::new(rule, windows.iter().copied());
-            windows.iter().map(|window| comparison.ejects(rule, *window)).collect::<Vec<_>>()
+            let comparison = Comparison::new(Shares::of_answers(rule), windows.iter().copied());
+            windows.iter().map(|window| comparison.ejects(*window, |_| true)).collect::<Vec<_>>()
         };
         let others = [window(100, 0), window(200, 2), window(100, 0), window(100, 1)];
         let with = |last| [&others[..], &[last]].concat();
@@ -281,7 +354,8 @@ mod tests {
         assert_eq!(out(&rule, &with(window(99, 99))), [false; 5], "too few requests: so four are compared");
         assert_eq!(out(&rule, &others), [false; 4], "too few endpoints");
         assert_eq!(out(&rule, &[window(0, 0); 5]), [false; 5], "nobody was asked");
-        let wider = SuccessRate { stdev_factor: 2100, minimum_requests: 100, minimum_hosts: 5 };
+        let wider =
+            SuccessRate { stdev_factor: 2100, minimum_requests: 100, minimum_hosts: 5, enforced: 100 };
         let wider = OutlierDetection { success_rate: Some(wider), ..rule };
         assert_eq!(out(&wider, &with(window(100, 50))), [false; 5]);
     }
@@ -289,13 +363,14 @@ mod tests {
     #[test]
     fn a_share_of_failures_needs_enough_endpoints_that_have_one() {
         let window = |total, failed| Window { start: 0, total, failed };
-        let failures = FailurePercentage { threshold: 40, minimum_requests: 50, minimum_hosts: 3 };
+        let failures =
+            FailurePercentage { threshold: 40, minimum_requests: 50, minimum_hosts: 3, enforced: 100 };
         let rule = OutlierDetection { failure_percentage: Some(failures), ..DEFAULT };
         let windows = [window(50, 20), window(100, 39), window(60, 60), window(49, 49)];
-        let comparison = Comparison::new(&rule, windows.into_iter());
-        assert_eq!(windows.map(|window| comparison.ejects(&rule, window)), [true, false, true, false]);
-        let comparison = Comparison::new(&rule, windows[2..].iter().copied());
-        assert_eq!(windows.map(|window| comparison.ejects(&rule, window)), [false; 4]);
+        let comparison = Comparison::new(Shares::of_answers(&rule), windows.into_iter());
+        assert_eq!(windows.map(|window| comparison.ejects(window, |_| true)), [true, false, true, false]);
+        let comparison = Comparison::new(Shares::of_answers(&rule), windows[2..].iter().copied());
+        assert_eq!(windows.map(|window| comparison.ejects(window, |_| true)), [false; 4]);
         assert!(compares(&rule) && !compares(&DEFAULT));
     }
 
@@ -324,16 +399,20 @@ mod tests {
         let long = |failures: &[bool]| {
             let row = failures.iter().fold(Row::default(), |row, gateway| row.after(*gateway));
             assert_eq!(Row::unpack(row.pack()), row);
-            row.is_too_long(&rule)
+            row.is_too_long(&rule).is_some()
         };
         assert!(long(&[true, true]) && long(&[false, true, true]));
         assert!(!long(&[true, false, true]), "one of another kind ends the row");
         assert!(long(&[true, false, true, false]));
-        assert!(!Row::unpack(u32::MAX).is_too_long(&OutlierDetection {
+        let none = Row::unpack(u32::MAX).is_too_long(&OutlierDetection {
             consecutive_failures: 0,
             consecutive_gateway_failures: 0,
             ..DEFAULT
-        }));
+        });
+        assert_eq!(none, None);
+        let row = Row { all: 4, of_gateway: 2 };
+        assert_eq!(row.is_too_long(&rule), Some(Cause::Failures));
+        assert_eq!(row.without(Cause::Failures).is_too_long(&rule), Some(Cause::GatewayFailures));
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Cluster {
         Arc::new(Self {
             name: model.name.as_str().into(),
             endpoints: EndpointSet::new(placed, &model, overprovisioning, seed),
+            drops: endpoints.map(|assignment| assignment.drops.clone().into()).unwrap_or_default(),
             model,
             state,
         })

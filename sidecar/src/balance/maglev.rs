@@ -1,7 +1,5 @@
 //! A Maglev table, entry for entry as Envoy fills it, so that both send a key to the same endpoint.
 
-use std::net::SocketAddr;
-
 use twox_hash::XxHash64;
 
 /// Each entry belongs to an endpoint, in proportion to its weight.
@@ -26,14 +24,14 @@ struct Builder {
 impl Table {
     /// Fills `size` entries, a prime. In turns, each endpoint takes the next of its own order that is free; of less
     /// weight, it has fewer turns.
-    pub(super) fn new(endpoints: &[(SocketAddr, f64)], size: u32) -> Self {
+    pub(super) fn new(endpoints: &[(String, f64)], size: u32) -> Self {
         let greatest = endpoints.iter().map(|(_, weight)| *weight).fold(f64::MIN_POSITIVE, f64::max);
         let mut named: Vec<_> =
-            (0..).zip(endpoints).map(|(index, (at, weight))| (at.to_string(), index, *weight)).collect();
+            (0..).zip(endpoints).map(|(index, (name, weight))| (name.as_str(), index, *weight)).collect();
         // By name, so that the order in which they are listed makes no difference.
-        named.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+        named.sort_by_key(|(name, ..)| *name);
         let size = u64::from(size);
-        let builder = |(name, index, weight): (String, u32, f64)| Builder {
+        let builder = |(name, index, weight): (&str, u32, f64)| Builder {
             index,
             offset: XxHash64::oneshot(0, name.as_bytes()) % size,
             skip: XxHash64::oneshot(1, name.as_bytes()) % (size - 1) + 1,
@@ -93,8 +91,8 @@ impl Builder {
 mod tests {
     use super::*;
 
-    fn addresses(n: u8) -> Vec<(SocketAddr, f64)> {
-        (0..n).map(|i| (SocketAddr::from(([10, 0, 0, i], 80)), 1.0)).collect()
+    fn addresses(n: u8) -> Vec<(String, f64)> {
+        (0..n).map(|i| (format!("10.0.0.{i}:80"), 1.0)).collect()
     }
 
     fn count(table: &Table, index: u32) -> usize {

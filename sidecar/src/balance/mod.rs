@@ -4,6 +4,7 @@
 //! an endpoint. What is shared between workers are relaxed atomics on the endpoint and the cluster; nothing here
 //! locks, allocates or reads a clock on the way of a request.
 
+mod bounded;
 mod breaker;
 mod build;
 mod ewma;
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model;
 
+use breaker::{Comparison, Shares};
+
 pub(crate) use original::Originals;
 pub(crate) use pick::Pick;
 pub(crate) use ring::{hash, hash_after};
@@ -40,6 +43,8 @@ pub(crate) struct Cluster {
     pub(crate) model: Arc<model::Cluster>,
     /// The endpoints by priority, with what the balancer prepared.
     pub(crate) endpoints: EndpointSet,
+    /// Which part of the requests is refused; mostly none.
+    pub(crate) drops: Box<[model::DropOverload]>,
     /// Limits, budgets and counters, shared by all versions of the cluster and by all workers.
     pub(crate) state: Arc<ClusterState>,
 }
@@ -76,7 +81,11 @@ pub(crate) struct EndpointTls {
 pub(crate) enum Outcome {
     /// It answered; also with what is the client's fault (4xx, gRPC PERMISSION_DENIED).
     Success,
-    /// It failed as a gateway would: no connection, no (whole) answer, 502 to 504, gRPC UNAVAILABLE.
+    /// There was no connection.
+    Unreachable,
+    /// There was a connection, but no whole answer, or none in time.
+    Lost,
+    /// It answered as a gateway that fails: with 502 to 504, or gRPC UNAVAILABLE.
     Failure,
     /// It answered with any other 5xx.
     ServerError,
@@ -109,19 +118,14 @@ impl Cluster {
         InFlight { cluster: self.clone(), endpoint: endpoint.clone() }
     }
 
-    fn outlier_detection(&self) -> &model::OutlierDetection {
-        self.model.outlier_detection.as_ref().unwrap_or(&breaker::DEFAULT)
-    }
-
     /// Takes `endpoint` out of the choice, unless too many are out already.
-    fn eject(&self, endpoint: &Endpoint, now: Instant, random: u64) {
+    fn eject(&self, endpoint: &Endpoint, rule: &model::OutlierDetection, now: Instant, random: u64) {
         let state = &self.state;
         // One worker at a time, so that two can't both see room for one more. Who comes second lets it be: the next
         // failure asks again.
         if state.ejecting.swap(true, Acquire) {
             return;
         }
-        let rule = self.outlier_detection();
         let suspended = self.endpoints.iter().filter(|e| e.stats.is_suspended()).count();
         let room = suspended < breaker::most_ejected(rule, self.endpoints.all.len());
         if room || endpoint.stats.is_suspended() {
@@ -134,17 +138,25 @@ impl Cluster {
 
     /// At the end of an interval, compares the endpoints and ejects who stands out. Of all that come then, one does it.
     fn compare(&self, now: Instant, random: u64) {
-        let rule = self.outlier_detection();
+        let Some(rule) = &self.model.outlier_detection else { return };
         if !breaker::compares(rule) || !self.state.ends_interval(rule.interval, now) {
             return;
         }
         let standing = || self.endpoints.iter().filter(|e| !e.stats.is_suspended());
-        let comparison = breaker::Comparison::new(rule, standing().map(|e| e.stats.window()));
+        let answers = Shares::of_answers(rule);
+        let answers = Comparison::new(answers, standing().map(|e| e.stats.window()));
+        let local = rule.local.as_ref().map(|local| {
+            Comparison::new(Shares::of_the_rest(local), standing().map(|e| e.stats.local_window()))
+        });
         for (turn, endpoint) in (0..).zip(self.endpoints.iter()) {
-            let window = endpoint.stats.window();
+            let (window, local_window) = (endpoint.stats.window(), endpoint.stats.local_window());
             endpoint.stats.begin_window();
-            if !endpoint.stats.is_suspended() && comparison.ejects(rule, window) {
-                self.eject(endpoint, now, set::Draws(random.wrapping_add(turn)).next());
+            let mut draws = set::Draws(random.wrapping_add(turn));
+            let mut enforced = |percent: u32| draws.below(100) < u64::from(percent);
+            let stands_out = answers.ejects(window, &mut enforced)
+                || local.as_ref().is_some_and(|local| local.ejects(local_window, &mut enforced));
+            if stands_out && !endpoint.stats.is_suspended() {
+                self.eject(endpoint, rule, now, draws.next());
             }
         }
     }
@@ -170,14 +182,19 @@ impl InFlight {
     /// Notes how the endpoint did, once it is known, and ejects it where that is due. `random` is uniform over `u64`.
     pub(crate) fn report(&self, outcome: Outcome, now: Instant, random: u64) {
         let stats = &self.endpoint.stats;
-        let rule = self.cluster.outlier_detection();
+        if outcome != Outcome::Success {
+            stats.penalize(now);
+        }
+        let Some(rule) = &self.cluster.model.outlier_detection else { return stats.reopen() };
         match outcome {
             Outcome::Success => stats.succeed(rule, now),
-            Outcome::Refused => stats.penalize(now),
-            Outcome::Failure | Outcome::ServerError => {
-                stats.penalize(now);
-                if stats.fail(outcome == Outcome::Failure, rule, now) {
-                    self.cluster.eject(&self.endpoint, now, random);
+            Outcome::Refused => {}
+            _ => {
+                let Some(cause) = stats.fail(outcome, rule, now) else { return };
+                let mut draws = set::Draws(random);
+                match draws.below(100) < u64::from(cause.enforced(rule)) {
+                    true => self.cluster.eject(&self.endpoint, rule, now, draws.next()),
+                    false => stats.forget(cause),
                 }
             }
         }

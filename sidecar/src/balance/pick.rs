@@ -15,7 +15,7 @@ use tulle_mesh::model::{self, Health, LoadBalancer};
 
 use super::breaker::Standing;
 use super::set::{Draws, Group, Order, Priority, Shares};
-use super::{Cluster, Endpoint};
+use super::{Cluster, Endpoint, Limit};
 
 /// What a choice depends on besides the cluster.
 #[derive(Clone, Copy, Debug)]
@@ -219,13 +219,15 @@ impl Cluster {
             (Order::Ring(ring), _) => {
                 let hash = pick.hash.unwrap_or_else(|| draws.next());
                 // The walk meets an endpoint many times; a few steps find one that is in, else the scan does.
-                let mut walk = ring.walk(hash).take(WALK).map(|index| &endpoints[index]);
-                walk.find(|e| tier.admits(e, pick))
+                let mut walk = ring.walk(hash).take(WALK);
+                let first = walk.find(|index| tier.admits(&endpoints[*index], pick));
+                first.map(|index| self.with_room(group, index, hash, tier, pick))
             }
             (Order::Table(table), _) => {
                 let hash = pick.hash.unwrap_or_else(|| draws.next());
-                let mut walk = table.walk(hash).take(WALK).map(|index| &endpoints[index]);
-                walk.find(|e| tier.admits(e, pick))
+                let mut walk = table.walk(hash).take(WALK);
+                let first = walk.find(|index| tier.admits(&endpoints[*index], pick));
+                first.map(|index| self.with_room(group, index, hash, tier, pick))
             }
             (Order::Drawn, LoadBalancer::LeastRequest { choices, bias }) => match group.shares {
                 Shares::Equal(_) => {
@@ -244,6 +246,35 @@ impl Cluster {
         chosen
             .filter(|e| !tier.standing || self.enter(e, pick.now))
             .or_else(|| scan(group, tier, pick, draws).find(|e| !tier.standing || self.enter(e, pick.now)))
+    }
+
+    /// The endpoint of a hash, or where that is full, the first that has room, or else the one that is least full.
+    fn with_room<'a>(
+        &self,
+        group: &'a Group,
+        first: usize,
+        hash: u64,
+        tier: Tier,
+        pick: &Pick<'_>,
+    ) -> &'a Arc<Endpoint> {
+        let endpoints = &group.endpoints;
+        let Some(bound) = &group.bound else { return &endpoints[first] };
+        let all = self.state.in_flight(Limit::Requests);
+        let load = |index: usize| bound.load(index, endpoints[index].stats.in_flight(), all);
+        let (mut best, mut least) = (first, load(first));
+        if least > 1.0 {
+            let others = bound.others(hash).filter(|index| *index != first);
+            for index in others.filter(|index| tier.admits(&endpoints[*index], pick)) {
+                let load = load(index);
+                if load < least {
+                    (best, least) = (index, load);
+                }
+                if least <= 1.0 {
+                    break;
+                }
+            }
+        }
+        &endpoints[best]
     }
 
     /// Whether a chosen endpoint may have the request: it is in, or this is its probe.

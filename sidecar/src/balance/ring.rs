@@ -1,8 +1,8 @@
 //! A consistent-hash ring, point for point as Envoy builds it, so that both send a key to the same endpoint.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 
+use tulle_mesh::model::HashFunction;
 use twox_hash::XxHash64;
 
 /// Hashes on a circle; each belongs to an endpoint, in proportion to its weight.
@@ -12,9 +12,14 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Places `XXH64("<ip:port>_<i>")` for each endpoint: as many points as make the lightest endpoint's share whole,
-    /// at least `min_size` and at most `max_size` in all.
-    pub(super) fn new(endpoints: &[(SocketAddr, f64)], min_size: u64, max_size: u64) -> Self {
+    /// Places the hash of `<name>_<i>` for each endpoint: as many points as make the lightest endpoint's share whole, at
+    /// least `min_size` and at most `max_size` in all.
+    pub(super) fn new(
+        endpoints: &[(String, f64)],
+        min_size: u64,
+        max_size: u64,
+        function: HashFunction,
+    ) -> Self {
         let total: f64 = endpoints.iter().map(|(_, weight)| weight).sum();
         let lightest = endpoints.iter().map(|(_, weight)| weight / total).fold(1.0, f64::min);
         // A floor of one point for each endpoint and a ceiling against configuration that asks for gigabytes.
@@ -23,14 +28,18 @@ impl Ring {
         let mut points = Vec::with_capacity(scale.ceil() as usize);
         let (mut placed, mut target) = (0.0, 0.0);
         let mut key = String::new();
-        for (index, (address, weight)) in endpoints.iter().enumerate() {
+        for (index, (name, weight)) in endpoints.iter().enumerate() {
             target += scale * weight / total;
             let mut i = 0u64;
             while placed < target {
                 key.clear();
                 // Writing to a String can't fail.
-                let _ = write!(key, "{address}_{i}");
-                points.push((hash(key.as_bytes()), index as u32));
+                let _ = write!(key, "{name}_{i}");
+                let point = match function {
+                    HashFunction::Xx => hash(key.as_bytes()),
+                    HashFunction::Murmur2 => murmur2(key.as_bytes()),
+                };
+                points.push((point, index as u32));
                 placed += 1.0;
                 i += 1;
             }
@@ -61,13 +70,39 @@ pub(crate) fn hash_after(before: u64, bytes: &[u8]) -> u64 {
     XxHash64::oneshot(before, bytes)
 }
 
+/// MurmurHash2 of 64 bits, with the seed that Envoy has from `std::hash`.
+fn murmur2(bytes: &[u8]) -> u64 {
+    const SEED: u64 = 0xc70f_6907;
+    const MIX: u64 = 0xc6a4_a793_5bd1_e995;
+    let shift = |value: u64| value ^ (value >> 47);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut hash = SEED ^ (bytes.len() as u64).wrapping_mul(MIX);
+    for word in words {
+        let word = u64::from_le_bytes(*word).wrapping_mul(MIX);
+        hash = (hash ^ shift(word).wrapping_mul(MIX)).wrapping_mul(MIX);
+    }
+    if !rest.is_empty() {
+        let rest = rest.iter().rev().fold(0, |rest, byte| rest << 8 | u64::from(*byte));
+        hash = (hash ^ rest).wrapping_mul(MIX);
+    }
+    shift(shift(hash).wrapping_mul(MIX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn addresses(n: u16) -> Vec<(SocketAddr, f64)> {
-        (0..n).map(|i| (SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 80)), 1.0)).collect()
+    fn addresses(n: u16) -> Vec<(String, f64)> {
+        (0..n).map(|i| (format!("10.0.{}.{}:80", i >> 8, i & 255), 1.0)).collect()
+    }
+
+    #[test]
+    fn the_other_hash_is_that_of_the_standard_library_of_gcc() {
+        // `std::hash<std::string>` of libstdc++ on 64 bits.
+        assert_eq!(murmur2(b""), 0x553e_9390_1e46_2a6e);
+        assert_eq!(murmur2(b"10.0.0.1:80_17"), 0x3d93_8892_823c_2ba7);
+        assert_eq!(murmur2(b"a"), 0x454d_dee4_88c1_ed6b);
     }
 
     #[test]
@@ -80,7 +115,7 @@ mod tests {
     fn points_follow_weights() {
         let mut endpoints = addresses(3);
         endpoints[0].1 = 2.0;
-        let ring = Ring::new(&endpoints, 1024, 8 << 20);
+        let ring = Ring::new(&endpoints, 1024, 8 << 20, HashFunction::Xx);
         let count = |index| ring.points.iter().filter(|(_, i)| *i == index).count();
         assert_eq!((count(0), count(1), count(2)), (512, 256, 256));
     }
@@ -89,15 +124,15 @@ mod tests {
     fn a_ring_is_no_larger_than_allowed() {
         let mut endpoints = addresses(4);
         endpoints[0].1 = 1000.0;
-        assert!(Ring::new(&endpoints, 1024, 100).points.len() <= 101);
-        assert_eq!(Ring::new(&addresses(1), 1024, 1).points.len(), 1);
+        assert!(Ring::new(&endpoints, 1024, 100, HashFunction::Xx).points.len() <= 101);
+        assert_eq!(Ring::new(&addresses(1), 1024, 1, HashFunction::Xx).points.len(), 1);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn passing_over_an_endpoint_moves_only_its_own_keys(keys in proptest::collection::vec(any::<u64>(), 50), n in 2u16..12) {
-            let ring = Ring::new(&addresses(n), 1024, 8 << 20);
+            let ring = Ring::new(&addresses(n), 1024, 8 << 20, HashFunction::Xx);
             let gone = usize::from(n) - 1;
             for key in keys {
                 let owner = ring.walk(key).next().expect("not empty");

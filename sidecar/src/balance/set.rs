@@ -10,6 +10,7 @@ use std::time::Instant;
 use tulle_mesh::model::{Cluster, Health, LoadBalancer, LocalityEndpoints, Panic};
 
 use super::Endpoint;
+use super::bounded::Bound;
 use super::maglev::Table;
 use super::ring::Ring;
 use super::stride::Stride;
@@ -50,6 +51,8 @@ pub(super) struct Group {
     /// The share of each endpoint, cumulative.
     pub(super) shares: Shares,
     pub(super) order: Order,
+    /// How much each may have in flight, where there is such a bound.
+    pub(super) bound: Option<Bound>,
     /// Its share among the groups, by configuration.
     pub(super) weight: u64,
     /// How many endpoints of its locality say something of its health.
@@ -226,7 +229,7 @@ impl Ejected {
 impl Priority {
     fn new(places: &[&Placed<'_>], cluster: &Cluster, overprovisioning: u64, draws: &mut Draws) -> Self {
         let balancer = cluster.load_balancer;
-        let hashed = matches!(balancer, LoadBalancer::RingHash { .. } | LoadBalancer::Maglev { .. });
+        let hashed = balancer.hashing().is_some();
         let total = places.iter().map(|(_, endpoints)| endpoints.len()).sum();
         let counted = places.iter().map(|(_, endpoints)| that_count(endpoints)).sum();
         // Where no locality is said to have a share, all are alike.
@@ -313,21 +316,28 @@ impl Group {
         draws: &mut Draws,
     ) -> Self {
         let own = endpoints.iter().map(|endpoint| endpoint.model.weight.max(1));
-        let by_address =
-            || endpoints.iter().map(|e| e.address).zip(weights.iter().copied()).collect::<Vec<_>>();
+        let hashing = balancer.hashing().unwrap_or_default();
+        let by_name = || {
+            let names = endpoints.iter().map(|e| match e.model.hostname.as_str() {
+                host if hashing.by_hostname && !host.is_empty() => host.to_owned(),
+                _ => e.address.to_string(),
+            });
+            names.zip(weights.iter().copied()).collect::<Vec<_>>()
+        };
         let order = match balancer {
             LoadBalancer::RoundRobin => Order::Stride(Stride::new(own.clone(), draws.next() as u32)),
-            LoadBalancer::RingHash { min_size, max_size } => {
-                Order::Ring(Ring::new(&by_address(), min_size, max_size))
+            LoadBalancer::RingHash { min_size, max_size, function, .. } => {
+                Order::Ring(Ring::new(&by_name(), min_size, max_size, function))
             }
-            LoadBalancer::Maglev { table_size } => Order::Table(Table::new(&by_address(), table_size)),
+            LoadBalancer::Maglev { table_size, .. } => Order::Table(Table::new(&by_name(), table_size)),
             LoadBalancer::PeakEwma | LoadBalancer::LeastRequest { .. } | LoadBalancer::Random => Order::Drawn,
         };
         let shares = match balancer {
             LoadBalancer::Random => Shares::Equal(endpoints.len()),
             _ => Shares::new(own.map(u64::from)),
         };
-        Self { shares, endpoints, order, weight, counted, out: AtomicU32::new(0) }
+        let bound = hashing.balance_factor.map(|factor| Bound::new(factor, weights));
+        Self { shares, endpoints, order, bound, weight, counted, out: AtomicU32::new(0) }
     }
 
     /// How many endpoints are not ejected.

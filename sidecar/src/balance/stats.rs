@@ -1,14 +1,15 @@
-//! An endpoint's load and health: one cache line of relaxed atomics, written by all workers.
+//! An endpoint's load and health: relaxed atomics, written by all workers, in one cache line but for what few rules ask for.
 //!
 //! Each operation reads the line, lets a pure rule decide, and writes the result. A lost update between two workers
-//! costs one sample; only the steps that must happen once (a probe, an ejection) are compare-and-exchange.
+//! costs one sample; only the steps that must happen once (a failure in a row, a probe, an ejection) are compare-and-exchange.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use tulle_mesh::model::OutlierDetection;
+use tulle_mesh::model::{FailurePercentage, LocalOrigin, OutlierDetection};
 
-use super::breaker::{self, Row, Standing, State, Window};
+use super::Outcome;
+use super::breaker::{self, Cause, Row, Shares, Standing, State, Window};
 use super::ewma::Ewma;
 
 /// A new endpoint of a cluster that has others reaches its full share after this long.
@@ -21,7 +22,7 @@ pub(super) const RAMP: Duration = Duration::from_secs(30);
 const PENALTY: Duration = Duration::from_secs(1);
 
 /// Load and health of an endpoint.
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct EndpointStats {
     /// Where the clock of the other fields starts; for an endpoint without a ramp, [`RAMP`] before it was added.
     epoch: Instant,
@@ -41,6 +42,10 @@ pub(crate) struct EndpointStats {
     failed: AtomicU32,
     /// A packed [`Window`].
     window: AtomicU64,
+    /// What was no answer, where that counts apart: another packed [`Window`].
+    local_window: AtomicU64,
+    /// The failures among that in a row.
+    local_row: AtomicU32,
 }
 
 impl EndpointStats {
@@ -59,6 +64,8 @@ impl EndpointStats {
             ejections: AtomicU32::new(0),
             failed: AtomicU32::new(0),
             window: AtomicU64::new(Window::default().pack()),
+            local_window: AtomicU64::new(Window::default().pack()),
+            local_row: AtomicU32::new(0),
         }
     }
 
@@ -149,6 +156,9 @@ impl EndpointStats {
             self.consecutive.store(0, Relaxed);
         }
         self.count(false, rule, now);
+        if let Some(local) = &rule.local {
+            self.connected(local, now);
+        }
         let word = self.breaker.load(Relaxed);
         if let State::Probing { .. } = State::unpack(word) {
             let closed = State::Closed { since: self.clock(now) };
@@ -158,22 +168,76 @@ impl EndpointStats {
         }
     }
 
-    /// Notes a failure, of a gateway or not, and says whether the endpoint should be ejected for it.
+    /// Notes a failure, and says for what the endpoint should be ejected, if it should.
     #[must_use]
-    pub(super) fn fail(&self, of_gateway: bool, rule: &OutlierDetection, now: Instant) -> bool {
-        let row = Row::unpack(self.consecutive.load(Relaxed)).after(of_gateway);
-        self.consecutive.store(row.pack(), Relaxed);
-        let window = self.count(true, rule, now);
-        match State::unpack(self.breaker.load(Relaxed)) {
-            State::Probing { .. } => true,
-            // It failed requests from before; it is out already.
-            State::Open { .. } => false,
-            State::Closed { .. } => {
-                let failures = rule.failure_percentage.as_ref().filter(|_| !breaker::compares(rule));
-                row.is_too_long(rule)
-                    || failures
-                        .is_some_and(|rule| window.suffices(rule.minimum_requests) && window.fails(rule))
+    pub(super) fn fail(&self, outcome: Outcome, rule: &OutlierDetection, now: Instant) -> Option<Cause> {
+        let cause = match &rule.local {
+            Some(local) if outcome.is_local() => self.fail_locally(outcome, local, now),
+            local => {
+                if let Some(local) = local {
+                    self.connected(local, now);
+                }
+                self.answer_badly(outcome != Outcome::ServerError, rule, now)
             }
+        };
+        match State::unpack(self.breaker.load(Relaxed)) {
+            State::Probing { .. } => Some(Cause::Probe),
+            // It failed requests from before; it is out already.
+            State::Open { .. } => None,
+            State::Closed { .. } => cause,
+        }
+    }
+
+    fn answer_badly(&self, of_gateway: bool, rule: &OutlierDetection, now: Instant) -> Option<Cause> {
+        let longer = |word| Some(Row::unpack(word).after(of_gateway).pack());
+        let before = self.consecutive.fetch_update(Relaxed, Relaxed, longer);
+        let row = Row::unpack(before.unwrap_or_default()).after(of_gateway);
+        let window = self.count(true, rule, now);
+        let failures = rule.failure_percentage.as_ref().filter(|_| !breaker::compares(rule));
+        let fails = |rule: &FailurePercentage| window.suffices(rule.minimum_requests) && window.fails(rule);
+        row.is_too_long(rule).or_else(|| failures.is_some_and(fails).then_some(Cause::Share))
+    }
+
+    fn fail_locally(&self, outcome: Outcome, rule: &LocalOrigin, now: Instant) -> Option<Cause> {
+        if outcome == Outcome::Lost {
+            self.connected(rule, now);
+        }
+        self.count_locally(true, rule, now);
+        // It would take weeks of nothing but failures to come to its end.
+        let row = self.local_row.fetch_add(1, Relaxed).saturating_add(1);
+        breaker::reaches(row, rule.consecutive_failures).then_some(Cause::LocalFailures)
+    }
+
+    /// There was a connection.
+    fn connected(&self, rule: &LocalOrigin, now: Instant) {
+        if self.local_row.load(Relaxed) != 0 {
+            self.local_row.store(0, Relaxed);
+        }
+        self.count_locally(false, rule, now);
+    }
+
+    fn count_locally(&self, failure: bool, rule: &LocalOrigin, now: Instant) {
+        if Shares::of_the_rest(rule).are_some() {
+            let next = self.local_window().record(failure, self.clock(now), None);
+            self.local_window.store(next.pack(), Relaxed);
+        }
+    }
+
+    /// Counts from 0 again what `cause` counts: it was not enforced.
+    pub(super) fn forget(&self, cause: Cause) {
+        let shorter = |word| Some(Row::unpack(word).without(cause).pack());
+        let _ = self.consecutive.fetch_update(Relaxed, Relaxed, shorter);
+        match cause {
+            Cause::LocalFailures => self.local_row.store(0, Relaxed),
+            Cause::Share => self.window.store(Window::default().pack(), Relaxed),
+            Cause::Failures | Cause::GatewayFailures | Cause::Probe => {}
+        }
+    }
+
+    /// Lets the endpoint serve whatever it was ejected for: there is no rule any more.
+    pub(super) fn reopen(&self) {
+        if self.is_suspended() {
+            self.breaker.store(State::Closed { since: 0 }.pack(), Relaxed);
         }
     }
 
@@ -188,7 +252,8 @@ impl EndpointStats {
         let time = breaker::ejection_time(rule, earlier, random);
         self.ejections.store(earlier.saturating_add(1), Relaxed);
         self.consecutive.store(0, Relaxed);
-        self.window.store(Window::default().pack(), Relaxed);
+        self.local_row.store(0, Relaxed);
+        self.begin_window();
         self.breaker.store(State::Open { until: now + time.as_nanos() as u64 }.pack(), Relaxed);
     }
 
@@ -207,9 +272,15 @@ impl EndpointStats {
         Window::unpack(self.window.load(Relaxed))
     }
 
+    /// The same of what was no answer, where that counts apart.
+    pub(super) fn local_window(&self) -> Window {
+        Window::unpack(self.local_window.load(Relaxed))
+    }
+
     /// Begins the next interval.
     pub(super) fn begin_window(&self) {
         self.window.store(Window::default().pack(), Relaxed);
+        self.local_window.store(Window::default().pack(), Relaxed);
     }
 
     fn ewma(&self) -> Ewma {
@@ -233,20 +304,49 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn the_line_is_one_line() {
-        assert_eq!(size_of::<EndpointStats>(), 64);
+    fn what_most_rules_need_is_one_line() {
+        assert_eq!(std::mem::offset_of!(EndpointStats, local_window), 64);
+        assert_eq!(size_of::<EndpointStats>(), 128);
+    }
+
+    #[test]
+    fn what_is_no_answer_counts_apart_where_a_rule_says_so() {
+        let now = Instant::now();
+        let stats = EndpointStats::new(now, false, Duration::ZERO);
+        let local = LocalOrigin {
+            consecutive_failures: 3,
+            enforced_failures: 100,
+            failure_percentage: None,
+            success_rate: None,
+        };
+        let rule = OutlierDetection {
+            consecutive_failures: 2,
+            failure_percentage: None,
+            local: Some(local),
+            ..OutlierDetection::MESH
+        };
+        let fail = |outcome| stats.fail(outcome, &rule, now);
+        assert_eq!([Outcome::Unreachable; 3].map(fail), [None, None, Some(Cause::LocalFailures)]);
+        assert_eq!(fail(Outcome::ServerError), None, "there was a connection, and an answer");
+        assert_eq!([Outcome::Unreachable, Outcome::Lost, Outcome::Lost].map(fail), [None; 3]);
+        assert_eq!(fail(Outcome::Failure), Some(Cause::Failures), "what came between was no answer");
+        stats.forget(Cause::Failures);
+        assert_eq!([Outcome::Failure; 2].map(fail), [None, Some(Cause::Failures)]);
     }
 
     #[test]
     fn of_many_that_ask_one_gets_the_probe_and_only_its_success_ends_the_ejection() {
         let start = Instant::now();
         let stats = EndpointStats::new(start, false, Duration::ZERO);
-        let rule = &breaker::DEFAULT;
+        let rule = &OutlierDetection::MESH;
         stats.eject(rule, start, 0);
         assert!(stats.is_ejected(start) && !stats.claim_probe(start, MS));
         stats.succeed(rule, start);
         assert!(stats.is_ejected(start), "a success of a request from before the ejection");
-        assert!(!stats.fail(true, rule, start), "a failure of a request from before the ejection");
+        assert!(
+            stats.fail(Outcome::Failure, rule, start).is_none(),
+            "a failure of a request from before the ejection"
+        );
 
         let due = start + rule.base_ejection_time;
         let lease = Duration::from_secs(1);
@@ -261,11 +361,11 @@ mod tests {
     fn a_failed_probe_asks_for_a_longer_ejection() {
         let start = Instant::now();
         let stats = EndpointStats::new(start, false, Duration::ZERO);
-        let rule = &breaker::DEFAULT;
+        let rule = &OutlierDetection::MESH;
         stats.eject(rule, start, 0);
         let due = start + Duration::from_secs(1);
         assert!(stats.claim_probe(due, MS));
-        assert!(stats.fail(true, rule, due));
+        assert!(stats.fail(Outcome::Failure, rule, due).is_some());
         stats.eject(rule, due, 0);
         assert!(stats.is_ejected(due + Duration::from_millis(1999)));
         assert!(!stats.is_ejected(due + Duration::from_secs(2)));
@@ -275,15 +375,15 @@ mod tests {
     fn a_run_of_failures_asks_for_an_ejection_and_a_success_ends_the_run() {
         let now = Instant::now();
         let stats = EndpointStats::new(now, false, Duration::ZERO);
-        let rule = &breaker::DEFAULT;
+        let rule = &OutlierDetection::MESH;
         for _ in 0..4 {
-            assert!(!stats.fail(true, rule, now));
+            assert!(stats.fail(Outcome::Failure, rule, now).is_none());
         }
         stats.succeed(rule, now);
         for _ in 0..4 {
-            assert!(!stats.fail(true, rule, now));
+            assert!(stats.fail(Outcome::Failure, rule, now).is_none());
         }
-        assert!(stats.fail(true, rule, now));
+        assert!(stats.fail(Outcome::Failure, rule, now).is_some());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 use tulle_mesh::model::{
-    Discovery, EndpointAddress, Health, Limits, LoadAssignment, LoadBalancer, Locality, LocalityEndpoints,
+    Discovery, EndpointAddress, HashFunction, Hashing, Health, Limits, LoadAssignment, LoadBalancer,
+    Locality, LocalityEndpoints,
 };
 
 use super::pick::NoEndpoint;
@@ -15,8 +16,14 @@ use crate::telemetry::metrics::ClusterSeries;
 pub(crate) fn model(load_balancer: LoadBalancer) -> model::Cluster {
     model::Cluster {
         load_balancer,
+        outlier_detection: Some(model::OutlierDetection::MESH),
         ..model::Cluster::new("outbound|80||cart.shop", Discovery::Eds("outbound|80||cart.shop".into()))
     }
+}
+
+const fn ring(min_size: u64) -> LoadBalancer {
+    let hashing = Hashing { by_hostname: false, balance_factor: None };
+    LoadBalancer::RingHash { min_size, max_size: 8 << 20, function: HashFunction::Xx, hashing }
 }
 
 fn endpoint(last: u8) -> model::Endpoint {
@@ -28,7 +35,7 @@ fn place(priority: u32, weight: u32, endpoints: Vec<model::Endpoint>) -> Localit
 }
 
 fn assignment(localities: Vec<LocalityEndpoints>) -> LoadAssignment {
-    LoadAssignment { overprovisioning: None, name: String::new(), localities }
+    LoadAssignment { overprovisioning: None, name: String::new(), localities, drops: Vec::new() }
 }
 
 fn of(n: u8) -> LoadAssignment {
@@ -78,7 +85,7 @@ const ALL: [LoadBalancer; 5] = [
     LoadBalancer::LeastRequest { choices: 2, bias: 1.0 },
     LoadBalancer::RoundRobin,
     LoadBalancer::Random,
-    LoadBalancer::RingHash { min_size: 1024, max_size: 8 << 20 },
+    ring(1024),
 ];
 
 #[test]
@@ -97,7 +104,7 @@ fn weights_are_followed() {
     let now = Instant::now();
     let mut endpoints = of(2);
     endpoints.localities[0].endpoints[0].weight = 3;
-    for balancer in [LoadBalancer::RoundRobin, LoadBalancer::RingHash { min_size: 4096, max_size: 8 << 20 }] {
+    for balancer in [LoadBalancer::RoundRobin, ring(4096)] {
         let shares = shares(&build(model(balancer), &endpoints, None, now), 8000, now, &[]);
         assert!((5600..6400).contains(&shares[&0]), "{balancer:?}: {shares:?}");
     }
@@ -193,7 +200,7 @@ fn an_ejected_endpoint_gets_nothing_and_then_one_probe() {
 #[test]
 fn when_all_are_ejected_or_unhealthy_all_are_used_and_that_is_counted() {
     let now = Instant::now();
-    let mut rule = breaker::DEFAULT;
+    let mut rule = model::OutlierDetection::MESH;
     rule.max_ejection_percent = 99;
     let wide = model::Cluster { outlier_detection: Some(rule), ..model(LoadBalancer::PeakEwma) };
     let cluster = build(wide.clone(), &of(3), None, now);
@@ -375,7 +382,7 @@ proptest! {
         percent in 1u32..100,
         steps in proptest::collection::vec((any::<u8>(), any::<bool>(), 0u64..2_000), 1..400),
     ) {
-        let mut rule = breaker::DEFAULT;
+        let mut rule = model::OutlierDetection::MESH;
         rule.max_ejection_percent = percent;
         let model = model::Cluster { outlier_detection: Some(rule), ..model(LoadBalancer::PeakEwma) };
         let mut now = Instant::now();

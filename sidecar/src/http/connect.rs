@@ -114,7 +114,7 @@ impl Proxy {
             let error = SendError::Connect(error);
             let token = send_token(&error);
             let error = RequestError::Attempt(endpoint.address, error);
-            exchange.failed((token, error.to_string()), blamed.then_some(Outcome::Failure));
+            exchange.failed((token, error.to_string()), blamed.then_some(Outcome::Unreachable));
             let end = End::NotProcessed { connect: true };
             let pause = rules.decide(end, retries, self.worker.draw_u64());
             permit = pause.and_then(|_| cluster.retry_permit(Instant::now()));

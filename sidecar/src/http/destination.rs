@@ -12,8 +12,8 @@ use http::StatusCode;
 use http::request::Parts;
 use tulle_mesh::model::{
     Backend, Cluster as ClusterModel, Discovery, Domain, Endpoint, EndpointAddress, Forward, HttpConnection,
-    LoadAssignment, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
-    TrafficDirection, VirtualHost,
+    LoadAssignment, OutlierDetection, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch,
+    RouteSource, TrafficDirection, VirtualHost,
 };
 use tulle_mesh::route::RouteTable;
 
@@ -212,7 +212,10 @@ pub(super) fn plaintext_cluster(
     previous: Option<&Arc<Cluster>>,
 ) -> Arc<Cluster> {
     let endpoints = addresses.iter().map(|address| Endpoint::new(EndpointAddress::Socket(*address)));
-    let model = ClusterModel::new(SERVICE, Discovery::OriginalDestination);
+    let model = ClusterModel {
+        outlier_detection: Some(OutlierDetection::MESH),
+        ..ClusterModel::new(SERVICE, Discovery::OriginalDestination)
+    };
     let endpoints = LoadAssignment::new(SERVICE, endpoints.collect());
     let series = worker.telemetry.metrics.cluster(&SERVICE.into());
     Cluster::build(Arc::new(model), Some(&endpoints), previous, series)

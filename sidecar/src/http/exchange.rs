@@ -339,8 +339,12 @@ impl Exchange {
         let random = self.worker.draw_u64();
         if let Some(attempt) = &mut self.attempt {
             attempt.grpc_status = attempt.grpc_status.or(self.grpc_status);
-            let failed = blamed || attempt.grpc_status == Some(crate::error::GRPC_UNAVAILABLE);
-            attempt.judge(if failed { Outcome::Failure } else { Outcome::Success }, Instant::now(), random);
+            let outcome = match attempt.grpc_status {
+                _ if blamed => Outcome::Lost,
+                Some(crate::error::GRPC_UNAVAILABLE) => Outcome::Failure,
+                _ => Outcome::Success,
+            };
+            attempt.judge(outcome, Instant::now(), random);
             if attempt.error.is_none() {
                 attempt.error.clone_from(&problem);
             }

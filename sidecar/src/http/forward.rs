@@ -15,7 +15,9 @@ use http::header::{HOST, SET_COOKIE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, Version};
 use smallvec::SmallVec;
-use tulle_mesh::model::{Backend, Forward, HostRewrite, RetryPolicy, TrafficDirection, UpstreamProtocol};
+use tulle_mesh::model::{
+    Backend, Forward, HostRewrite, PerMillion, RetryPolicy, TrafficDirection, UpstreamProtocol,
+};
 use tulle_mesh::route::{RouteId, RouteTable, filter};
 
 use super::body::{Body, BodyError};
@@ -149,6 +151,12 @@ impl Proxy {
         interim: &Interim,
         slot: Option<Slot>,
     ) -> Result<Answered, RequestError> {
+        for drop in &plan.cluster.drops {
+            if drop.fraction.hit(self.worker.draw()) {
+                let all = drop.fraction == PerMillion::ALL;
+                return Err(RequestError::Dropped { category: drop.category.as_str().into(), all });
+            }
+        }
         let rules = Rules {
             policy: plan.forward.retry.as_ref(),
             concerned: retry::concerns(plan.forward.retry.as_ref(), &exchange.view()),
@@ -356,10 +364,10 @@ fn failed(exchange: &mut Exchange, endpoint: &Endpoint, error: SendError) -> Tri
     let (end, outcome) = match &error {
         // The want of an own certificate is no fault of the endpoint.
         SendError::Connect(ConnectError::NoCertificate) => (Some(End::NotProcessed { connect: true }), None),
-        SendError::Connect(_) => (Some(End::NotProcessed { connect: true }), Some(Outcome::Failure)),
+        SendError::Connect(_) => (Some(End::NotProcessed { connect: true }), Some(Outcome::Unreachable)),
         // A connection that had idled for too long, or an endpoint about to end: no failure either.
         SendError::NotProcessed(_) => (Some(End::NotProcessed { connect: false }), None),
-        SendError::Reset(_) | SendError::Protocol(_) => (Some(End::Reset), Some(Outcome::Failure)),
+        SendError::Reset(_) | SendError::Protocol(_) => (Some(End::Reset), Some(Outcome::Lost)),
         // It does what it can; another may do more.
         SendError::Version(_) => (Some(End::NotProcessed { connect: true }), None),
         SendError::RequestBody(_) | SendError::Request(_) | SendError::Overflow(_) => (None, None),
@@ -385,7 +393,7 @@ fn timed_out(exchange: &mut Exchange, over: Over) -> Tried {
     };
     let error = RequestError::Timeout(name, value);
     // A caller in a hurry says nothing about the endpoint.
-    let blamed = matches!(name, "request" | "perTry" | "perTryIdle" | "idle").then_some(Outcome::Failure);
+    let blamed = matches!(name, "request" | "perTry" | "perTryIdle" | "idle").then_some(Outcome::Lost);
     exchange.failed((error.token(), error.to_string()), blamed);
     Tried { result: Err(error), end, mesh_made: false }
 }

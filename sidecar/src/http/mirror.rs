@@ -126,7 +126,7 @@ impl Copied {
             }
             Err(error) => {
                 tracing::debug!(cluster = %cluster.name, ?error, "a mirrored request failed");
-                Outcome::Failure
+                Outcome::Lost
             }
         };
         self.in_flight.report(outcome, Instant::now(), self.worker.draw_u64());

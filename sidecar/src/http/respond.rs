@@ -21,6 +21,9 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Envoy's sign that a 503 is due to a limit.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+/// The same of one that the control plane asked for.
+const DROPPED: HeaderName = HeaderName::from_static("x-envoy-drop-overload");
+const ALL_DROPPED: HeaderName = HeaderName::from_static("x-envoy-unconditional-drop-overload");
 
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +52,9 @@ pub(crate) fn error(error: &RequestError, details: &str, asker: Asker) -> Respon
         | RequestError::Limit(_)
         | RequestError::Attempt(_, SendError::Overflow(_)) => {
             headers.insert(OVERLOADED, HeaderValue::from_static("true"));
+        }
+        RequestError::Dropped { all, .. } => {
+            headers.insert(if *all { ALL_DROPPED } else { DROPPED }, HeaderValue::from_static("true"));
         }
         _ => {}
     }

@@ -128,7 +128,7 @@ impl<'a> Route<'a> {
                     return Ok(Upstream { connection, in_flight, said, failed: None, _permit: permit });
                 }
                 Err(error) => {
-                    in_flight.report(Outcome::Failure, Instant::now(), worker.draw_u64());
+                    in_flight.report(Outcome::Unreachable, Instant::now(), worker.draw_u64());
                     last = NoUpstream::connecting(&error, endpoint.address);
                 }
             }

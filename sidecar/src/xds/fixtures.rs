@@ -50,5 +50,5 @@ pub(crate) fn endpoints(name: &str, addresses: &[[u8; 4]]) -> LoadAssignment {
     });
     let locality = Locality { region: "here".into(), ..Locality::default() };
     let place = LocalityEndpoints { locality, priority: 0, weight: 1, endpoints: endpoints.collect() };
-    LoadAssignment { overprovisioning: None, name: name.into(), localities: vec![place] }
+    LoadAssignment { overprovisioning: None, name: name.into(), localities: vec![place], drops: Vec::new() }
 }

@@ -358,6 +358,27 @@ impl Oracle {
         [one(envoy).await, one(tulle).await]
     }
 
+    /// Sends the same request so often to either, each once the one before has reached an upstream: what became of them.
+    pub async fn both_overlapping(&self, times: usize, request: &[u8], script: &str) -> [Vec<Outcome>; 2] {
+        let [envoy, tulle] = self.sides.map(|side| async move {
+            let cases: Vec<_> = (0..times).map(|_| self.case(side, script)).collect();
+            let before = std::iter::once(None).chain(cases.iter().map(Some));
+            let all = before.zip(&cases).map(|(before, case)| async move {
+                let arrived = || async {
+                    let arrived = before.is_none_or(|before| self.scripts.is_met(before));
+                    arrived
+                        .then_some(())
+                        .ok_or_else(|| "the one before has not come to an upstream".to_owned())
+                };
+                wait_for(LIMIT, arrived).await.unwrap_or_else(|error| panic!("{error}"));
+                self.exchange(side, request, case).await
+            });
+            futures_util::future::join_all(all).await
+        });
+        let (envoy, tulle) = tokio::join!(envoy, tulle);
+        [envoy, tulle]
+    }
+
     /// Whether all clusters can be reached.
     async fn serves(&self, side: Side) -> Result<(), String> {
         connect(side.address).await?;

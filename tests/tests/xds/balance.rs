@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tulle_tests::LIMIT;
 use tulle_tests::oracle::{Oracle, cluster, endpoints, route_configuration};
 
+use crate::compare::Tally;
 use crate::shares::{check, upstream};
 
 /// What `a`, `b` and `c` are, by locality: its weight, its priority, and of each endpoint its upstream, health and weight.
@@ -191,5 +192,99 @@ async fn endpoints_are_compared_at_the_end_of_each_interval_as_with_envoy() {
             return;
         }
         assert!(begun.elapsed() < LIMIT, "{cases:?}: {out:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_the_requests_is_dropped_as_by_envoy() {
+    let mut oracle = Oracle::start().await;
+    let address = oracle.upstreams[0].address;
+    let cases =
+        [(100, "HUNDRED", 1.0), (30, "HUNDRED", 0.3), (2_000, "TEN_THOUSAND", 0.2), (0, "MILLION", 0.0)];
+    let (mut resources, mut routes) = (Vec::new(), Vec::new());
+    for (index, (numerator, denominator, _)) in cases.iter().enumerate() {
+        let name = format!("dropping{index}");
+        let mut assignment = endpoints(&name, &[address]);
+        let part = json!({ "numerator": numerator, "denominator": denominator });
+        assignment["policy"] =
+            json!({ "drop_overloads": [{ "category": "throttle", "drop_percentage": part }] });
+        resources.push(cluster(&name, json!({})));
+        resources.push(assignment);
+        routes.push(json!({ "match": { "path": format!("/{index}") }, "route": { "cluster": name } }));
+    }
+    let host = json!({ "name": "h", "domains": ["h.test"], "routes": routes });
+    resources.push(route_configuration("routes", &[host]));
+    oracle.push(resources).await;
+    let mut tally = Tally::default();
+    for (index, (numerator, denominator, share)) in cases.iter().enumerate() {
+        let request = format!("GET /{index} HTTP/1.1\r\nhost: h.test\r\n\r\n");
+        let mut shares = [BTreeMap::new(), BTreeMap::new()];
+        for _ in 0..100 {
+            let outcomes = oracle.both(request.as_bytes(), "ok").await;
+            for (outcome, shares) in outcomes.iter().zip(&mut shares) {
+                *shares.entry(upstream(outcome)).or_insert(0) += 1;
+            }
+            // Where chance decides, they differ now and then.
+            if outcomes[0].received.status == outcomes[1].received.status {
+                tally.compare(&format!("{numerator} {denominator}"), outcomes);
+            }
+        }
+        for (side, got) in ["envoy", "tulle"].iter().zip(&shares) {
+            check(&format!("{side} {numerator} {denominator}"), &[("503", *share), ("a", 1.0 - share)], got);
+        }
+    }
+    tally.end(&["local replies"]);
+}
+
+#[tokio::test]
+async fn a_rule_is_enforced_as_often_as_it_says() {
+    const CLUSTERS: usize = 80;
+    let mut oracle = Oracle::start().await;
+    let addresses = [0, 1].map(|index| oracle.upstreams[index].address);
+    let rule = |percent: u32| {
+        json!({
+            "consecutive_5xx": 1,
+            "enforcing_consecutive_5xx": percent,
+            "enforcing_success_rate": 0,
+            "max_ejection_percent": 100,
+            "interval": "300s",
+            "base_ejection_time": "300s",
+        })
+    };
+    let (mut resources, mut routes) = (Vec::new(), Vec::new());
+    for (group, percent) in [20, 60].into_iter().enumerate() {
+        for index in 0..CLUSTERS {
+            let name = format!("enforced{group}-{index}");
+            resources.push(cluster(&name, json!({ "outlier_detection": rule(percent) })));
+            resources.push(endpoints(&name, &addresses));
+            let path = format!("/{group}/{index}");
+            routes.push(json!({ "match": { "path": path }, "route": { "cluster": name } }));
+        }
+    }
+    let host = json!({ "name": "h", "domains": ["h.test"], "routes": routes });
+    resources.push(route_configuration("routes", &[host]));
+    oracle.push(resources).await;
+    for (group, share) in [0.2, 0.6].into_iter().enumerate() {
+        // Each endpoint gets one of two requests, as long as both are in. `b` fails once.
+        let mut out = [BTreeMap::new(), BTreeMap::new()];
+        for again in [false, true] {
+            for index in 0..CLUSTERS {
+                let request =
+                    format!("POST /{group}/{index} HTTP/1.1\r\nhost: h.test\r\ncontent-length: 2\r\n\r\nhi");
+                let mut met = [false; 2];
+                for _ in 0..2 {
+                    let outcomes = oracle.both(request.as_bytes(), "500@b").await;
+                    for (outcome, met) in outcomes.iter().zip(&mut met) {
+                        *met |= outcome.received.status == 500;
+                    }
+                }
+                for (met, out) in met.iter().zip(&mut out).filter(|_| again) {
+                    *out.entry(if *met { "in" } else { "out" }.to_owned()).or_insert(0) += 1;
+                }
+            }
+        }
+        for (side, got) in ["envoy", "tulle"].iter().zip(&out) {
+            check(&format!("{side} {share}"), &[("out", share), ("in", 1.0 - share)], got);
+        }
     }
 }

@@ -310,6 +310,8 @@ const ENVOYS_WORDS: &[&str] = &[
     "RBAC: access denied",
     "local_rate_limited",
     "fault filter abort",
+    "drop overload",
+    "unconditional drop overload",
     "downstream duration timeout",
 ];
 

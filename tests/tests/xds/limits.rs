@@ -124,7 +124,20 @@ fn outliers() -> Vec<(Value, &'static str, usize)> {
         "enforcing_consecutive_gateway_failure": 100,
         "max_ejection_percent": 100,
     });
+    // What is no answer counts apart; that there was a connection is a success, as often as it is lost.
+    let split = |answers: u32, local: u32| {
+        let mut rule = rule(answers, 100);
+        rule["split_external_local_origin_errors"] = json!(true);
+        rule["consecutive_local_origin_failure"] = json!(local);
+        rule["enforcing_local_origin_success_rate"] = json!(0);
+        rule
+    };
     vec![
+        (Value::Null, "503@b", 20),
+        (split(3, 2), "503@b", 3),
+        (split(3, 2), "fin@b", 20),
+        (split(3, 1), "fin@b", 1),
+        (split(30, 1), "503@b", 20),
         (rule(3, 100), "503@b", 3),
         (rule(3, 100), "500@b", 3),
         (rule(5, 50), "503@b", 5),
@@ -157,10 +170,12 @@ async fn failing_endpoints_are_left_out_as_with_envoy() {
     let mut routes = Vec::new();
     for (index, (detection, ..)) in cases.iter().enumerate() {
         let mut detection = detection.clone();
-        detection["enforcing_success_rate"] = json!(0);
-        // Longer than the test lasts.
-        detection["interval"] = json!("300s");
-        detection["base_ejection_time"] = json!("300s");
+        if !detection.is_null() {
+            detection["enforcing_success_rate"] = json!(0);
+            // Longer than the test lasts.
+            detection["interval"] = json!("300s");
+            detection["base_ejection_time"] = json!("300s");
+        }
         for attempt in 0..ATTEMPTS {
             let name = format!("watched{index}-{attempt}");
             resources.push(cluster(&name, json!({ "outlier_detection": detection })));

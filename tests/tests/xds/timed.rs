@@ -90,11 +90,11 @@ async fn the_time_that_a_call_brings_along_is_bounded_as_by_envoy() {
 #[tokio::test]
 async fn an_attempt_that_gives_no_sign_of_life_is_given_up_as_by_envoy() {
     let mut oracle = Oracle::start().await;
-    let policies = ["5xx", "gateway-error", "reset", "connect-failure"].map(|on| {
+    let policies = ["5xx", "reset", "connect-failure"].map(|on| {
         json!({
             "retry_on": on,
             "num_retries": 1,
-            "per_try_idle_timeout": "0.2s",
+            "per_try_idle_timeout": "1s",
             "retry_back_off": { "base_interval": "0.001s" },
         })
     });
@@ -106,17 +106,9 @@ async fn an_attempt_that_gives_no_sign_of_life_is_given_up_as_by_envoy() {
     oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": routes })]).await;
     let mut tally = Tally::default();
     for (index, policy) in policies.iter().enumerate() {
-        for script in [
-            "ok",
-            "hang",
-            "hang,ok",
-            "hang,503",
-            "503,hang",
-            "stall-head,ok",
-            "slow,ok",
-            "stall",
-            "stall-chunk",
-        ] {
+        for script in
+            ["ok", "hang", "hang,ok", "hang,503", "503,hang", "stall-head,ok", "stall", "stall-chunk"]
+        {
             let head = "host: h.test\r\ncontent-length: 2\r\n\r\nhi";
             let request = format!("POST /{index} HTTP/1.1\r\n{head}");
             tally.compare(&format!("{policy} {script}"), oracle.both(request.as_bytes(), script).await);

@@ -274,8 +274,8 @@ fn traffic_policies_shape_clusters() {
     assert_eq!(cluster.load_balancer, LoadBalancer::PeakEwma);
     assert_eq!(
         (&cluster.outlier_detection, &cluster.limits.retry_budget),
-        (&None, &None),
-        "the sidecar's defaults"
+        (&Some(tulle_mesh::model::OutlierDetection::MESH), &None),
+        "the mesh's rule, and the sidecar's default"
     );
     assert!(cluster.tls.as_ref().is_some_and(|tls| tls.only_meshed_endpoints));
 }

@@ -9,15 +9,17 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
-use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::LocalityLbConfig;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::locality_lb_config::{
     LocalityConfigSpecifier, LocalityWeightedLbConfig,
+};
+use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::{
+    ConsistentHashingLbConfig, LocalityLbConfig,
 };
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::maglev::v3::Maglev;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::random::v3::Random;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::{
-    RingHash, ring_hash::HashFunction,
+    RingHash, ring_hash::HashFunction as HashFunctionPb,
 };
 use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
@@ -26,7 +28,7 @@ use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use prost::Name;
 
 use super::localities::Places;
-use crate::model::LoadBalancer;
+use crate::model::{HashFunction, Hashing, LoadBalancer};
 use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::proto::{self, Fields};
 
@@ -112,9 +114,13 @@ pub(super) fn encode(balancer: LoadBalancer, weighted: bool) -> pb::LoadBalancin
             let random = policy("envoy.load_balancing_policies.random", proto::any(&config));
             vec![random, round_robin_by_locality()]
         }
-        LoadBalancer::RingHash { min_size, max_size } => {
+        LoadBalancer::RingHash { min_size, max_size, function, hashing } => {
             let config = RingHash {
-                hash_function: HashFunction::XxHash as i32,
+                hash_function: match function {
+                    HashFunction::Xx => HashFunctionPb::XxHash as i32,
+                    HashFunction::Murmur2 => HashFunctionPb::MurmurHash2 as i32,
+                },
+                consistent_hashing_lb_config: encode_hashing(hashing),
                 minimum_ring_size: Some(UInt64Value { value: min_size }),
                 maximum_ring_size: Some(UInt64Value { value: max_size }),
                 locality_weighted_lb_config: own_weight,
@@ -122,11 +128,11 @@ pub(super) fn encode(balancer: LoadBalancer, weighted: bool) -> pb::LoadBalancin
             };
             vec![policy("envoy.load_balancing_policies.ring_hash", proto::any(&config))]
         }
-        LoadBalancer::Maglev { table_size } => {
+        LoadBalancer::Maglev { table_size, hashing } => {
             let config = Maglev {
+                consistent_hashing_lb_config: encode_hashing(hashing),
                 table_size: Some(UInt64Value { value: table_size.into() }),
                 locality_weighted_lb_config: own_weight,
-                ..Default::default()
             };
             vec![policy("envoy.load_balancing_policies.maglev", proto::any(&config))]
         }
@@ -137,7 +143,7 @@ pub(super) fn encode(balancer: LoadBalancer, weighted: bool) -> pb::LoadBalancin
 pub(super) fn decode(message: &pb::Cluster) -> Decoded<Choice> {
     match &message.load_balancing_policy {
         Some(list) => decode_list(list, true).at("load_balancing_policy"),
-        None => decode_policy(message.lb_policy, message.lb_config.as_ref()).map(Choice::of),
+        None => decode_policy(message).map(Choice::of),
     }
 }
 
@@ -181,16 +187,17 @@ fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<Choice>> {
     }
     if proto::is::<RingHash>(config) {
         let ring: RingHash = proto::unpack(config)?;
-        let murmur = ring.hash_function == HashFunction::MurmurHash2 as i32;
+        let murmur = ring.hash_function == HashFunctionPb::MurmurHash2 as i32;
         let weighted = ring.locality_weighted_lb_config.is_some();
-        let balancer = decode_ring(ring.minimum_ring_size, ring.maximum_ring_size, murmur)?;
+        let hashing = decode_ring_hashing(&ring)?;
+        let balancer = decode_ring(ring.minimum_ring_size, ring.maximum_ring_size, murmur, hashing)?;
         return Ok(Some(Choice::weighted(balancer, weighted)));
     }
     if proto::is::<Maglev>(config) {
         let maglev: Maglev = proto::unpack(config)?;
-        refuse!(maglev; consistent_hashing_lb_config)?;
         let weighted = maglev.locality_weighted_lb_config.is_some();
-        return Ok(Some(Choice::weighted(decode_table(maglev.table_size)?, weighted)));
+        let hashing = decode_hashing(maglev.consistent_hashing_lb_config)?;
+        return Ok(Some(Choice::weighted(decode_table(maglev.table_size, hashing)?, weighted)));
     }
     if may_nest && proto::is::<WrrLocality>(config) {
         let weighted: WrrLocality = proto::unpack(config)?;
@@ -201,8 +208,17 @@ fn decode_config(config: &Any, may_nest: bool) -> Decoded<Option<Choice>> {
     Ok(None)
 }
 
-fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer> {
-    let problem = match LbPolicy::try_from(number) {
+fn decode_policy(message: &pb::Cluster) -> Decoded<LoadBalancer> {
+    let config = message.lb_config.as_ref();
+    let hashing = || {
+        let common = message.common_lb_config.as_ref();
+        let hashing = common.and_then(|common| common.consistent_hashing_lb_config.as_ref());
+        let hashing = hashing.map_or(Ok(Hashing::default()), |config| {
+            hashing_of(config.use_hostname_for_hashing, config.hash_balance_factor)
+        });
+        hashing.at("common_lb_config.consistent_hashing_lb_config")
+    };
+    let problem = match LbPolicy::try_from(message.lb_policy) {
         Ok(LbPolicy::RoundRobin) => {
             let slow_start =
                 matches!(config, Some(LbConfig::RoundRobinLbConfig(own)) if own.slow_start_config.is_some());
@@ -229,14 +245,14 @@ fn decode_policy(number: i32, config: Option<&LbConfig>) -> Decoded<LoadBalancer
             };
             use pb::cluster::ring_hash_lb_config::HashFunction;
             let murmur = function == HashFunction::MurmurHash2 as i32;
-            return decode_ring(min, max, murmur).at("ring_hash_lb_config");
+            return decode_ring(min, max, murmur, hashing()?).at("ring_hash_lb_config");
         }
         Ok(LbPolicy::Maglev) => {
             let size = match config {
                 Some(LbConfig::MaglevLbConfig(maglev)) => maglev.table_size,
                 _ => None,
             };
-            return decode_table(size).at("maglev_lb_config");
+            return decode_table(size, hashing()?).at("maglev_lb_config");
         }
         Ok(LbPolicy::ClusterProvided) => "CLUSTER_PROVIDED is only for ORIGINAL_DST: use ROUND_ROBIN",
         Ok(LbPolicy::LoadBalancingPolicyConfig) => "asks for load_balancing_policy: set that",
@@ -257,8 +273,48 @@ fn decode_least_request(choices: Option<UInt32Value>, bias: Option<RuntimeDouble
     }
 }
 
-fn decode_ring(min: Option<UInt64Value>, max: Option<UInt64Value>, murmur: bool) -> Decoded<LoadBalancer> {
-    unsupported(murmur, "hash_function", "use XX_HASH")?;
+fn encode_hashing(hashing: Hashing) -> Option<ConsistentHashingLbConfig> {
+    (hashing != Hashing::default()).then(|| ConsistentHashingLbConfig {
+        use_hostname_for_hashing: hashing.by_hostname,
+        hash_balance_factor: proto::u32_value(hashing.balance_factor),
+        ..Default::default()
+    })
+}
+
+fn decode_hashing(config: Option<ConsistentHashingLbConfig>) -> Decoded<Hashing> {
+    let config = config.unwrap_or_default();
+    let read = || {
+        refuse!(config; hash_policy)?;
+        hashing_of(config.use_hostname_for_hashing, config.hash_balance_factor)
+    };
+    read().at("consistent_hashing_lb_config")
+}
+
+#[expect(deprecated, reason = "other control planes may still send old fields")]
+fn decode_ring_hashing(ring: &RingHash) -> Decoded<Hashing> {
+    match &ring.consistent_hashing_lb_config {
+        Some(config) => decode_hashing(Some(config.clone())),
+        None => hashing_of(ring.use_hostname_for_hashing, ring.hash_balance_factor),
+    }
+}
+
+fn hashing_of(by_hostname: bool, balance_factor: Option<UInt32Value>) -> Decoded<Hashing> {
+    match balance_factor.map(|factor| factor.value) {
+        Some(factor @ 1..100) => {
+            let problem = format!("is {factor}, with which not all requests have room: use at least 100");
+            Err(FieldError::new(problem)).at("hash_balance_factor")
+        }
+        factor => Ok(Hashing { by_hostname, balance_factor: factor.filter(|factor| *factor > 0) }),
+    }
+}
+
+fn decode_ring(
+    min: Option<UInt64Value>,
+    max: Option<UInt64Value>,
+    murmur: bool,
+    hashing: Hashing,
+) -> Decoded<LoadBalancer> {
+    let function = if murmur { HashFunction::Murmur2 } else { HashFunction::Xx };
     let max_size = max.map_or(MAX_RING, |max| max.value);
     let min_size = min.map_or(MIN_RING.min(max_size), |min| min.value);
     if max_size == 0 || max_size > MAX_RING {
@@ -269,17 +325,17 @@ fn decode_ring(min: Option<UInt64Value>, max: Option<UInt64Value>, murmur: bool)
         let problem = format!("{min_size} is above the maximum of {max_size}");
         return Err(FieldError::new(problem)).at("minimum_ring_size");
     }
-    Ok(LoadBalancer::RingHash { min_size, max_size })
+    Ok(LoadBalancer::RingHash { min_size, max_size, function, hashing })
 }
 
 /// Only in a table whose size is a prime does each endpoint come past every entry.
-fn decode_table(size: Option<UInt64Value>) -> Decoded<LoadBalancer> {
+fn decode_table(size: Option<UInt64Value>, hashing: Hashing) -> Decoded<LoadBalancer> {
     let size = size.map_or(TABLE, |size| size.value);
     let is_prime =
         || (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| !size.is_multiple_of(divisor));
     match u32::try_from(size) {
         Ok(table_size) if (2..=MAX_TABLE).contains(&size) && is_prime() => {
-            Ok(LoadBalancer::Maglev { table_size })
+            Ok(LoadBalancer::Maglev { table_size, hashing })
         }
         _ => Err(FieldError::new(format!("{size} is not a size: use a prime up to {MAX_TABLE}")))
             .at("table_size"),

@@ -50,7 +50,7 @@ pub(super) fn decode(config: Option<&CommonLbConfig>) -> Decoded<Localities> {
     let empty = CommonLbConfig::default();
     let config = config.unwrap_or(&empty);
     let at = "common_lb_config";
-    refuse!(config; close_connections_on_host_set_change, consistent_hashing_lb_config).at(at)?;
+    refuse!(config; close_connections_on_host_set_change).at(at)?;
     let places = match &config.locality_config_specifier {
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zones)) => {
             Places { weighted: Some(false), fails_requests: zones.fail_traffic_on_panic }

@@ -31,6 +31,7 @@ mod balance;
 mod connections;
 mod limits;
 mod localities;
+mod outliers;
 
 use balance::Choice;
 use localities::Localities;
@@ -49,7 +50,7 @@ pub fn encode_for(cluster: &Cluster, client: &Client) -> pb::Cluster {
         name: cluster.name.clone(),
         connect_timeout: cluster.connect_timeout.map(proto::duration),
         circuit_breakers: limits::encode(&cluster.limits),
-        outlier_detection: cluster.outlier_detection.as_ref().map(limits::encode_outliers),
+        outlier_detection: cluster.outlier_detection.as_ref().map(outliers::encode),
         common_lb_config: Some(localities::encode(cluster)),
         upstream_connection_options: connections::encode(cluster),
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), encode_http(cluster))].into(),
@@ -100,7 +101,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
         limits: limits::decode(message.circuit_breakers).at("circuit_breakers")?,
         outlier_detection: message
             .outlier_detection
-            .map(|detection| limits::decode_outliers(detection).at("outlier_detection"))
+            .map(|detection| outliers::decode(detection).at("outlier_detection"))
             .transpose()?,
         tls: decode_tls(
             message.transport_socket,

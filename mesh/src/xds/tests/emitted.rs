@@ -169,7 +169,12 @@ fn every_list_of_balancers_has_one_for_envoy_and_one_for_grpc() {
     assert_eq!(names(LoadBalancer::PeakEwma), ["tulle.peak_ewma", least, by_locality]);
     assert_eq!(names(LoadBalancer::LeastRequest { choices: 3, bias: 1.0 }), [least, by_locality]);
     assert_eq!(names(LoadBalancer::RoundRobin), ["envoy.load_balancing_policies.round_robin", by_locality]);
-    let ring = LoadBalancer::RingHash { min_size: 1, max_size: 2 };
+    let ring = LoadBalancer::RingHash {
+        min_size: 1,
+        max_size: 2,
+        function: HashFunction::Xx,
+        hashing: Hashing::default(),
+    };
     assert_eq!(names(ring), ["envoy.load_balancing_policies.ring_hash"]);
 }
 
@@ -199,6 +204,7 @@ fn a_group_of_endpoints_always_has_its_place_and_weight() {
         workload: "a/b".into(),
     };
     let message = endpoint::encode(&LoadAssignment {
+        drops: Vec::new(),
         overprovisioning: None,
         name: "x".into(),
         localities: vec![LocalityEndpoints {

@@ -236,19 +236,35 @@ fn old_balancers_and_envoys_defaults_are_read() {
     let least = decode(|c| c.lb_policy = cluster_pb::cluster::LbPolicy::LeastRequest as i32);
     assert_eq!(least.load_balancer, LoadBalancer::LeastRequest { choices: 2, bias: 1.0 });
     let ring = decode(|c| c.lb_policy = cluster_pb::cluster::LbPolicy::RingHash as i32);
-    assert_eq!(ring.load_balancer, LoadBalancer::RingHash { min_size: 1024, max_size: 8 << 20 });
+    assert_eq!(
+        ring.load_balancer,
+        LoadBalancer::RingHash {
+            min_size: 1024,
+            max_size: 8 << 20,
+            function: HashFunction::Xx,
+            hashing: Hashing::default(),
+        }
+    );
     let detection = decode(|c| c.outlier_detection = Some(cluster_pb::OutlierDetection::default()));
     let expected = OutlierDetection {
         consecutive_failures: 5,
+        enforced_failures: 100,
         consecutive_gateway_failures: 0,
+        enforced_gateway_failures: 0,
         failure_percentage: None,
-        success_rate: Some(SuccessRate { stdev_factor: 1900, minimum_requests: 100, minimum_hosts: 5 }),
+        success_rate: Some(SuccessRate {
+            stdev_factor: 1900,
+            minimum_requests: 100,
+            minimum_hosts: 5,
+            enforced: 100,
+        }),
         interval: Duration::from_secs(10),
         base_ejection_time: Duration::from_secs(30),
         max_ejection_time: Duration::from_secs(300),
         max_ejection_time_jitter: Duration::ZERO,
         max_ejection_percent: 10,
         always_eject_one: false,
+        local: None,
     };
     assert_eq!(detection.outlier_detection, Some(expected));
 }

@@ -36,7 +36,7 @@ fn in_a_panic_all_are_used_or_none() {
 
     // Who is ejected is not usable either.
     let (mut model, endpoints) = with(50, false, 0);
-    let rule = model::OutlierDetection { max_ejection_percent: 100, ..breaker::DEFAULT };
+    let rule = model::OutlierDetection { max_ejection_percent: 100, ..model::OutlierDetection::MESH };
     model.outlier_detection = Some(rule);
     let cluster = build(model, &endpoints, None, now);
     (0..2).for_each(|n| fail(&cluster, n, 5, now));
@@ -70,7 +70,7 @@ fn ejections_move_load_to_other_places() {
             place(upper, 1, (10..14).map(endpoint).collect()),
         ])
     };
-    let rule = model::OutlierDetection { max_ejection_percent: 100, ..breaker::DEFAULT };
+    let rule = model::OutlierDetection { max_ejection_percent: 100, ..model::OutlierDetection::MESH };
     let model = model::Cluster { outlier_detection: Some(rule), ..model(LoadBalancer::RoundRobin) };
     let here = |cluster: &Cluster| {
         let shares = shares(cluster, 10_000, now, &[]);
@@ -88,12 +88,13 @@ fn ejections_move_load_to_other_places() {
 #[test]
 fn who_does_far_worse_than_the_others_is_ejected_when_the_interval_ends() {
     let now = Instant::now();
-    let success_rate = model::SuccessRate { stdev_factor: 1900, minimum_requests: 10, minimum_hosts: 5 };
+    let success_rate =
+        model::SuccessRate { stdev_factor: 1900, minimum_requests: 10, minimum_hosts: 5, enforced: 100 };
     let rule = model::OutlierDetection {
         consecutive_failures: 0,
         failure_percentage: None,
         success_rate: Some(success_rate),
-        ..breaker::DEFAULT
+        ..model::OutlierDetection::MESH
     };
     let cluster = build(
         model::Cluster { outlier_detection: Some(rule), ..model(LoadBalancer::RoundRobin) },
@@ -132,8 +133,8 @@ fn localities_weigh_the_endpoints_of_a_ring() {
             place(0, far, vec![endpoint(1), endpoint(2), endpoint(3)]),
         ])
     };
-    let ring = LoadBalancer::RingHash { min_size: 8192, max_size: 8 << 20 };
-    let table = LoadBalancer::Maglev { table_size: 65_537 };
+    let ring = ring(8192);
+    let table = LoadBalancer::Maglev { table_size: 65_537, hashing: Hashing::default() };
     for balancer in [ring, table] {
         let near = |weights, model| shares(&build(model, &places(weights), None, now), 10_000, now, &[])[&0];
         let weighed = near([9, 1], model(balancer));

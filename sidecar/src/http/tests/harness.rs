@@ -236,6 +236,7 @@ pub(super) fn endpoint(address: &SocketAddr) -> model::Endpoint {
 fn cluster() -> model::Cluster {
     model::Cluster {
         load_balancer: LoadBalancer::RoundRobin,
+        outlier_detection: Some(model::OutlierDetection::MESH),
         ..model::Cluster::new("cart", model::Discovery::Eds("cart".into()))
     }
 }

@@ -2,8 +2,9 @@ use super::*;
 use crate::identity::SpiffeId;
 
 pub(in super::super) fn assignment() -> BoxedStrategy<LoadAssignment> {
-    (name(), vec(locality(), 0..4), of(1..=u32::MAX))
-        .prop_map(|(name, mut localities, overprovisioning)| {
+    let drop = (name(), fraction()).prop_map(|(category, fraction)| DropOverload { category, fraction });
+    (name(), vec(locality(), 0..4), of(1..=u32::MAX), vec(drop, 0..3))
+        .prop_map(|(name, mut localities, overprovisioning, drops)| {
             // Priorities leave no gap.
             for (index, group) in (0_u32..).zip(&mut localities) {
                 group.priority = group.priority.min(index);
@@ -13,7 +14,7 @@ pub(in super::super) fn assignment() -> BoxedStrategy<LoadAssignment> {
                 group.priority = group.priority.min(next);
                 next = next.max(group.priority + 1);
             }
-            LoadAssignment { name, localities, overprovisioning }
+            LoadAssignment { name, localities, overprovisioning, drops }
         })
         .boxed()
 }
@@ -156,10 +157,22 @@ fn balancer() -> impl Strategy<Value = LoadBalancer> {
         (2..=u32::MAX, 0.0..8.0_f64).prop_map(|(choices, bias)| LoadBalancer::LeastRequest { choices, bias }),
         Just(LoadBalancer::RoundRobin),
         Just(LoadBalancer::Random),
-        (0..=1024_u64, 1024..=8_388_608_u64)
-            .prop_map(|(min_size, max_size)| LoadBalancer::RingHash { min_size, max_size }),
-        select(vec![2, 3, 65537, 5_000_011]).prop_map(|table_size| LoadBalancer::Maglev { table_size }),
+        (0..=1024_u64, 1024..=8_388_608_u64, any::<bool>(), hashing()).prop_map(
+            |(min_size, max_size, murmur, hashing)| LoadBalancer::RingHash {
+                min_size,
+                max_size,
+                function: if murmur { HashFunction::Murmur2 } else { HashFunction::Xx },
+                hashing,
+            }
+        ),
+        (select(vec![2, 3, 65537, 5_000_011]), hashing())
+            .prop_map(|(table_size, hashing)| LoadBalancer::Maglev { table_size, hashing }),
     ]
+}
+
+fn hashing() -> impl Strategy<Value = Hashing> {
+    (any::<bool>(), of(100..=u32::MAX))
+        .prop_map(|(by_hostname, balance_factor)| Hashing { by_hostname, balance_factor })
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
@@ -178,36 +191,53 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn outliers() -> impl Strategy<Value = OutlierDetection> {
-    let failures =
-        (0..=100_u32, any::<u32>(), any::<u32>()).prop_map(|(threshold, minimum_requests, minimum_hosts)| {
-            FailurePercentage { threshold, minimum_requests, minimum_hosts }
-        });
-    let success = any::<[u32; 3]>().prop_map(|[stdev_factor, minimum_requests, minimum_hosts]| SuccessRate {
-        stdev_factor,
-        minimum_requests,
-        minimum_hosts,
-    });
+    // A rule that is never enforced is none, and has no other parts.
+    let row = || prop_oneof![Just((0, 0)), (1..=u32::MAX, 1..=100_u32),];
+    let enforced = || of(1..=100_u32);
     let times = (positive(), positive(), positive(), duration());
-    (any::<[u32; 2]>(), of(failures), of(success), times, 0..=100_u32, any::<bool>()).prop_map(
+    let local = (any::<bool>(), row(), enforced(), enforced());
+    let rules = ((0..=100_u32, any::<[u32; 5]>()), enforced(), enforced(), local);
+    (row(), row(), rules, times, 0..=100_u32, any::<bool>()).prop_map(
         |(
-            [consecutive_failures, consecutive_gateway_failures],
-            failure_percentage,
-            success_rate,
+            (consecutive_failures, enforced_failures),
+            (consecutive_gateway_failures, enforced_gateway_failures),
+            ((threshold, numbers), share, rate, (split, local_row, local_share, local_rate)),
             (interval, base_ejection_time, max_ejection_time, max_ejection_time_jitter),
             max_ejection_percent,
             always_eject_one,
         )| {
+            let [share_requests, share_hosts, stdev_factor, rate_requests, rate_hosts] = numbers;
+            let by_share = |enforced| FailurePercentage {
+                threshold,
+                minimum_requests: share_requests,
+                minimum_hosts: share_hosts,
+                enforced,
+            };
+            let by_rate = |enforced| SuccessRate {
+                stdev_factor,
+                minimum_requests: rate_requests,
+                minimum_hosts: rate_hosts,
+                enforced,
+            };
             OutlierDetection {
                 consecutive_failures,
+                enforced_failures,
                 consecutive_gateway_failures,
-                failure_percentage,
-                success_rate,
+                enforced_gateway_failures,
+                failure_percentage: share.map(by_share),
+                success_rate: rate.map(by_rate),
                 interval,
                 base_ejection_time,
                 max_ejection_time,
                 max_ejection_time_jitter,
                 max_ejection_percent,
                 always_eject_one,
+                local: split.then(|| LocalOrigin {
+                    consecutive_failures: local_row.0,
+                    enforced_failures: local_row.1,
+                    failure_percentage: local_share.map(by_share),
+                    success_rate: local_rate.map(by_rate),
+                }),
             }
         },
     )
