@@ -169,6 +169,8 @@ pub struct HttpConnection {
     pub underscores: Underscores,
     /// Give up when a request's head has not arrived this long after its first byte (408).
     pub request_headers_timeout: Option<Duration>,
+    /// Give a client this long to close its end of an HTTP/1 connection that is closed; zero: no time at all.
+    pub close_timeout: Option<Duration>,
     /// The most bytes a request's head may have (431).
     pub max_request_headers_bytes: Option<u32>,
     /// The most header fields a request may have (431).
@@ -196,6 +198,7 @@ impl HttpConnection {
             max_stream_duration: None,
             underscores: Underscores::default(),
             request_headers_timeout: None,
+            close_timeout: None,
             max_request_headers_bytes: None,
             max_headers: None,
             max_concurrent_streams: None,

@@ -83,6 +83,7 @@ fn encode(
         max_request_headers_kb: proto::u32_value(head_kb),
         stream_idle_timeout: connection.stream_idle_timeout.map(proto::duration),
         request_headers_timeout: connection.request_headers_timeout.map(proto::duration),
+        delayed_close_timeout: connection.close_timeout.map(proto::duration),
         access_log: connection.access_log.iter().map(access_log::encode).collect(),
         normalize_path: proto::bool_value(connection.paths.normalize),
         merge_slashes: connection.paths.merge_slashes,
@@ -138,6 +139,7 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
             manager.request_headers_timeout,
             "request_headers_timeout",
         )?,
+        close_timeout: proto::decode_duration(manager.delayed_close_timeout, "delayed_close_timeout")?,
         max_request_headers_bytes: head_kb.map(|kb| kb * 1024),
         max_headers: decode_limit(
             common.max_headers_count,

@@ -64,6 +64,9 @@ pub(crate) struct ServerOptions {
     pub(crate) stream_idle_timeout: Option<Duration>,
     /// Give up when a head has not arrived this long after its first byte.
     pub(crate) head_timeout: Duration,
+    /// How long a client has to close its end of an HTTP/1 connection that is closed, and to send what is left of a
+    /// request that nobody wants to read.
+    pub(crate) close_timeout: Duration,
     /// How large a head may be.
     pub(crate) head: HeadLimits,
     /// The most concurrent streams of an HTTP/2 connection.
@@ -77,6 +80,8 @@ impl ServerOptions {
     const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
     /// Envoy has none, which leaves it open to slow clients. Long enough for a head in many packets over a bad link.
     const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+    /// Envoy's default.
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
     /// Envoy's default.
     const MAX_HEAD_BYTES: u32 = 60 * 1024;
     /// Envoy's default.
@@ -93,6 +98,7 @@ impl Default for ServerOptions {
             idle_timeout: Some(Self::IDLE_TIMEOUT),
             stream_idle_timeout: Some(Self::STREAM_IDLE_TIMEOUT),
             head_timeout: Self::HEAD_TIMEOUT,
+            close_timeout: Self::CLOSE_TIMEOUT,
             head: HeadLimits { bytes: size(Self::MAX_HEAD_BYTES), fields: size(Self::MAX_HEAD_FIELDS) },
             max_concurrent_streams: Self::MAX_CONCURRENT_STREAMS,
         }
@@ -110,6 +116,7 @@ impl From<&HttpConnection> for ServerOptions {
             idle_timeout: limit(model.idle_timeout, Self::IDLE_TIMEOUT),
             stream_idle_timeout: limit(model.stream_idle_timeout, Self::STREAM_IDLE_TIMEOUT),
             head_timeout: model.request_headers_timeout.unwrap_or(Self::HEAD_TIMEOUT),
+            close_timeout: model.close_timeout.unwrap_or(Self::CLOSE_TIMEOUT),
             head: HeadLimits {
                 bytes: size(model.max_request_headers_bytes, Self::MAX_HEAD_BYTES),
                 fields: size(model.max_headers, Self::MAX_HEAD_FIELDS),

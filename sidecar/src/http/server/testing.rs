@@ -48,6 +48,7 @@ pub(crate) fn options() -> ServerOptions {
         idle_timeout: Some(Duration::from_secs(60)),
         stream_idle_timeout: Some(Duration::from_secs(30)),
         head_timeout: Duration::from_secs(10),
+        close_timeout: Duration::from_secs(1),
         head: HeadLimits { bytes: 32 * 1024, fields: 20 },
         max_concurrent_streams: 100,
     }

@@ -80,7 +80,7 @@ fn http() -> BoxedStrategy<HttpConnection> {
         3 => name().prop_map(RouteSource::Named),
         1 => route_configuration().prop_map(RouteSource::Inline),
     ];
-    let timeouts = (of(duration()), of(duration()), of(duration()), of(duration()));
+    let timeouts = (of(duration()), of(duration()), of(duration()), of(duration()), of(duration()));
     let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
     let tracing = (fraction(), fraction(), fraction(), of(name())).prop_map(
         |(random_sampling, client_sampling, overall_sampling, collector)| Tracing {
@@ -109,6 +109,7 @@ fn http() -> BoxedStrategy<HttpConnection> {
                 underscores,
                 stream_idle_timeout: timeouts.1,
                 request_headers_timeout: timeouts.2,
+                close_timeout: timeouts.4,
                 max_request_headers_bytes: limits.0,
                 max_headers: limits.1,
                 max_concurrent_streams: limits.2,

@@ -34,8 +34,6 @@ use crate::worker::drain::{Drain, Phase};
 
 /// How much of a request that nobody wants to read is read anyway, to keep the connection.
 const MAX_DISCARD: u64 = 64 * 1024;
-/// How long that, and the end of a connection, may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a new connection is kept for its first request when the sidecar goes away: the client may have sent it
 /// already, and could not know that it was not processed.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -291,11 +289,11 @@ impl Connection<'_> {
 
     /// Reads what is left of a request, so that the next can follow; `false` when that is too much or takes too long.
     async fn discard_request(&mut self) -> bool {
-        let Self { exchange, timer, .. } = self;
+        let Self { exchange, timer, options, .. } = self;
         if exchange.borrow().request_is_read() {
             return true;
         }
-        let due = Instant::now() + CLOSE_TIMEOUT;
+        let due = Instant::now() + options.close_timeout;
         let mut left = MAX_DISCARD;
         poll_fn(|cx| match exchange.borrow_mut().poll_discard(cx, &mut left) {
             Poll::Ready(done) => Poll::Ready(done),
@@ -318,8 +316,8 @@ impl Connection<'_> {
     /// Closes in a way that lets the client read all that was sent: to close with something unread would be a reset, and
     /// might take back what is on its way.
     async fn linger(self) {
-        let Self { exchange, mut timer, .. } = self;
-        let due = Instant::now() + CLOSE_TIMEOUT;
+        let Self { exchange, mut timer, options, .. } = self;
+        let due = Instant::now() + options.close_timeout;
         let mut left = MAX_DISCARD;
         poll_fn(|cx| {
             let exchange = &mut *exchange.borrow_mut();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
 
 use crate::http::body::{Body, BodyError};
 use crate::http::server::ServerOptions;
@@ -401,6 +402,32 @@ async fn large_bodies_pass_through() {
             }
         }
         drop(sending.await.expect("sent"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_has_as_long_as_is_configured_to_close_its_end() {
+    local(async {
+        let handler = || Serve(|_, _| async { text("bye") });
+        let after = async |close_timeout| {
+            let options = ServerOptions { close_timeout, ..options() };
+            let (address, _) = server(Speak::Http1, handler(), options).await;
+            let mut client = Client::connect(address).await;
+            client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+            assert!(client.rest().await.ends_with("bye"));
+            client
+        };
+        // Whoever has no time meets a socket that is gone.
+        let mut client = after(Duration::ZERO).await;
+        while client.0.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut client = after(Duration::from_secs(600)).await;
+        for _ in 0..20 {
+            client.0.write_all(b"x").await.expect("the server still reads");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     })
     .await;
 }
