@@ -24,6 +24,8 @@ pub(crate) enum RequestError {
     Path,
     /// The name of a header has an underscore, and its listener refuses such.
     Underscore,
+    /// It asks to switch to a protocol of this name, which neither its route nor its listener allows.
+    Upgrade(Box<str>),
     /// There is no configuration for the destination.
     NoListener(Box<str>, NoListener),
     /// The destination does not speak HTTP.
@@ -84,7 +86,7 @@ impl RequestError {
             }
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Configuration(status, _) | Self::Fault(status, _) => *status,
-            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Denied(_) | Self::Upgrade(_) => StatusCode::FORBIDDEN,
             Self::RateLimited(_, _, answer) => answer.status,
             Self::Timeout(..) => StatusCode::GATEWAY_TIMEOUT,
             Self::Attempt(_, SendError::Protocol(_) | SendError::Version(_)) => StatusCode::BAD_GATEWAY,
@@ -111,6 +113,7 @@ impl RequestError {
             Self::Dns(..) => "dns_error",
             Self::Loop => "proxy_loop_detected",
             Self::Denied(_) | Self::RateLimited(..) => "http_request_denied",
+            Self::Upgrade(_) => "http_upgrade_failed",
             Self::Overload(_) | Self::Limit(_) | Self::Dropped { .. } => "connection_limit_reached",
             Self::Fault(..) => "proxy_internal_response",
             Self::Timeout(..) => "http_response_timeout",
@@ -137,6 +140,7 @@ impl RequestError {
             Self::Authority(_)
             | Self::Path
             | Self::Underscore
+            | Self::Upgrade(_)
             | Self::NotHttp(_)
             | Self::Loop
             | Self::Denied(_)
@@ -149,6 +153,7 @@ impl RequestError {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NoRoute => "route_not_found",
+            Self::Upgrade(_) => "upgrade_failed",
             Self::Configuration(..) => "cluster_not_found",
             Self::NoEndpoint(_) => "no_healthy_upstream",
             Self::RateLimited(..) => "local_rate_limited",
@@ -236,7 +241,7 @@ pub(crate) const GRPC_UNIMPLEMENTED: u32 = 12;
 pub(crate) const GRPC_UNAVAILABLE: u32 = 14;
 
 /// gRPC's mapping of HTTP statuses (`http-grpc-status-mapping.md`).
-fn grpc_of(status: StatusCode) -> u32 {
+pub(crate) fn grpc_of(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 => 13,
         401 => 16,
@@ -285,6 +290,7 @@ impl fmt::Display for RequestError {
             Self::Authority(text) => write!(f, "{text:?} is not a host, or a host and a port"),
             Self::Path => f.write_str("the path holds an escaped slash"),
             Self::Underscore => f.write_str("the name of a header has an underscore"),
+            Self::Upgrade(protocol) => write!(f, "a switch to {protocol:?} is not allowed here"),
             Self::NoListener(name, NoListener::Unknown) => write!(f, "the mesh knows no service {name:?}"),
             Self::NoListener(name, NoListener::Unavailable) => {
                 write!(f, "the control plane has not yet said what {name:?} is")

@@ -98,6 +98,12 @@ impl Traces {
         whole.max_by_key(|spans| spans.len()).cloned()
     }
 
+    /// All spans that are kept.
+    pub fn spans(&self) -> Vec<Span> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.traces.values().flatten().cloned().collect()
+    }
+
     fn keep(&self, request: &ExportTraceServiceRequest) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for resource in &request.resource_spans {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tulle_mesh::address::{ClusterName, ServicePort, inbound_listener};
 use tulle_mesh::identity::{SpiffeId, TrustDomain};
 use tulle_mesh::model::{
-    AdaptiveConcurrency, Authorization, ChainMatch, Domain, DownstreamTls, FilterChain, HttpConnection,
-    HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried, RouteConfiguration, RouteSource,
-    TcpProxy, TokenBucket, TrafficDirection, Transport, VirtualHost,
+    AdaptiveConcurrency, Authorization, ChainMatch, ClientCertificate, Domain, DownstreamTls, FilterChain,
+    HttpConnection, HttpFilter, Listener, LocalRateLimit, PathHandling, Protocol as Carried,
+    RouteConfiguration, RouteSource, TcpProxy, TokenBucket, TrafficDirection, Transport, VirtualHost,
 };
 
 use super::authorization::{Authorizations, Sets};
@@ -377,7 +377,11 @@ fn connection(
     filters.extend(limits.iter().cloned());
     let host = VirtualHost::new(cluster, vec![Domain::Any], vec![inbound_route(cluster.into())]);
     let routes = RouteConfiguration::new(cluster, vec![host]);
-    http_connection(RouteSource::Inline(routes), filters, stream_idle, telemetry)
+    HttpConnection {
+        // The application can learn who calls from nobody else.
+        client_certificate: ClientCertificate::Identity,
+        ..http_connection(RouteSource::Inline(routes), filters, stream_idle, telemetry)
+    }
 }
 
 /// An HTTP connection with the sidecar's own limits, but for the time without movement.

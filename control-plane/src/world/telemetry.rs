@@ -79,7 +79,7 @@ impl Telemetries<'_> {
                         AccessLogFormat::Text(Format::lenient(settings.format.as_deref().unwrap_or_default()))
                     }
                 };
-                Some(AccessLog { format })
+                Some(AccessLog { format, filter: None })
             }),
         }
     }
@@ -117,6 +117,12 @@ impl Telemetries<'_> {
             Some(ClusterName::outbound(ServicePort::clone(&port.service)).to_string())
         });
         let all = PerMillion::ALL;
-        Some(Tracing { random_sampling, client_sampling: all, overall_sampling: all, collector })
+        Some(Tracing {
+            random_sampling,
+            client_sampling: all,
+            overall_sampling: all,
+            collector,
+            tags: Vec::new(),
+        })
     }
 }

@@ -9,10 +9,10 @@ use http::uri::PathAndQuery;
 
 use crate::model::{
     self, Discovery, EndpointAddress, FaultPart, FilterChain, HeaderMutations, HeaderOp, HostRewrite,
-    Listener, Protocol, Route, RouteAction, RouteSource, TcpProxy,
+    Listener, Protocol, Route, RouteAction, RouteSource, TcpProxy, is_secret_header,
 };
 use crate::route::filter::{mutate_headers, redirect_location, rewrite_path};
-use crate::route::{Lookup, Normalized, RequestView, RouteId, RouteTable, is_secret_header, normalize};
+use crate::route::{Lookup, Normalized, RequestView, RouteId, RouteTable, normalize};
 
 use super::inbound::arrive;
 use super::{

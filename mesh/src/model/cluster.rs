@@ -12,6 +12,9 @@ use super::{LoadAssignment, StringMatch};
 pub struct Cluster {
     /// `outbound|<port>|<subset>|<fqdn>`, `inbound|<port>||`, or any name under a foreign control plane.
     pub name: String,
+    /// What it is called in logs and headers, where that is not its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
     /// Where the endpoints come from.
     pub discovery: Discovery,
     /// How one is chosen.
@@ -54,6 +57,7 @@ impl Cluster {
     pub fn new(name: impl Into<String>, discovery: Discovery) -> Self {
         Self {
             name: name.into(),
+            alias: None,
             discovery,
             load_balancer: LoadBalancer::PeakEwma,
             connect_timeout: None,

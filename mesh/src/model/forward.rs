@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::route::{header_name, status};
 use super::{
     Cors, Fault, FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, RouteRateLimits, Session,
-    Substitution, Timeouts,
+    Substitution, Timeouts, Upgrade,
 };
 
 /// How a request is forwarded.
@@ -42,6 +42,9 @@ pub struct Forward {
     /// What limits on the rate of requests see of them.
     #[serde(skip_serializing_if = "RouteRateLimits::is_empty")]
     pub rate_limits: RouteRateLimits,
+    /// To what requests may switch, or may not; of what it does not name the listener says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upgrades: Vec<Upgrade>,
 }
 
 impl Forward {
@@ -60,6 +63,7 @@ impl Forward {
             hash: Vec::new(),
             session: None,
             rate_limits: RouteRateLimits::default(),
+            upgrades: Vec::new(),
         }
     }
 }

@@ -6,6 +6,16 @@ use serde::{Serialize, Serializer};
 use super::Format;
 use super::format::Operator;
 
+/// Stands in place of a credential.
+pub const REDACTED: &str = "[redacted]";
+
+/// Whether values of a header are credentials, which are never written where people read.
+pub fn is_secret_header(name: &str) -> bool {
+    ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token"]
+        .iter()
+        .any(|secret| name.eq_ignore_ascii_case(secret))
+}
+
 /// Changes to a head: first all removals; then what is set; then what is added. Whether a header is there and what operators
 /// stand for is told by the head as it is after the removals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -26,12 +36,18 @@ impl HeaderMutations {
 
     /// Whether a value has a field of the request in it.
     pub fn read_request(&self) -> bool {
-        self.change.iter().any(|change| match &change.value {
-            HeaderText::Literal(_) => false,
-            HeaderText::Format { format, .. } => {
-                format.operators().any(|operator| matches!(operator, Operator::Request(..)))
-            }
+        self.operators().any(|operator| {
+            matches!(operator, Operator::Request(..) | Operator::Path(_) | Operator::QueryParameter(_))
         })
+    }
+
+    /// All operators in its values.
+    pub fn operators(&self) -> impl Iterator<Item = &Operator> {
+        let formats = self.change.iter().filter_map(|change| match &change.value {
+            HeaderText::Literal(_) => None,
+            HeaderText::Format { format, .. } => Some(format),
+        });
+        formats.flat_map(Format::operators)
     }
 }
 

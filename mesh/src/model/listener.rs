@@ -6,7 +6,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Authorization, Format, HttpFilter, PerMillion, RouteConfiguration};
+use super::{
+    AccessLog, Authorization, ClientCertificate, Http10, HttpFilter, PerMillion, RequestIds,
+    RouteConfiguration, ServerHeader, Tracing, Upgrade,
+};
 
 /// What a sidecar does with the connections of one destination.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -181,6 +184,16 @@ pub struct HttpConnection {
     pub paths: PathHandling,
     /// Who the client is where proxies stand before, and what the next hop is told of it.
     pub forwarding: Forwarding,
+    /// To what requests may switch, where their route says nothing of it. Any other switch is refused (403).
+    pub upgrades: Vec<Upgrade>,
+    /// Whether old clients are served.
+    pub http_10: Http10,
+    /// How requests are known along their way.
+    pub request_ids: RequestIds,
+    /// What is told of who the client has proved to be.
+    pub client_certificate: ClientCertificate,
+    /// Who says that it answers.
+    pub server: ServerHeader,
     /// Span settings, or `None` for none.
     pub tracing: Option<Tracing>,
     /// A line per request, or `None` for none.
@@ -188,7 +201,7 @@ pub struct HttpConnection {
 }
 
 impl HttpConnection {
-    /// One without filters, tracing and log, and with the sidecar's limits.
+    /// One without filters, tracing and log, with the sidecar's limits, that carries whatever it can: old clients, every upgrade.
     pub fn new(routes: RouteSource) -> Self {
         Self {
             routes,
@@ -204,6 +217,11 @@ impl HttpConnection {
             max_concurrent_streams: None,
             paths: PathHandling::default(),
             forwarding: Forwarding::default(),
+            upgrades: Upgrade::all(),
+            http_10: Http10 { accepted: true, default_host: None },
+            request_ids: RequestIds::default(),
+            client_certificate: ClientCertificate::default(),
+            server: ServerHeader::default(),
             tracing: None,
             access_log: None,
         }
@@ -280,40 +298,8 @@ pub enum RouteSource {
     Inline(RouteConfiguration),
 }
 
-/// What of a listener's requests is traced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Tracing {
-    /// Which part of requests that arrive without a sampling decision is sampled.
-    pub random_sampling: PerMillion,
-    /// Which part of those is sampled in any case that ask for it by an `x-client-trace-id`.
-    pub client_sampling: PerMillion,
-    /// Which part of all these is left in the end.
-    pub overall_sampling: PerMillion,
-    /// The exporter's cluster, or `None` for the collector in the sidecar's own configuration.
-    pub collector: Option<String>,
-}
-
-/// A line per request, on standard output.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AccessLog {
-    /// How a line is written.
-    pub format: AccessLogFormat,
-}
-
-/// How an access log line is written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum AccessLogFormat {
-    /// One JSON object, with OpenTelemetry's attribute names.
-    Json,
-    /// Text, with Envoy's command operators (`%REQ(...)%`); empty: Envoy's default format.
-    Text(Format),
-}
-
 /// Forwarding of bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TcpProxy {
     /// The clusters and their weights; each connection draws one. Never empty, and not all of weight 0.

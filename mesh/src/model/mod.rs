@@ -13,6 +13,7 @@ mod filter;
 mod format;
 mod forward;
 mod headers;
+mod http;
 mod listener;
 mod matching;
 mod rate;
@@ -20,6 +21,7 @@ mod retry;
 mod route;
 mod secret;
 mod session;
+mod telemetry;
 
 pub use authorization::{Action, Authorization, Permission, Policy, Principal};
 pub use cluster::{
@@ -36,13 +38,18 @@ pub use fault::{AskedShare, Fault, FaultAbort, FaultPart, Whole};
 pub use filter::{
     AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, ReplaceableFilter,
 };
-pub use format::{AddressPart, Format, FormatError, HeadField, Operator, TimeFormat};
+pub use format::{
+    AddressPart, Format, FormatError, HeadField, Operator, PathMoment, PathPart, TimeFormat, TlsPart,
+};
 pub use forward::{Backend, Forward, HashPolicy, HostRewrite, Mirror, MirrorHost, PathRewrite, Split};
-pub use headers::{HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText};
+pub use headers::{
+    HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText, REDACTED, is_secret_header,
+};
+pub use http::{CertificateDetails, ClientCertificate, Http10, RequestIds, ServerHeader, Upgrade};
 pub use listener::{
-    AccessLog, AccessLogFormat, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding,
-    HttpConnection, Listener, MaxDuration, PathHandling, Protocol, ProxyProtocol, RouteSource, SourceType,
-    TcpProxy, Tracing, TrafficDirection, Transport, Underscores,
+    ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding, HttpConnection, Listener,
+    MaxDuration, PathHandling, Protocol, ProxyProtocol, RouteSource, SourceType, TcpProxy, TrafficDirection,
+    Transport, Underscores,
 };
 pub use matching::{
     HeaderMatch, HeaderTest, PathMatch, PerMillion, QueryMatch, Regex, StringMatch, Substitution,
@@ -58,3 +65,4 @@ pub use route::{
 };
 pub use secret::{PrivateKey, Secret, SecretValue};
 pub use session::{Session, SessionCarrier};
+pub use telemetry::{AccessLog, AccessLogFormat, Comparison, CustomTag, LogFilter, TagValue, Tracing};

@@ -24,8 +24,8 @@ mod steps;
 mod table;
 
 pub use normalize::{Normalized, normalize};
+pub(crate) use record::shown_header;
 pub use record::{Condition, ConditionKind, HostRecord, Miss, Outcome, RouteMiss, RouteName, RouteRecord};
-pub(crate) use record::{is_secret_header, shown_header};
 pub use request::RequestView;
 pub use steps::{Step, steps};
 pub use table::{Lookup, RouteError, RouteId, RouteTable};

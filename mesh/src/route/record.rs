@@ -9,7 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Domain, HeaderMatch, Origin, PathMatch, Route, RouteConfiguration, RouteMatch, VirtualHost,
+    Domain, HeaderMatch, Origin, PathMatch, REDACTED, Route, RouteConfiguration, RouteMatch, VirtualHost,
+    is_secret_header,
 };
 
 use super::RequestView;
@@ -17,9 +18,6 @@ use super::matcher::{Failing, drawn, failing};
 
 /// The most domains that a record lists when none matches.
 const MAX_KNOWN_DOMAINS: usize = 20;
-
-/// Stands in place of a credential.
-const REDACTED: &str = "[redacted]";
 
 /// How a request was routed, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,13 +222,6 @@ pub(crate) fn shown_header(header: &HeaderMatch, value: Option<Cow<'_, str>>) ->
         true => (REDACTED.into(), value.map(|_| REDACTED.into())),
         false => (header.to_string(), value.map(Into::into)),
     }
-}
-
-/// Whether values of a header are credentials.
-pub(crate) fn is_secret_header(name: &str) -> bool {
-    ["authorization", "cookie", "proxy-authorization", "x-api-key"]
-        .iter()
-        .any(|secret| name.eq_ignore_ascii_case(secret))
 }
 
 fn is_zero(number: &usize) -> bool {

@@ -3,7 +3,9 @@
 
 use std::fmt;
 
-use crate::model::{Backend, Domain, HeaderMutations, Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::model::{
+    Backend, Domain, HeaderMutations, Operator, Route, RouteAction, RouteConfiguration, VirtualHost,
+};
 
 use super::hosts::{DomainAt, HostIndex};
 use super::matcher::{drawn, failing, failing_beyond_path};
@@ -179,6 +181,21 @@ impl RouteTable {
     /// When the number is another table's and too great for this one.
     pub fn response_tells_request(&self, id: RouteId) -> bool {
         self.tells_request[id.index()]
+    }
+
+    /// All operators in the changes to heads.
+    pub fn operators(&self) -> impl Iterator<Item = &Operator> {
+        let hosts = &self.configuration.virtual_hosts;
+        let routes = hosts.iter().flat_map(|host| &host.routes);
+        let of_routes = routes.clone().flat_map(|route| [&route.request_headers, &route.response_headers]);
+        let backends = routes.flat_map(|route| match &route.action {
+            RouteAction::Forward(forward) => forward.backends.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => &[],
+        });
+        let of_backends = backends.flat_map(|backend| [&backend.request_headers, &backend.response_headers]);
+        let above = hosts.iter().map(|host| &host.headers).chain([&self.configuration.headers]);
+        let above = above.flat_map(|changes| [&changes.request, &changes.response]);
+        of_routes.chain(of_backends).chain(above).flat_map(HeaderMutations::operators)
     }
 
     fn reads_request(&self, id: RouteId, route: &Route) -> bool {

@@ -29,6 +29,7 @@ mod proto;
 pub mod route;
 pub mod secret;
 mod tls;
+mod upgrades;
 
 #[cfg(test)]
 mod tests;

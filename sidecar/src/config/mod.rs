@@ -24,6 +24,7 @@ use tulle_mesh::identity::TrustDomain;
 pub use args::{Arguments, Command, Settings};
 pub use capture::Capture;
 pub use dns::Dns;
+pub(crate) use own::global_addresses;
 pub use probe::{Check, HttpCheck, Probe, ProbeList};
 pub use value::{
     ControlAddress, DomainName, Endpoint, LocalPort, LogLevel, LoopbackAddr, MeshPort, NameServer,

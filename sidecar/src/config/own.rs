@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The host's own addresses of global scope, of both families, in order.
-pub(super) fn global_addresses() -> Vec<IpAddr> {
+pub(crate) fn global_addresses() -> Vec<IpAddr> {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let (trie, list) = (read("/proc/net/fib_trie"), read("/proc/net/if_inet6"));
     let mut all: Vec<_> = ipv4(&trie).map(IpAddr::V4).chain(ipv6(&list).map(IpAddr::V6)).collect();

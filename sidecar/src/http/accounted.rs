@@ -13,8 +13,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::{Body, BodyError};
 use super::deadline::Named;
-use super::exchange::{Exchange, Problem};
+use super::exchange::Exchange;
 use super::pace::Pace;
+use super::problem::Problem;
 use super::respond;
 use crate::error::body_details;
 use crate::retry::replay::Replay;
@@ -115,7 +116,13 @@ impl Accounted {
             }
             Some(Err(error)) => {
                 let details = format!("the response's body: {}", body_details(error));
-                self.finish(Some(("http_response_incomplete", details)), true);
+                let flags = match error {
+                    BodyError::Truncated => "UC",
+                    BodyError::Reset(_) => "UR",
+                    BodyError::Protocol(_) => "UPE",
+                    BodyError::Idle => "SI",
+                };
+                self.finish(Some(Problem::new("http_response_incomplete", flags, details)), true);
             }
             None => self.finish(None, false),
         }
@@ -186,17 +193,17 @@ impl Limits {
                 sleep.as_mut().reset(Instant::now() + *limit);
             }
         };
-        let (token, name, limit) = if let Some(limit) = idle {
-            ("connection_read_timeout", "idle", limit)
+        let (token, flags, name, limit) = if let Some(limit) = idle {
+            ("connection_read_timeout", "SI", "idle", limit)
         } else if let Some(limit) = over(self.attempt_idle.as_mut()) {
-            ("connection_read_timeout", "perTryIdle", limit)
+            ("connection_read_timeout", "SI", "perTryIdle", limit)
         } else if let Some(limit) = over(self.answer.as_mut()) {
-            ("http_response_timeout", "request", limit)
+            ("http_response_timeout", "UT", "request", limit)
         } else {
             let (name, timer) = self.until.as_mut()?;
-            ("http_response_timeout", *name, over(Some(timer))?)
+            ("http_response_timeout", "DT", *name, over(Some(timer))?)
         };
-        Some((token, format!("the timeout {name}={limit:?} is over")))
+        Some(Problem::new(token, flags, format!("the timeout {name}={limit:?} is over")))
     }
 
     fn moved(&mut self) {
@@ -239,7 +246,10 @@ impl http_body::Body for Accounted {
 impl Drop for Accounted {
     fn drop(&mut self) {
         let whole = self.bodiless || self.body.is_end_stream();
-        let gone = || ("http_request_error", "the client went away before the end".to_owned());
+        let gone = || {
+            let details = "the client went away before the end".to_owned();
+            Problem::new("http_request_error", "DC", details)
+        };
         self.finish((!whole).then(gone), false);
     }
 }

@@ -1,8 +1,8 @@
 //! CONNECT: a connection of bytes, asked for over HTTP.
 //!
 //! In: a request of the forward proxy's client that names a host and a port. Out: 200 and a tunnel. To a TCP service it
-//! leads as a connection would; to an HTTP service, to where a request for `/` would go, and as the bytes are the
-//! client's own (mostly TLS) no further rule applies. Unknown destinations are dialled where policy lets them.
+//! leads as a connection would; to an HTTP service whose listener allows it, to where a request for `/` would go, and as the
+//! bytes are the client's own (mostly TLS) no further rule applies. Unknown destinations are dialled where policy lets them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,14 +10,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
 use smallvec::SmallVec;
-use tulle_mesh::model::{RouteAction, TrafficDirection};
+use tulle_mesh::model::{RouteAction, TrafficDirection, Upgrade};
 use tulle_mesh::route::{Lookup, RequestView, split};
 
 use super::body::Body;
 use super::destination::{plaintext_cluster, resolve};
 use super::exchange::Exchange;
 use super::headers;
-use super::proxy::{Answered, Proxy, Target};
+use super::problem::Problem;
+use super::proxy::{Answered, Proxy};
 use super::upgrade::{Tunnel, TunnelEnd};
 use crate::balance::{Cluster, Limit, Outcome, Pick};
 use crate::config::OutboundPolicy;
@@ -30,14 +31,13 @@ use crate::worker::NoListener;
 impl Proxy {
     /// Opens a tunnel to the host and port that the request names.
     pub(super) async fn connect(&self, exchange: &mut Exchange) -> Result<Answered, RequestError> {
-        if !matches!(self.downstream.target, Target::Authority) {
-            let what = "CONNECT is for the forward proxy".to_owned();
-            return Err(RequestError::Configuration(StatusCode::METHOD_NOT_ALLOWED, what));
-        }
         let name = self.name(headers::authority(&exchange.request))?;
         let cluster = match self.worker.outbound(&name).await {
             Ok(current) => {
                 let listener = current.outbound.get(&name).cloned();
+                if let Some(listener) = &listener {
+                    may_connect(listener)?;
+                }
                 exchange.current = Some(current);
                 exchange.service = Some(name.clone());
                 let cluster = listener.and_then(|listener| self.cluster(exchange, &listener));
@@ -114,7 +114,10 @@ impl Proxy {
             let error = SendError::Connect(error);
             let token = send_token(&error);
             let error = RequestError::Attempt(endpoint.address, error);
-            exchange.failed((token, error.to_string()), blamed.then_some(Outcome::Unreachable));
+            exchange.failed(
+                Problem::new(token, error.flags(), error.to_string()),
+                blamed.then_some(Outcome::Unreachable),
+            );
             let end = End::NotProcessed { connect: true };
             let pause = rules.decide(end, retries, self.worker.draw_u64());
             permit = pause.and_then(|_| cluster.retry_permit(Instant::now()));
@@ -123,5 +126,17 @@ impl Proxy {
             exchange.end_attempt();
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+/// Of an HTTP service its listener says whether a CONNECT may lead there.
+fn may_connect(listener: &Listener) -> Result<(), RequestError> {
+    match listener.chains.first().map(|chain| &chain.protocol) {
+        Some(ChainProtocol::Http(routes))
+            if !Upgrade::allows(&[], &routes.settings.upgrades, Upgrade::CONNECT) =>
+        {
+            Err(RequestError::Upgrade(Upgrade::CONNECT.into()))
+        }
+        _ => Ok(()),
     }
 }

@@ -202,6 +202,7 @@ fn passthrough(
         table: Arc::new(table),
         unrouted: series(""),
         spans: None,
+        tells_tls: false,
     })
 }
 

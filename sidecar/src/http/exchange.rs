@@ -14,23 +14,24 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, StatusCode, Uri};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{Cors, RouteAction, TrafficDirection};
+use tulle_mesh::model::{Cors, CustomTag, RouteAction, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
 
 use super::accounted::StreamLimits;
 use super::deadline::{self, Deadline};
 use super::fault::Suffering;
 use super::pace::Pace;
+use super::problem::Problem;
 use super::proxy::Downstream;
 use super::respond::Asker;
 use super::upgrade::Carried;
 use super::{forwarded, headers};
-use crate::balance::{InFlight, Outcome, Permit};
+use crate::balance::{Cluster, InFlight, Outcome, Permit};
 use crate::limit::Tokens;
 use crate::retry::replay::Replay;
 use crate::snapshot::{Current, HttpRoutes};
 use crate::telemetry::metrics::{HttpLabels, HttpSeries};
-use crate::telemetry::record::{AttemptRecord, Failure, RequestRecord, RetrySkipped};
+use crate::telemetry::record::{AttemptRecord, RequestRecord, RetrySkipped};
 use crate::telemetry::trace::TraceContext;
 use crate::worker::Worker;
 
@@ -38,15 +39,13 @@ use crate::worker::Worker;
 pub(super) struct Exchange {
     pub(super) worker: Rc<Worker>,
     pub(super) downstream: Rc<Downstream>,
-    /// The head as it arrived.
+    /// The head as it arrived, but for what its listener says of who the client is and what the request is called.
     pub(super) request: Parts,
     pub(super) body: Replay,
     /// It is a gRPC call.
     pub(super) grpc: bool,
     /// Who the client is, where that was asked before its head was changed.
     pub(super) client: Option<IpAddr>,
-    /// Becomes its `x-request-id` where it brings none.
-    pub(super) id: u128,
     pub(super) start: SystemTime,
     /// The head as it was sent, where changes to the answer need it.
     pub(super) sent: Option<Box<Sent>>,
@@ -100,9 +99,6 @@ pub(super) struct Sent {
     pub(super) headers: HeaderMap,
 }
 
-/// Why there is no whole answer: an RFC 9209 token, and a text.
-pub(super) type Problem = (&'static str, String);
-
 /// By which a client asks for its request to be traced (Envoy).
 const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 
@@ -137,7 +133,6 @@ impl Exchange {
             downstream: downstream.clone(),
             body: Replay::new(body, begun),
             grpc,
-            id: u128::from(worker.draw_u64()) << 64 | u128::from(worker.draw_u64()),
             request,
             client: None,
             start: SystemTime::now(),
@@ -204,9 +199,27 @@ impl Exchange {
 
     /// The name of its cluster.
     pub(super) fn cluster(&self) -> Option<&str> {
+        Some(&self.chosen_cluster()?.name)
+    }
+
+    /// What its cluster is called for people.
+    pub(super) fn cluster_alias(&self) -> Option<&str> {
+        let cluster = self.chosen_cluster()?;
+        Some(cluster.model.alias.as_deref().unwrap_or(&cluster.name))
+    }
+
+    fn chosen_cluster(&self) -> Option<&Arc<Cluster>> {
         let (routes, route) = self.routes.as_ref().zip(self.route)?;
-        let cluster = routes.runtime[route.index()].backends[self.backend?].cluster.as_ref()?;
-        Some(&cluster.name)
+        routes.runtime[route.index()].backends[self.backend?].cluster.as_ref()
+    }
+
+    /// The client, as far as its listener believes the proxies before; what they say of it has no port.
+    pub(super) fn believed(&self) -> SocketAddr {
+        let peer = self.downstream.peer;
+        match self.client_ip() {
+            ip if ip == peer.ip() => peer,
+            ip => SocketAddr::new(ip, 0),
+        }
     }
 
     /// Which side of the application it is on.
@@ -306,6 +319,8 @@ impl Exchange {
             series: &in_flight.cluster().state.series,
             trace: attempt.trace.as_ref(),
             spans: self.routes.as_ref().and_then(|routes| routes.spans.as_ref()),
+            tags: tags(self.routes.as_deref()),
+            headers: &self.request.headers,
             start: attempt.start,
             duration: attempt.begun.elapsed(),
             method: &self.request.method,
@@ -314,7 +329,7 @@ impl Exchange {
             resend_count: attempt.resend_count,
             status: attempt.status,
             grpc_status: attempt.grpc_status,
-            error: attempt.error.as_ref().map(failure),
+            error: attempt.error.as_ref().map(Problem::failure),
             cluster: &in_flight.cluster().name,
             endpoint: in_flight.endpoint().address,
             peer: self.peer.get(),
@@ -392,7 +407,8 @@ impl Exchange {
 
     /// The client is not there any more.
     fn give_up(&mut self) {
-        let problem = ("http_request_error", "the client went away before there was an answer".to_owned());
+        let details = "the client went away before there was an answer".to_owned();
+        let problem = Problem::new("http_request_error", "DC", details);
         if let Some(attempt) = &mut self.attempt
             && attempt.status.is_none()
             && attempt.error.is_none()
@@ -437,6 +453,7 @@ impl Drop for Exchange {
             TrafficDirection::Inbound => self.downstream.identity.as_ref(),
             TrafficDirection::Outbound => self.peer.get(),
         };
+        let access_log = routes.and_then(|routes| routes.settings.access_log.as_ref());
         let (received, sent) = match &self.carried {
             Some(carried) => (carried.received.get(), carried.sent.get()),
             None => (0, 0),
@@ -446,7 +463,9 @@ impl Drop for Exchange {
             direction: self.direction(),
             trace: self.trace.as_ref(),
             spans: routes.and_then(|routes| routes.spans.as_ref()),
-            access_log: routes.and_then(|routes| routes.settings.access_log.as_ref()),
+            tags: tags(routes),
+            access_log,
+            draw: if access_log.is_some_and(|log| log.filter.is_some()) { self.worker.draw() } else { 0 },
             start: self.start,
             duration: self.begun.elapsed(),
             request: &self.request,
@@ -455,16 +474,25 @@ impl Drop for Exchange {
             grpc_status: self.grpc_status,
             request_bytes: self.body.bytes() + received,
             response_bytes: self.response_bytes + sent,
-            error: self.error.as_ref().map(failure),
+            error: self.error.as_ref().map(Problem::failure),
             route: self.route_name().unwrap_or_default(),
             cluster: self.cluster().unwrap_or_default(),
+            cluster_alias: self.cluster_alias().unwrap_or_default(),
             endpoint: self.endpoint,
             attempts: self.attempts,
             retry_skipped: self.retry_skipped,
             peer,
             client: self.downstream.peer,
+            believed: self.believed(),
+            downstream: &self.downstream,
         });
     }
+}
+
+/// What stands on spans besides.
+fn tags(routes: Option<&HttpRoutes>) -> &[CustomTag] {
+    let tracing = routes.and_then(|routes| routes.settings.tracing.as_ref());
+    tracing.map_or(&[], |tracing| &tracing.tags)
 }
 
 impl Attempt {
@@ -473,8 +501,4 @@ impl Attempt {
             self.in_flight.report(outcome, now, random);
         }
     }
-}
-
-fn failure((token, details): &Problem) -> Failure<'_> {
-    Failure { token, details }
 }

@@ -25,6 +25,7 @@ use super::deadline::{self, Deadline, Named, Over};
 use super::draw::{Drawn, Hashed};
 use super::exchange::{Exchange, Sent};
 use super::headers::{self, Origin};
+use super::problem::Problem;
 use super::proxy::{Answered, Proxy, Target};
 use super::refusal::PROXY_STATUS;
 use super::server::Interim;
@@ -269,10 +270,9 @@ impl Proxy {
         let head = &exchange.request;
         let origin = Origin {
             direction: exchange.direction(),
-            identity: self.downstream.identity.as_ref(),
             forward_proxy: matches!(self.downstream.target, Target::Authority),
         };
-        let mut headers = headers::request(head, origin, exchange.id);
+        let mut headers = headers::request(head, origin);
         let changes = plan.table.request_headers(plan.id, Some(plan.backend));
         Words::new(exchange, Moment::Request).change(changes, &mut headers);
         rewrite_host(plan, endpoint, &mut headers);
@@ -377,7 +377,7 @@ fn failed(exchange: &mut Exchange, endpoint: &Endpoint, error: SendError) -> Tri
         SendError::RequestBody(error) => RequestError::RequestBody(error),
         error => RequestError::Attempt(endpoint.address, error),
     };
-    exchange.failed((token, error.to_string()), outcome);
+    exchange.failed(Problem::new(token, error.flags(), error.to_string()), outcome);
     Tried { result: Err(error), end, mesh_made: false }
 }
 
@@ -387,14 +387,14 @@ fn timed_out(exchange: &mut Exchange, over: Over) -> Tried {
         Over::Request(named) => (None, named),
         Over::Body => {
             let error = RequestError::RequestBody(BodyError::Idle);
-            exchange.failed((error.token(), error.to_string()), None);
+            exchange.failed(Problem::from(&error), None);
             return Tried::last(error);
         }
     };
     let error = RequestError::Timeout(name, value);
     // A caller in a hurry says nothing about the endpoint.
     let blamed = matches!(name, "request" | "perTry" | "perTryIdle" | "idle").then_some(Outcome::Lost);
-    exchange.failed((error.token(), error.to_string()), blamed);
+    exchange.failed(Problem::from(&error), blamed);
     Tried { result: Err(error), end, mesh_made: false }
 }
 
@@ -406,7 +406,8 @@ fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bo
     headers::response(response_headers, tunnel.is_some());
     let problem = mesh_made.then(|| {
         let said = response_headers.get(PROXY_STATUS).and_then(|value| value.to_str().ok());
-        ("destination_unavailable", said.unwrap_or("the endpoint's sidecar answered").to_owned())
+        let said = said.unwrap_or("the endpoint's sidecar answered").to_owned();
+        Problem::new("destination_unavailable", "-", said)
     });
     let words = Words::new(exchange, Moment::Answer(status));
     words.change_answer(plan.table, plan.id, Some(plan.backend), response_headers);

@@ -3,14 +3,18 @@
 //! As in Envoy: what a listener does not trust it passes over, and what it adds is the other end of its own connection.
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tulle_mesh::model::Forwarding;
 
 use super::exchange::Exchange;
 use super::headers::FORWARDED_PROTO;
+use crate::config::global_addresses;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The client's address, as the first proxy of its way knows it (Envoy's name).
+const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 
 /// The client's address, of a request that is still as it came over a connection of `peer`.
 pub(super) fn client(headers: &HeaderMap, how: &Forwarding, peer: IpAddr) -> IpAddr {
@@ -30,14 +34,24 @@ pub(super) fn mark(exchange: &mut Exchange, how: &Forwarding) -> IpAddr {
     let client = client(headers, how, peer);
     if !how.skip_append {
         // A loopback address would say nothing to another host.
-        let own = exchange.worker.own.first().filter(|_| peer.is_loopback());
-        append(headers, *own.unwrap_or(&peer));
+        let own = || exchange.worker.own.first().copied().or_else(own_address);
+        append(headers, Some(peer).filter(|peer| !peer.is_loopback()).or_else(own).unwrap_or(peer));
+    }
+    // Who asks for the address of the connection to count stands at the edge.
+    if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
+        headers.insert(EXTERNAL_ADDRESS, client);
     }
     if how.trusted_hops == 0 || !headers.contains_key(FORWARDED_PROTO) {
         let encrypted = downstream.identity.is_some() || downstream.server_name.is_some();
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if encrypted { "https" } else { "http" }));
     }
     client
+}
+
+/// An address by which other hosts can reach this one, where the workload's own are not known.
+fn own_address() -> Option<IpAddr> {
+    static FIRST: LazyLock<Option<IpAddr>> = LazyLock::new(|| global_addresses().first().copied());
+    *FIRST
 }
 
 /// The address before the last `skipped` of X-Forwarded-For.

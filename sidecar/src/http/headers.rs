@@ -1,16 +1,15 @@
 //! Which header fields cross the sidecar, and which it adds.
 //!
 //! In: a head as it came. Out: the head as it goes on. Fields of a single connection end here (RFC 9110 section 7.6.1),
-//! what only a mesh may say is taken from nobody else, and everything else passes as it is: the sidecar adds to requests
-//! `via` (outbound), `x-request-id` and `x-forwarded-proto` where they are missing, `x-forwarded-client-cert` with the
-//! identity that the client proved (inbound), and to responses nothing.
+//! what only a mesh may say is taken from nobody else, and everything else passes as it is: the sidecar adds `via` (outbound) to
+//! requests, `x-forwarded-proto` where it is missing, and to responses nothing. What a listener's settings add has its own place
+//! (`request_id`, `client_certificate`, `forwarded`).
 
-use http::header::{
-    CONNECTION, COOKIE, Entry, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
-};
+use std::borrow::Cow;
+
+use http::header::{CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
-use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{TrafficDirection, Underscores};
 
 use crate::error::RequestError;
@@ -19,10 +18,7 @@ use crate::error::RequestError;
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("x-tulle-outcome");
 /// How often the request has been sent, from the second time on, or from the first where the virtual host says so (Envoy's name).
 pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-/// The client's proven identity, for the application (Envoy's name and form).
-const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Of one connection, besides what `Connection` names.
@@ -84,6 +80,15 @@ pub(crate) fn is_upgrade(head: &Parts) -> bool {
     let Some(protocol) = head.headers.get(UPGRADE) else { return false };
     let version = head.version == Version::HTTP_11;
     version && names(&head.headers, &CONNECTION, "upgrade") && !names_http(protocol.as_bytes())
+}
+
+/// The name of the protocol that a request asks to switch its connection to.
+pub(crate) fn upgrade(head: &Parts) -> Option<Cow<'_, str>> {
+    if let Some(protocol) = head.extensions.get::<h2::ext::Protocol>() {
+        return Some(protocol.as_str().into());
+    }
+    let name = head.headers.get(UPGRADE).filter(|_| is_upgrade(head))?;
+    Some(String::from_utf8_lossy(name.as_bytes()))
 }
 
 /// Whether a protocol to upgrade to is HTTP itself, which would carry requests past the sidecar, or the TLS around it.
@@ -159,17 +164,15 @@ fn is_retry_member_set(headers: &HeaderMap) -> bool {
 
 /// What of a downstream connection decides about a request's fields.
 #[derive(Clone, Copy)]
-pub(crate) struct Origin<'a> {
+pub(crate) struct Origin {
     /// Which side of the application it is on.
     pub(crate) direction: TrafficDirection,
-    /// Whom the client proved to be.
-    pub(crate) identity: Option<&'a SpiffeId>,
     /// The request named its destination itself (forward proxy).
     pub(crate) forward_proxy: bool,
 }
 
-/// The fields with which a request goes on. `id` is 128 random bits for one without an ID.
-pub(crate) fn request(head: &Parts, origin: Origin<'_>, id: u128) -> HeaderMap {
+/// The fields with which a request goes on.
+pub(crate) fn request(head: &Parts, origin: Origin) -> HeaderMap {
     let mut headers = head.headers.clone();
     let upgrade = if is_upgrade(head) { headers.remove(UPGRADE) } else { None };
     strip_hop_by_hop(&mut headers);
@@ -181,7 +184,6 @@ pub(crate) fn request(head: &Parts, origin: Origin<'_>, id: u128) -> HeaderMap {
         join_cookies(&mut headers);
     }
     headers.remove(OUTCOME);
-    headers.remove(CLIENT_CERT);
     match origin.direction {
         TrafficDirection::Outbound => {
             if origin.forward_proxy {
@@ -190,21 +192,9 @@ pub(crate) fn request(head: &Parts, origin: Origin<'_>, id: u128) -> HeaderMap {
             let via = if head.version == Version::HTTP_2 { "2 tulle" } else { "1.1 tulle" };
             headers.append(VIA, HeaderValue::from_static(via));
         }
-        TrafficDirection::Inbound => {
-            remove_own_via(&mut headers);
-            if let Some(identity) = origin.identity
-                && let Ok(value) = HeaderValue::from_str(&format!("URI={identity}"))
-            {
-                headers.insert(CLIENT_CERT, value);
-            }
-        }
+        TrafficDirection::Inbound => remove_own_via(&mut headers),
     }
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    if let Entry::Vacant(entry) = headers.entry(REQUEST_ID)
-        && let Ok(value) = HeaderValue::from_str(&uuid(id))
-    {
-        entry.insert(value);
-    }
     headers
 }
 
@@ -288,13 +278,6 @@ fn names(headers: &HeaderMap, list: &HeaderName, option: &str) -> bool {
         .any(|item| item.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
 }
 
-/// A version 4 UUID (RFC 9562).
-fn uuid(random: u128) -> String {
-    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | 0x4 << 76 | 0x2 << 62;
-    let text = format!("{bits:032x}");
-    format!("{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..])
-}
-
 /// Whether an answer to `method` with `status` has no body whatever its head says.
 pub(crate) fn is_bodiless(method: &Method, status: http::StatusCode) -> bool {
     method == Method::HEAD || status.is_informational() || matches!(status.as_u16(), 204 | 304)
@@ -312,12 +295,11 @@ mod tests {
         request.body(()).expect("valid").into_parts().0
     }
 
-    const OUT: Origin<'static> =
-        Origin { direction: TrafficDirection::Outbound, identity: None, forward_proxy: false };
-    const IN: Origin<'static> = Origin { direction: TrafficDirection::Inbound, ..OUT };
+    const OUT: Origin = Origin { direction: TrafficDirection::Outbound, forward_proxy: false };
+    const IN: Origin = Origin { direction: TrafficDirection::Inbound, ..OUT };
 
-    fn pass(origin: Origin<'_>, fields: &[(&str, &str)]) -> HeaderMap {
-        request(&head(Version::HTTP_11, fields), origin, 7)
+    fn pass(origin: Origin, fields: &[(&str, &str)]) -> HeaderMap {
+        request(&head(Version::HTTP_11, fields), origin)
     }
 
     #[test]
@@ -339,7 +321,7 @@ mod tests {
         );
         let mut names: Vec<_> = sent.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["host", "te", "via", "x-forwarded-proto", "x-other", "x-request-id"]);
+        assert_eq!(names, ["host", "te", "via", "x-forwarded-proto", "x-other"]);
         assert_eq!(sent["te"], "trailers");
     }
 
@@ -355,18 +337,9 @@ mod tests {
 
     #[test]
     fn nobody_but_the_mesh_speaks_for_the_mesh() {
-        let spoofed = [
-            ("x-forwarded-client-cert", "URI=spiffe://td/ns/a/sa/root"),
-            ("x-tulle-outcome", "not-processed"),
-        ];
         for origin in [OUT, IN] {
-            let sent = pass(origin, &spoofed);
-            assert!(!sent.contains_key(CLIENT_CERT) && !sent.contains_key(OUTCOME));
+            assert!(!pass(origin, &[("x-tulle-outcome", "not-processed")]).contains_key(OUTCOME));
         }
-        let id: SpiffeId = "spiffe://td/ns/shop/sa/web".parse().expect("valid");
-        let sent = pass(Origin { identity: Some(&id), ..IN }, &spoofed);
-        assert_eq!(sent.get_all(CLIENT_CERT).iter().count(), 1);
-        assert_eq!(sent[CLIENT_CERT], "URI=spiffe://td/ns/shop/sa/web");
 
         let mut answer = HeaderMap::new();
         Outcome::NotProcessed.write(&mut answer);
@@ -387,7 +360,7 @@ mod tests {
         for n in 0..MAX_SIDECARS {
             assert!(!is_loop(&headers), "after {n}");
             headers =
-                request(&head(Version::HTTP_11, &[]), OUT, 7).into_iter().fold(headers, |mut all, (_, v)| {
+                request(&head(Version::HTTP_11, &[]), OUT).into_iter().fold(headers, |mut all, (_, v)| {
                     if v.as_bytes().ends_with(b"tulle") {
                         all.append(VIA, v);
                     }
@@ -401,14 +374,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_added_and_what_is_there_stays() {
-        let sent = pass(OUT, &[("x-request-id", "mine"), ("x-forwarded-proto", "https")]);
-        assert_eq!(
-            (&sent[REQUEST_ID], &sent[FORWARDED_PROTO]),
-            (&"mine".parse().unwrap(), &"https".parse().unwrap())
-        );
-        let sent = pass(OUT, &[]);
-        assert_eq!(sent[REQUEST_ID], "00000000-0000-4000-8000-000000000007");
-        assert_eq!(sent[FORWARDED_PROTO], "http");
+        assert_eq!(pass(OUT, &[("x-forwarded-proto", "https")])[FORWARDED_PROTO], "https");
+        assert_eq!(pass(OUT, &[])[FORWARDED_PROTO], "http");
     }
 
     #[test]
@@ -421,7 +388,7 @@ mod tests {
     #[test]
     fn split_cookies_are_joined() {
         let parts = head(Version::HTTP_2, &[("cookie", "a=1"), ("cookie", "b=2")]);
-        assert_eq!(request(&parts, OUT, 7)[COOKIE], "a=1; b=2");
+        assert_eq!(request(&parts, OUT)[COOKIE], "a=1; b=2");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod accounted;
 pub(crate) mod body;
+pub(crate) mod client_certificate;
 mod connect;
 mod cors;
 mod deadline;
@@ -18,15 +19,19 @@ mod headers;
 mod mirror;
 mod pace;
 mod paths;
+mod problem;
 pub(crate) mod proxy;
 pub(crate) mod refusal;
+mod request_id;
 mod respond;
 pub(crate) mod server;
+mod server_header;
 mod session;
 pub(crate) mod upgrade;
 mod words;
 
 pub(crate) use fault::Active;
+pub(crate) use headers::authority;
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tulle_mesh::authorize::{Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{Backend, Cors, Fault, Forward, PerMillion, Route, RouteAction, TrafficDirection};
+use tulle_mesh::model::{
+    Backend, Cors, Fault, Forward, PerMillion, Route, RouteAction, TrafficDirection, Upgrade,
+};
 use tulle_mesh::route::{Lookup, RouteId, filter};
 
 use super::accounted::Accounted;
@@ -20,13 +22,16 @@ use super::body::Body;
 use super::destination::Remembered;
 use super::draw::Drawn;
 use super::exchange::{CorsOf, Exchange};
+use super::problem::Problem;
+use super::request_id::REQUEST_ID;
 use super::server::{Handler, Interim, Reply};
 use super::upgrade::Tunnel;
 use super::words::{Moment, Words};
-use super::{cors, fault, forwarded, headers, paths, respond};
+use super::{client_certificate, cors, fault, forwarded, headers, paths, request_id, respond, server_header};
 use crate::error::RequestError;
 use crate::limit::{Asking, ConnectionBuckets, Refusal, Slot, Told};
 use crate::snapshot::{HttpRoutes, Steps};
+use crate::tls::ClientTls;
 use crate::worker::Worker;
 
 /// The facts of a downstream connection.
@@ -45,6 +50,10 @@ pub(crate) struct Downstream {
     pub(crate) original: Option<SocketAddr>,
     /// Whom the client proved to be, over mesh TLS.
     pub(crate) identity: Option<SpiffeId>,
+    /// What is told of its certificate, where that is more than the identity.
+    pub(crate) certificate: Option<HeaderValue>,
+    /// Its TLS, where logs or headers tell of it.
+    pub(crate) tls_facts: Option<Box<ClientTls>>,
     /// The SNI of its ClientHello.
     pub(crate) server_name: Option<Arc<str>>,
     /// Where its requests go.
@@ -81,7 +90,7 @@ pub(super) struct Answered {
     pub(super) response: Response<Body>,
     pub(super) tunnel: Option<Tunnel>,
     /// Why the mesh is its author, where it is.
-    pub(super) problem: Option<super::exchange::Problem>,
+    pub(super) problem: Option<Problem>,
 }
 
 impl Proxy {
@@ -101,7 +110,7 @@ impl Proxy {
         }
         let plain_connect =
             exchange.request.method == Method::CONNECT && !headers::is_upgrade(&exchange.request);
-        if plain_connect {
+        if plain_connect && matches!(self.downstream.target, Target::Authority) {
             return self.connect(exchange).await;
         }
         let (current, routes) = self.routes(headers::authority(&exchange.request)).await?;
@@ -109,14 +118,20 @@ impl Proxy {
         exchange.routes = Some(routes.clone());
         exchange.start_trace();
         headers::underscores(&mut exchange.request.headers, routes.settings.underscores)?;
-        if routes.settings.forwarding.use_remote_address {
+        let external = routes.settings.forwarding.use_remote_address;
+        if external {
             exchange.client = Some(forwarded::mark(exchange, &routes.settings.forwarding));
         }
+        request_id::assign(exchange, routes.settings.request_ids, external);
+        let certificate = &routes.settings.client_certificate;
+        client_certificate::apply(&mut exchange.request.headers, certificate, &self.downstream);
         if let Some(response) = paths::apply(exchange, &routes.settings.paths)? {
             return Ok(Answered { response, tunnel: None, problem: None });
         }
-        let found = self.look_up(exchange, &routes);
+        // A CONNECT has no path that a route could be for.
+        let found = if plain_connect { None } else { self.look_up(exchange, &routes) };
         exchange.found = found;
+        may_switch(exchange, &routes, found)?;
         let drawn = found.and_then(|id| self.draw_first(exchange, &routes, id));
         let steps = steps(&routes, found, drawn.as_ref());
         self.authorize(exchange, steps)?;
@@ -290,7 +305,11 @@ impl Proxy {
             tracing::debug!(client = %self.downstream.peer, token = error.token(), "answered a request: {details}");
         }
         exchange.grpc_status = respond::grpc_status(response.headers());
-        Answered { response, tunnel: None, problem: Some((error.token(), details)) }
+        Answered {
+            response,
+            tunnel: None,
+            problem: Some(Problem::new(error.token(), error.flags(), details)),
+        }
     }
 }
 
@@ -332,6 +351,14 @@ impl Handler for Proxy {
         for tokens in std::mem::take(&mut exchange.tokens) {
             respond::tell(tokens, response.headers_mut());
         }
+        if let Some(routes) = &exchange.routes {
+            server_header::apply(response.headers_mut(), &routes.settings.server);
+            if routes.settings.request_ids.tell_client
+                && let Some(id) = exchange.request.headers.get(REQUEST_ID)
+            {
+                response.headers_mut().insert(REQUEST_ID, id.clone());
+            }
+        }
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
         if let Some(tunnel) = &mut tunnel
@@ -342,6 +369,19 @@ impl Handler for Proxy {
         let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
         let response = response.map(|body| Accounted::new(body, exchange, bodiless));
         Reply { response, tunnel, close }
+    }
+}
+
+/// Whether a request may switch its connection to another protocol, where it asks to and has a route.
+fn may_switch(exchange: &Exchange, routes: &HttpRoutes, route: Option<RouteId>) -> Result<(), RequestError> {
+    let (Some(id), Some(protocol)) = (route, headers::upgrade(&exchange.request)) else { return Ok(()) };
+    let of_route = match &routes.table.route(id).action {
+        RouteAction::Forward(forward) => forward.upgrades.as_slice(),
+        _ => &[],
+    };
+    match Upgrade::allows(of_route, &routes.settings.upgrades, &protocol) {
+        true => Ok(()),
+        false => Err(RequestError::Upgrade(protocol.into())),
     }
 }
 

@@ -56,6 +56,13 @@ impl Refusal {
         details: "an expectation other than 100-continue",
     };
 
+    /// HTTP/1.0, where it is not served.
+    pub(crate) const HTTP_10: Self = Self {
+        status: StatusCode::UPGRADE_REQUIRED,
+        error: "http_protocol_error",
+        details: "HTTP/1.0 is not served here",
+    };
+
     /// A request that breaks the rules, in a way that `details` names.
     pub(crate) const fn bad_request(details: &'static str) -> Self {
         Self { status: StatusCode::BAD_REQUEST, error: "http_request_error", details }

@@ -6,13 +6,14 @@
 use std::io::Write;
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderValue, StatusCode};
-use tulle_mesh::model::{AddressPart, Backend, HeadField, HeaderMutations, Operator};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use tulle_mesh::model::{AddressPart, Backend, HeadField, HeaderMutations, Operator, PathMoment, PathPart};
 use tulle_mesh::route::{RouteId, RouteTable, filter};
 
 use super::exchange::Exchange;
 use super::headers;
-use crate::telemetry::operators::{hostname, protocol, write_address};
+use super::request_id::REQUEST_ID;
+use crate::telemetry::operators::{hostname, protocol, write_address, write_path};
 
 /// What operators stand for at one moment of a request.
 pub(super) struct Words<'a> {
@@ -80,7 +81,7 @@ impl<'a> Words<'a> {
             }
             Operator::Protocol => text(Some(protocol(exchange.request.version)), out),
             Operator::StartTime(format) => format.write(exchange.start, out),
-            Operator::Client(part) => write_address(self.client(), *part, out),
+            Operator::Client(part) => write_address(exchange.believed(), *part, out),
             Operator::Peer(part) => write_address(downstream.direct, *part, out),
             Operator::Local(part) => write_address(downstream.local, *part, out),
             Operator::Host => {
@@ -93,7 +94,8 @@ impl<'a> Words<'a> {
                     write_address(endpoint, *part, out);
                 }
             }
-            Operator::Cluster => text(exchange.cluster(), out),
+            Operator::Cluster => text(exchange.cluster_alias(), out),
+            Operator::ClusterName => text(exchange.cluster(), out),
             // A route without a name is called by its number.
             Operator::Route => text(exchange.route_name().filter(|name| !name.starts_with('#')), out),
             Operator::Status => match self.moment {
@@ -109,6 +111,17 @@ impl<'a> Words<'a> {
                 Moment::Answer(_) => text(Some("via_upstream"), out),
                 Moment::Local(_, _, details) => text(Some(details), out),
             },
+            Operator::Path(part) => self.path(*part, out),
+            Operator::QueryParameter(name) => text(exchange.view().query_value(name).as_deref(), out),
+            Operator::StreamId => {
+                let id = exchange.request.headers.get(REQUEST_ID);
+                out.extend_from_slice(id.map_or(&b""[..], |id| id.as_bytes()));
+            }
+            Operator::Tls(part) => {
+                if let Some(tls) = &downstream.tls_facts {
+                    tls.write(part, out);
+                }
+            }
             Operator::ServerName => text(downstream.server_name.as_deref(), out),
             Operator::PeerUriSan => text(downstream.identity.as_ref().map(|identity| identity.as_str()), out),
             Operator::Hostname => text(Some(hostname()), out),
@@ -174,13 +187,20 @@ impl<'a> Words<'a> {
         out.extend_from_slice(value.map_or(&b""[..], |value| value.as_bytes()));
     }
 
-    /// The client; a proxy's word for it has no port.
-    fn client(&self) -> SocketAddr {
-        let peer = self.exchange.downstream.peer;
-        match self.exchange.client_ip() {
-            ip if ip == peer.ip() => peer,
-            ip => SocketAddr::new(ip, 0),
-        }
+    fn path(&self, part: PathPart, out: &mut Vec<u8>) {
+        let came = &self.exchange.request.uri;
+        let sent = match self.moment {
+            Moment::Request => None,
+            Moment::Answer(_) | Moment::Local(..) => self.exchange.sent.as_deref().map(|sent| &sent.uri),
+        };
+        let of = |uri: &Uri| uri.path_and_query().cloned();
+        let rewritten = || sent.filter(|sent| of(sent) != of(came)).is_some();
+        let uri = match part.which {
+            PathMoment::Original if !rewritten() => return,
+            PathMoment::Original | PathMoment::Came => came,
+            PathMoment::Current => sent.unwrap_or(came),
+        };
+        write_path(uri, part.query, out);
     }
 
     fn endpoint(&self) -> Option<SocketAddr> {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use http::HeaderValue;
 use tokio::net::TcpStream;
 use tulle_mesh::authorize::{Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
@@ -102,6 +103,10 @@ pub(super) struct Opened {
     pub(super) stream: Stream,
     pub(super) identity: Option<SpiffeId>,
     pub(super) server_name: Option<Arc<str>>,
+    /// What is told of the client's certificate, where that is more than the identity.
+    pub(super) certificate: Option<HeaderValue>,
+    /// The client's TLS, where that is told.
+    pub(super) tls_facts: Option<Box<tls::ClientTls>>,
     /// What ALPN chose.
     pub(super) alpn: Option<Alpn>,
 }
@@ -109,7 +114,14 @@ pub(super) struct Opened {
 impl Opened {
     /// A client of which nothing is known.
     pub(super) fn plaintext(stream: Prefixed) -> Self {
-        Self { stream: Stream::Tcp(stream), identity: None, server_name: None, alpn: None }
+        Self {
+            stream: Stream::Tcp(stream),
+            identity: None,
+            certificate: None,
+            tls_facts: None,
+            server_name: None,
+            alpn: None,
+        }
     }
 }
 
@@ -170,7 +182,8 @@ impl Connection {
             Ok(Ok(accepted)) => {
                 let asked = accepted.stream.get_ref().1.server_name().map(Arc::from);
                 let stream = Stream::TlsServer(Box::new(accepted.stream));
-                Ok(Opened { stream, identity: accepted.peer, server_name: asked, alpn: accepted.alpn })
+                let (identity, alpn) = (accepted.peer, accepted.alpn);
+                Ok(Opened { stream, identity, certificate: None, tls_facts: None, server_name: asked, alpn })
             }
             // The reason was logged where it is known best.
             Ok(Err(_)) => Err(Refusal::Handshake),

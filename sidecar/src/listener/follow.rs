@@ -18,12 +18,13 @@ use super::chain::{self, Early, Ends, Facts};
 use super::connection::Connection;
 use super::refusal::Refusal;
 use crate::detect::{Detector, Spoken};
+use crate::http::client_certificate;
 use crate::http::proxy::Target;
 use crate::http::server::ServerOptions;
 use crate::io::{Prefixed, Stream};
 use crate::snapshot::{ChainProtocol, Current, Listener, TcpRoutes};
 use crate::tcp::{NoUpstream, Route, Upstream};
-use crate::tls::Alpn;
+use crate::tls::{Alpn, ClientTls};
 use crate::upstream::HttpVersion;
 
 /// How long a client is waited for before the server may speak first. A client that speaks first has its words under way
@@ -249,7 +250,7 @@ impl Connection {
         index: usize,
     ) {
         let tls = listener.model.chains[index].tls.as_ref();
-        let opened = match self.open(stream, tls, server_name, current).await {
+        let mut opened = match self.open(stream, tls, server_name, current).await {
             Ok(opened) => opened,
             Err(refusal) => return self.refused(refusal),
         };
@@ -267,6 +268,13 @@ impl Connection {
                 });
                 // Whatever is no HTTP at all gets its 400 from the HTTP/1 server.
                 let version = agreed.or(version).unwrap_or(HttpVersion::Http1);
+                let told = &routes.settings.client_certificate;
+                if let (Stream::TlsServer(tls), Some(own)) = (&opened.stream, &current.tls) {
+                    let tls = tls.get_ref().1;
+                    let chain = tls.peer_certificates().unwrap_or_default();
+                    opened.certificate = client_certificate::describe(told, chain, &own.identity);
+                    opened.tls_facts = routes.tells_tls.then(|| Box::new(ClientTls::of(tls, &own.identity)));
+                }
                 let options = ServerOptions::from(&routes.settings);
                 self.http(opened, version, self.target(listener, index), &options).await;
             }

@@ -44,7 +44,7 @@ impl Connection {
         target: Target,
         options: &ServerOptions,
     ) {
-        let Opened { stream, identity, server_name, .. } = opened;
+        let Opened { stream, identity, certificate, tls_facts, server_name, .. } = opened;
         let downstream = Downstream {
             tls: stream.is_tls(),
             direction: self.direction(),
@@ -53,6 +53,8 @@ impl Connection {
             local: self.destination,
             original: self.original(),
             identity,
+            certificate,
+            tls_facts,
             server_name,
             target,
         };

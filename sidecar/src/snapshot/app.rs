@@ -37,6 +37,7 @@ fn cluster(
     let series = telemetry.metrics.cluster(&name.as_str().into());
     let model = model::Cluster {
         name,
+        alias: None,
         discovery,
         load_balancer: model::LoadBalancer::RoundRobin,
         connect_timeout: Some(APP_CONNECT_TIMEOUT),

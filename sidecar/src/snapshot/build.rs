@@ -11,8 +11,8 @@ use std::sync::Arc;
 use tulle_mesh::address::{ServicePort, parse_captured_listener, parse_inbound_listener};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    self, Discovery, EndpointAddress, HostPort, LoadAssignment, Protocol, RouteAction, RouteConfiguration,
-    RouteSource, TrafficDirection,
+    self, AccessLogFormat, Discovery, EndpointAddress, HostPort, LoadAssignment, Operator, Protocol,
+    RouteAction, RouteConfiguration, RouteSource, TrafficDirection,
 };
 use tulle_mesh::route::RouteTable;
 use tulle_mesh::xds::Kind;
@@ -320,6 +320,7 @@ impl Compiler<'_> {
                 .map(|(id, route)| self.route(route, &table.virtual_host(id).rate_limits, &mut filters))
                 .collect(),
             counts: filters.into_counts(),
+            tells_tls: tells_tls(http, &table),
             table,
             unrouted: self.telemetry.metrics.http(self.labels("", "")),
             spans: http
@@ -396,6 +397,16 @@ impl Compiler<'_> {
             backend: backend.into(),
         }
     }
+}
+
+/// Whether a log or a header tells of the TLS of clients.
+fn tells_tls(http: &model::HttpConnection, table: &RouteTable) -> bool {
+    let is_tls = |operator: &Operator| matches!(operator, Operator::Tls(_));
+    let logged = match http.access_log.as_ref().map(|log| &log.format) {
+        Some(AccessLogFormat::Text(format)) => format.operators().any(is_tls),
+        Some(AccessLogFormat::Json) | None => false,
+    };
+    logged || table.operators().any(is_tls)
 }
 
 /// The service's name, or the application's port. Of a captured connection, the port of its chain: peers choose which

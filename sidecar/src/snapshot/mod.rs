@@ -155,6 +155,8 @@ pub(crate) struct HttpRoutes {
     pub(crate) unrouted: Arc<HttpSeries>,
     /// Where spans go; `None`: nobody takes them.
     pub(crate) spans: Option<Spans>,
+    /// Logs or headers tell of the TLS of clients.
+    pub(crate) tells_tls: bool,
 }
 
 /// The compiled filters that requests pass before they go on.

@@ -201,7 +201,11 @@ impl Session<'_> {
     /// Records that the connection can't be carried.
     pub(crate) fn refuse(&self, route: &Route<'_>, error: &NoUpstream) -> Ending {
         self.worker.telemetry.connection(&ConnectionRecord {
-            error: Some(Failure { token: error.token, details: &error.details }),
+            error: Some(Failure {
+                token: error.token,
+                flags: if error.endpoint.is_some() { "UF" } else { "UH" },
+                details: &error.details,
+            }),
             cluster: route.cluster.as_ref().map_or("", |cluster| &cluster.name),
             endpoint: error.endpoint,
             ..self.record(route.series, route.settings.access_log.as_ref())
@@ -218,6 +222,7 @@ impl Session<'_> {
             series,
             direction: self.direction,
             access_log,
+            draw: if access_log.is_some_and(|log| log.filter.is_some()) { self.worker.draw() } else { 0 },
             start: self.start,
             duration: self.begun.elapsed(),
             received: 0,
@@ -274,7 +279,7 @@ impl End {
             Self::Overdue => "it has lasted for as long as it may".to_owned(),
             Self::Closed | Self::Idle => "nothing moved for too long".to_owned(),
         };
-        Some(Failure { token, details })
+        Some(Failure { token, flags: "-", details })
     }
 }
 

@@ -71,7 +71,8 @@ impl Session<'_> {
             }
             Err(error) => {
                 details = format!("{destination}: {error}");
-                record.error = Some(Failure { token: "destination_unavailable", details: &details });
+                record.error =
+                    Some(Failure { token: "destination_unavailable", flags: "UF", details: &details });
                 Ending::Reset
             }
         };

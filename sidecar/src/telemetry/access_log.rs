@@ -14,11 +14,13 @@ use http::header::{HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value, json};
 use tulle_mesh::model::{
-    AccessLogFormat, AddressPart, Format, HeadField, Operator, TimeFormat, TrafficDirection,
+    AccessLogFormat, AddressPart, Format, HeadField, Operator, PathMoment, REDACTED, TimeFormat,
+    TrafficDirection, is_secret_header,
 };
+use tulle_mesh::route::RequestView;
 
 use super::metrics::{Counter, Registry};
-use super::operators::{hostname, protocol, write_address};
+use super::operators::{hostname, protocol, write_address, write_path};
 use super::record::{ConnectionRecord, RequestRecord, RetrySkipped};
 
 /// How many lines wait at most.
@@ -166,16 +168,37 @@ fn request_field(record: &RequestRecord<'_>, operator: &Operator) -> Option<Stri
         }
         Operator::Protocol => Some(protocol(request.version).to_owned()),
         Operator::Status => Some(record.status.map_or(0, |status| status.as_u16()).to_string()),
-        Operator::Flags => record.error.map(|error| error.token.to_owned()),
+        Operator::Flags => Some(record.error.map_or("-", |error| error.flags).to_owned()),
         Operator::Details => record.error.map(|error| error.details.to_owned()),
         Operator::BytesReceived => Some(record.request_bytes.to_string()),
         Operator::BytesSent => Some(record.response_bytes.to_string()),
         Operator::Duration => Some(record.duration.as_millis().to_string()),
         Operator::Host => record.endpoint.map(|endpoint| endpoint.to_string()),
         Operator::Upstream(part) => record.endpoint.map(|endpoint| address(endpoint, *part)),
-        Operator::Cluster => Some(record.cluster.to_owned()),
+        Operator::Cluster => Some(record.cluster_alias.to_owned()),
+        Operator::ClusterName => Some(record.cluster.to_owned()),
         Operator::Attempts => Some(record.attempts.to_string()),
-        Operator::Client(part) => Some(address(record.client, *part)),
+        Operator::Client(part) => Some(address(record.believed, *part)),
+        Operator::Peer(part) => Some(address(record.downstream.direct, *part)),
+        Operator::Local(part) => Some(address(record.downstream.local, *part)),
+        Operator::ServerName => record.downstream.server_name.as_deref().map(str::to_owned),
+        Operator::Tls(part) => {
+            let tls = record.downstream.tls_facts.as_ref()?;
+            Some(text(|out| tls.write(part, out)))
+        }
+        Operator::Path(part) => match part.which {
+            // What was sent is not kept.
+            PathMoment::Original => None,
+            PathMoment::Came | PathMoment::Current => {
+                Some(text(|out| write_path(&request.uri, part.query, out)))
+            }
+        },
+        Operator::QueryParameter(name) => {
+            let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+            let view = RequestView::new(&request.method, "", path, &request.headers);
+            view.query_value(name).map(|value| value.into_owned())
+        }
+        Operator::StreamId => header(&request.headers, &HeaderName::from_static("x-request-id")),
         Operator::PeerUriSan if record.direction == TrafficDirection::Inbound => {
             record.peer.map(|peer| peer.to_string())
         }
@@ -216,7 +239,7 @@ fn response_header(record: &RequestRecord<'_>, field: &HeadField) -> Option<Stri
 fn connection_field(record: &ConnectionRecord<'_>, operator: &Operator) -> Option<String> {
     match operator {
         Operator::StartTime(format) => Some(time(format, record.start)),
-        Operator::Flags => record.error.map(|error| error.token.to_owned()),
+        Operator::Flags => Some(record.error.map_or("-", |error| error.flags).to_owned()),
         Operator::Details => record.error.map(|error| error.details.to_owned()),
         Operator::Status => Some("0".into()),
         Operator::BytesReceived => Some(record.received.to_string()),
@@ -224,7 +247,7 @@ fn connection_field(record: &ConnectionRecord<'_>, operator: &Operator) -> Optio
         Operator::Duration => Some(record.duration.as_millis().to_string()),
         Operator::Host => record.endpoint.map(|endpoint| endpoint.to_string()),
         Operator::Upstream(part) => record.endpoint.map(|endpoint| address(endpoint, *part)),
-        Operator::Cluster => Some(record.cluster.to_owned()),
+        Operator::Cluster | Operator::ClusterName => Some(record.cluster.to_owned()),
         Operator::Client(part) => Some(address(record.client, *part)),
         Operator::PeerUriSan if record.direction == TrafficDirection::Inbound => {
             record.peer.map(|peer| peer.to_string())
@@ -235,24 +258,23 @@ fn connection_field(record: &ConnectionRecord<'_>, operator: &Operator) -> Optio
 }
 
 fn time(format: &TimeFormat, time: SystemTime) -> String {
-    let mut text = Vec::new();
-    format.write(time, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
+    text(|out| format.write(time, out))
 }
 
 fn address(address: SocketAddr, part: AddressPart) -> String {
+    text(|out| write_address(address, part, out))
+}
+
+fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
     let mut text = Vec::new();
-    write_address(address, part, &mut text);
+    write(&mut text);
     String::from_utf8_lossy(&text).into_owned()
 }
 
 fn header(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     let value = headers.get(name)?;
-    if matches!(
-        name.as_str(),
-        "authorization" | "proxy-authorization" | "cookie" | "set-cookie" | "x-api-key" | "x-auth-token"
-    ) {
-        return Some("[redacted]".into());
+    if is_secret_header(name.as_str()) {
+        return Some(REDACTED.into());
     }
     let mut text = String::new();
     for &byte in value.as_bytes() {

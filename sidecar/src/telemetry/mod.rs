@@ -10,6 +10,7 @@ pub(crate) mod audits;
 mod collector;
 mod encode;
 pub(crate) mod lines;
+mod log_filter;
 pub(crate) mod metrics;
 pub(crate) mod operators;
 mod otlp;
@@ -20,6 +21,7 @@ pub(crate) mod trace;
 
 use std::sync::Arc;
 
+use log_filter::{Facts, admits};
 pub(crate) use otlp::{Exporter, Spans};
 use record::{AttemptRecord, ConnectionRecord, RequestRecord};
 
@@ -71,7 +73,9 @@ impl Telemetry {
         {
             spans.push(span::of_request(record));
         }
-        if let Some(settings) = record.access_log {
+        if let Some(settings) = record.access_log
+            && settings.filter.as_ref().is_none_or(|filter| admits(filter, &of_request(record)))
+        {
             self.log.write(access_log::request_line(&settings.format, record));
         }
     }
@@ -92,9 +96,35 @@ impl Telemetry {
     /// Counts a TCP connection that has ended and, where asked for, writes its log line.
     pub(crate) fn connection(&self, record: &ConnectionRecord<'_>) {
         record.series.record(record);
-        if let Some(settings) = record.access_log {
+        if let Some(settings) = record.access_log
+            && settings.filter.as_ref().is_none_or(|filter| admits(filter, &of_connection(record)))
+        {
             self.log.write(access_log::connection_line(&settings.format, record));
         }
+    }
+}
+
+fn of_request<'a>(record: &RequestRecord<'a>) -> Facts<'a> {
+    Facts {
+        status: record.status,
+        duration: record.duration,
+        request: Some(record.request),
+        grpc_status: record.grpc_status,
+        error: record.error,
+        traced: record.trace.is_some_and(|trace| trace.sampled),
+        draw: record.draw,
+    }
+}
+
+fn of_connection<'a>(record: &ConnectionRecord<'a>) -> Facts<'a> {
+    Facts {
+        status: None,
+        duration: record.duration,
+        request: None,
+        grpc_status: None,
+        error: record.error,
+        traced: false,
+        draw: record.draw,
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 
-use http::Version;
+use http::{Uri, Version};
 use tulle_mesh::model::AddressPart;
 
 /// A version of HTTP in Envoy's words.
@@ -31,6 +31,12 @@ pub(crate) fn write_address(address: SocketAddr, part: AddressPart, out: &mut Ve
         AddressPart::Port => write!(out, "{}", address.port()),
     };
     written.expect("a vector grows");
+}
+
+/// Writes a path behind `out`, with its query or without.
+pub(crate) fn write_path(uri: &Uri, query: bool, out: &mut Vec<u8>) {
+    let path = uri.path_and_query().map_or("", |path| if query { path.as_str() } else { path.path() });
+    out.extend_from_slice(path.as_bytes());
 }
 
 /// The name of the host, which is that of the pod in a cluster.

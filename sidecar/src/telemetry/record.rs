@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{AccessLog, TrafficDirection};
+use tulle_mesh::model::{AccessLog, CustomTag, TrafficDirection};
 
 use super::metrics::{ClusterSeries, HttpSeries, TcpSeries};
 use super::otlp::Spans;
 use super::trace::TraceContext;
+use crate::http::proxy::Downstream;
 
 /// A request that has ended, whatever the number of attempts.
 pub(crate) struct RequestRecord<'a> {
@@ -20,13 +21,17 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) trace: Option<&'a TraceContext>,
     /// Where spans go.
     pub(crate) spans: Option<&'a Spans>,
+    /// What stands on its span besides.
+    pub(crate) tags: &'a [CustomTag],
     /// The log line that is asked for.
     pub(crate) access_log: Option<&'a AccessLog>,
+    /// Uniform over `u32`, where the log is of a share of the requests.
+    pub(crate) draw: u32,
     /// When its head had arrived.
     pub(crate) start: SystemTime,
     /// From then to the end of the response's body.
     pub(crate) duration: Duration,
-    /// The head as it arrived.
+    /// The head as it arrived, but for what the listener says of it.
     pub(crate) request: &'a http::request::Parts,
     /// The status that the client got; `None` when it went away before.
     pub(crate) status: Option<http::StatusCode>,
@@ -44,6 +49,8 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) route: &'a str,
     /// The cluster's name; empty where none was chosen.
     pub(crate) cluster: &'a str,
+    /// What the cluster is called in logs.
+    pub(crate) cluster_alias: &'a str,
     /// The last endpoint that was tried.
     pub(crate) endpoint: Option<SocketAddr>,
     /// How many attempts were made.
@@ -54,6 +61,10 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) peer: Option<&'a SpiffeId>,
     /// The client's address.
     pub(crate) client: SocketAddr,
+    /// Who the client is, as far as proxies before it are believed.
+    pub(crate) believed: SocketAddr,
+    /// The client's connection.
+    pub(crate) downstream: &'a Downstream,
 }
 
 /// Why a request that might have been tried again was not.
@@ -80,6 +91,8 @@ impl RetrySkipped {
 pub(crate) struct Failure<'a> {
     /// The RFC 9209 token, such as `connection_timeout`.
     pub(crate) token: &'static str,
+    /// What Envoy calls it for short; `-` for what has no name there.
+    pub(crate) flags: &'static str,
     /// What exactly, for people.
     pub(crate) details: &'a str,
 }
@@ -96,6 +109,10 @@ pub(crate) struct AttemptRecord<'a> {
     pub(crate) start: SystemTime,
     /// Until the end of the response's body, or until it failed.
     pub(crate) duration: Duration,
+    /// What stands on its span besides.
+    pub(crate) tags: &'a [CustomTag],
+    /// The request's fields, as they came.
+    pub(crate) headers: &'a http::HeaderMap,
     /// The request as it was sent.
     pub(crate) method: &'a http::Method,
     /// The authority that was asked.
@@ -142,6 +159,8 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) direction: TrafficDirection,
     /// The log line that is asked for.
     pub(crate) access_log: Option<&'a AccessLog>,
+    /// Uniform over `u32`, where the log is of a share of the connections.
+    pub(crate) draw: u32,
     /// When it was accepted.
     pub(crate) start: SystemTime,
     /// How long it lasted.

@@ -1,16 +1,16 @@
 //! Records as spans, with the attributes of OpenTelemetry's semantic conventions for HTTP and RPC.
 //!
-//! Neither query strings nor header values get into a span: they may hold secrets.
+//! Neither query strings nor header values get into a span, but for headers that a listener names, which hold no credentials.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use http::{StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::TrafficDirection;
+use tulle_mesh::model::{CustomTag, TagValue, TrafficDirection};
 
 use super::record::{AttemptRecord, Failure, RequestRecord, grpc_server_fault};
 use super::trace::TraceContext;
@@ -42,6 +42,7 @@ pub(super) fn of_request(record: &RequestRecord<'_>) -> SpanData {
         attributes.push(KeyValue::new("tulle.retry.skipped", why.as_str()));
     }
     outcome(&mut attributes, record.status, record.grpc_status, record.error, record.peer, record.endpoint);
+    tags(&mut attributes, record.tags, &record.request.headers);
     let failed = record.error.is_some()
         || record.grpc_status.is_some_and(grpc_server_fault)
         || record
@@ -70,6 +71,7 @@ pub(super) fn of_attempt(record: &AttemptRecord<'_>) -> SpanData {
     }
     let endpoint = Some(record.endpoint);
     outcome(&mut attributes, record.status, record.grpc_status, record.error, record.peer, endpoint);
+    tags(&mut attributes, record.tags, record.headers);
     let failed = record.failed() || record.status.is_some_and(|status| status.is_client_error());
     let name = format!("{} attempt", record.method);
     span(
@@ -110,6 +112,21 @@ fn outcome(
     if let Some(endpoint) = endpoint {
         attributes.push(KeyValue::new("network.peer.address", endpoint.ip().to_string()));
         attributes.push(KeyValue::new("network.peer.port", i64::from(endpoint.port())));
+    }
+}
+
+/// What the listener wants on its spans besides.
+fn tags(attributes: &mut Vec<KeyValue>, tags: &[CustomTag], headers: &HeaderMap) {
+    for CustomTag { name, value } in tags {
+        let value = match value {
+            TagValue::Literal(value) => value.clone(),
+            TagValue::Header { name, default } => headers
+                .get(name)
+                .map_or_else(|| default.clone(), |value| String::from_utf8_lossy(value.as_bytes()).into()),
+        };
+        if !value.is_empty() {
+            attributes.push(KeyValue::new(name.clone(), value));
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::record::{Failure, RequestRecord, RetrySkipped};
 use super::series::HttpSeries;
 use super::trace::TraceContext;
 use super::{Workload, access_log, span};
+use crate::http::proxy::{Downstream, Target};
 
 fn workload() -> Workload {
     Workload { namespace: "shop".into(), name: "cart".into(), instance: "cart-1".into() }
@@ -32,6 +33,7 @@ struct Sample {
     request: http::request::Parts,
     peer: SpiffeId,
     trace: TraceContext,
+    downstream: Downstream,
 }
 
 impl Sample {
@@ -44,10 +46,24 @@ impl Sample {
             .header("user-agent", "curl \"x\"")
             .body(())
             .expect("valid");
+        let address = "127.0.0.1:50000".parse().expect("valid");
         Self {
             request: request.into_parts().0,
             peer: "spiffe://td/ns/shop/sa/stock".parse().expect("valid"),
             trace: TraceContext::start(&http::HeaderMap::new(), [1, 2, 3], true),
+            downstream: Downstream {
+                direction: TrafficDirection::Outbound,
+                peer: address,
+                direct: address,
+                local: address,
+                original: None,
+                identity: None,
+                certificate: None,
+                tls: false,
+                tls_facts: None,
+                server_name: None,
+                target: Target::Authority,
+            },
         }
     }
 
@@ -57,7 +73,9 @@ impl Sample {
             direction: TrafficDirection::Outbound,
             trace: Some(&self.trace),
             spans: None,
+            tags: &[],
             access_log: None,
+            draw: 0,
             start: SystemTime::UNIX_EPOCH,
             duration: Duration::from_millis(3),
             request: &self.request,
@@ -69,11 +87,14 @@ impl Sample {
             error: None,
             route: "split",
             cluster: "outbound|80||stock.shop.svc.cluster.local",
+            cluster_alias: "stock",
             endpoint: Some("127.0.0.1:9".parse().expect("valid")),
             attempts: 2,
             retry_skipped: None,
             peer: Some(&self.peer),
-            client: "127.0.0.1:50000".parse().expect("valid"),
+            client: self.downstream.peer,
+            believed: self.downstream.peer,
+            downstream: &self.downstream,
         }
     }
 }
@@ -87,7 +108,7 @@ fn requests_are_counted_by_status_error_and_peer() {
     series.record(&sample.record(&series, 200));
     series.record(&sample.record(&series, 200));
     let mut failed = sample.record(&series, 503);
-    failed.error = Some(Failure { token: "connection_refused", details: "" });
+    failed.error = Some(Failure { token: "connection_refused", flags: "UF", details: "" });
     series.record(&failed);
 
     let text = registry.encode();

@@ -10,12 +10,14 @@
 
 mod accept;
 mod certificate;
+mod client;
 mod connect;
 mod control_plane;
 mod error;
 mod failures;
 mod issue;
 mod material;
+mod names;
 mod rotate;
 mod unverified;
 mod verify;
@@ -27,11 +29,13 @@ mod tests;
 
 pub(crate) use accept::accept;
 pub(crate) use certificate::{CertificateFacts, Leaf, TrustBundle, stamp};
+pub(crate) use client::{ClientTls, escaped_pem};
 pub(crate) use connect::connect;
 pub(crate) use control_plane::{ControlPlane, ControlPlaneError, Proof};
 pub(crate) use error::{HandshakeError, Reason, with_causes};
 #[cfg(test)]
 pub(crate) use issue::{CertificateRequest, CertificateResponse};
 pub(crate) use material::{Alpn, Material};
+pub(crate) use names::Names;
 pub(crate) use rotate::{FILE_CHECK, RenewError, Rotation, keep_issued, keep_read, read, renew_once};
 pub(crate) use unverified::unverified_client;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -199,18 +200,31 @@ fn write_pki(folder: &Path) -> [PathBuf; 3] {
     root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let certificate = root.self_signed(&root_key).expect("the parameters are sound");
     let issuer = Issuer::new(root, root_key);
-    let leaf = |name: SanType| {
+    let leaf = |names: Vec<SanType>, subject: &[(DnType, &str)]| {
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![name];
+        params.subject_alt_names = names;
         // With the subject of its issuer it would be taken for one that signed itself.
         params.distinguished_name = DistinguishedName::new();
+        for (kind, value) in subject {
+            params.distinguished_name.push(kind.clone(), *value);
+        }
         let key = key();
         let leaf = params.signed_by(&key, &issuer).expect("the parameters are sound");
         (leaf.pem(), key.serialize_pem())
     };
-    let (server, server_key) = leaf(SanType::IpAddress([127, 0, 0, 1].into()));
+    let (server, server_key) = leaf(vec![SanType::IpAddress([127, 0, 0, 1].into())], &[]);
     for name in ["client"].iter().chain(&CALLERS) {
-        let (certificate, key) = leaf(SanType::URI(identity(name).try_into().expect("ASCII")));
+        let uri = SanType::URI(identity(name).try_into().expect("ASCII"));
+        // The last of them has names of all kinds.
+        let (certificate, key) = match *name == CALLERS[2] {
+            false => leaf(vec![uri], &[]),
+            true => {
+                let dns = |name: &str| SanType::DnsName(name.try_into().expect("ASCII"));
+                let subject =
+                    [(DnType::OrganizationName, "Net, Lace \"Co\""), (DnType::CommonName, "gr\u{fc}n")];
+                leaf(vec![dns("cart.test"), uri, dns("*.cart.test")], &subject)
+            }
+        };
         put(&format!("{name}.pem"), certificate);
         put(&format!("{name}.key"), key);
     }

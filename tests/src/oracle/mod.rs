@@ -48,6 +48,8 @@ pub struct Oracle {
     pub valve: Valve,
     /// The sidecar.
     pub sidecar: Sidecar,
+    /// Headers that are compared though they mostly differ.
+    pub compared: &'static [&'static str],
     sides: [Side; 2],
     /// Where they take peers.
     inbound: [Side; 2],
@@ -98,6 +100,7 @@ impl Oracle {
             envoy_admin,
             valve,
             sidecar,
+            compared: &[],
             sides,
             inbound,
             changes: 0,
@@ -113,11 +116,30 @@ impl Oracle {
         oracle
     }
 
+    /// Where Envoy's one listener is.
+    pub fn listener(&self) -> SocketAddr {
+        self.sides[0].address
+    }
+
     /// Puts virtual hosts in force with both: no other routes are there then.
     pub async fn routes(&mut self, hosts: &[Value]) {
         // Clusters that nothing refers to are let go, and routes to new ones wait for them.
         let hosts = [hosts, &[all_clusters()]].concat();
         self.push(vec![route_configuration("routes", &hosts)]).await;
+    }
+
+    /// The same, and waits until both answer `GET /` of a host with 200: routes wait for clusters that are new.
+    pub async fn routes_to(&mut self, host: &Value) {
+        self.routes(std::slice::from_ref(host)).await;
+        let name = text(&host["domains"][0]);
+        let request = format!("GET / HTTP/1.1\r\nhost: {name}\r\n\r\n");
+        for side in self.sides {
+            let served = || async {
+                let outcome = self.one(side, request.as_bytes(), "ok").await;
+                if outcome.received.status == 200 { Ok(()) } else { Err(outcome.to_string()) }
+            };
+            wait_for(LIMIT, served).await.unwrap_or_else(|error| panic!("{}: {error}", side.name));
+        }
     }
 
     /// Puts a connection manager's settings in force with both, besides those that it has anyway.
@@ -247,6 +269,12 @@ impl Oracle {
         wait_for(LIMIT, both).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// What both have written on standard output so far.
+    pub fn written(&self) -> [String; 2] {
+        let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        ["envoy.out", "sidecar.out"].map(read)
+    }
+
     /// What the sidecar believes.
     pub async fn sidecar_config(&self) -> Value {
         let (_, text) = fetch(&format!("http://{}/config", self.sidecar.admin)).await.expect("it answers");
@@ -273,7 +301,7 @@ impl Oracle {
             wait_for(LIMIT, arrived).await.unwrap_or_else(|error| panic!("{error}"));
             let mut upstream = self.scripts.take(&case);
             upstream.sort_by(|(one, _), (other, _)| one.cmp(other));
-            Outcome { received, upstream }.normalised(side.address, &self.upstreams)
+            Outcome { received, upstream }.normalised(side.address, &self.upstreams, self.compared)
         };
         let [envoy, tulle] = self.sides;
         [one(envoy).await, one(tulle).await]
@@ -284,7 +312,11 @@ impl Oracle {
         let one = |side: Side| async move {
             let case = self.case(side, script);
             let received = http2::send(side.address, request.clone(), &case).await;
-            Outcome { received, upstream: self.scripts.take(&case) }.normalised(side.address, &self.upstreams)
+            Outcome { received, upstream: self.scripts.take(&case) }.normalised(
+                side.address,
+                &self.upstreams,
+                self.compared,
+            )
         };
         let [envoy, tulle] = self.sides;
         [one(envoy).await, one(tulle).await]
@@ -350,7 +382,7 @@ impl Oracle {
             let received = outcome::send_in_turn(side.address, &marked).await;
             let outcomes = received.into_iter().zip(&cases).map(|(received, case)| {
                 let upstream = self.scripts.take(case);
-                Outcome { received, upstream }.normalised(side.address, &self.upstreams)
+                Outcome { received, upstream }.normalised(side.address, &self.upstreams, self.compared)
             });
             outcomes.collect()
         };
@@ -405,7 +437,11 @@ impl Oracle {
 
     async fn exchange(&self, side: Side, request: &[u8], case: &str) -> Outcome {
         let received = outcome::send(side.address, &marked(request, case)).await;
-        Outcome { received, upstream: self.scripts.take(case) }.normalised(side.address, &self.upstreams)
+        Outcome { received, upstream: self.scripts.take(case) }.normalised(
+            side.address,
+            &self.upstreams,
+            self.compared,
+        )
     }
 }
 
@@ -466,11 +502,13 @@ async fn start_envoy(folder: &std::path::Path, ads: SocketAddr) -> (tokio::proce
     });
     let path = folder.join("envoy.json");
     std::fs::write(&path, bootstrap.to_string()).expect("the folder can be written");
+    let out = std::fs::File::create(folder.join("envoy.out")).expect("the folder can be written");
     let log = std::fs::File::create(folder.join("envoy.log")).expect("the folder can be written");
     let mut command = Command::new(python_program().with_file_name("envoy"));
     command.arg("-c").arg(&path).arg("--admin-address-path").arg(&address_file);
+    command.args(["--file-flush-interval-msec", "50"]);
     command.args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(log);
+    command.stdin(std::process::Stdio::null()).stdout(out).stderr(log);
     let child = command.kill_on_drop(true).spawn();
     let child = child.unwrap_or_else(|error| panic!("envoy: {error}; run tests/setup"));
     let started = || async {

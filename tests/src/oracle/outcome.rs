@@ -206,16 +206,17 @@ impl Reader {
 }
 
 impl Outcome {
-    /// Without what may differ: times, identifiers, addresses, the order and case of header names.
-    pub(super) fn normalised(mut self, own: SocketAddr, upstreams: &[Scripted]) -> Self {
+    /// Without what may differ: times, identifiers, addresses, the order and case of header names. `compared`: headers that
+    /// stay even so.
+    pub(super) fn normalised(mut self, own: SocketAddr, upstreams: &[Scripted], compared: &[&str]) -> Self {
         let addresses: Vec<(String, &str)> = upstreams
             .iter()
             .map(|upstream| (upstream.address.to_string(), upstream.name.as_str()))
             .chain([(own.to_string(), "proxy"), (own.port().to_string(), "port")])
             .collect();
-        normalise(&mut self.received.headers, &addresses);
+        normalise(&mut self.received.headers, &addresses, compared);
         for (_, seen) in &mut self.upstream {
-            normalise(&mut seen.headers, &addresses);
+            normalise(&mut seen.headers, &addresses, compared);
         }
         self
     }
@@ -235,8 +236,9 @@ const IGNORED: [&str; 10] = [
     "via",
 ];
 
-fn normalise(headers: &mut Vec<(String, String)>, addresses: &[(String, &str)]) {
-    headers.retain(|(name, _)| !IGNORED.iter().any(|ignored| name.eq_ignore_ascii_case(ignored)));
+fn normalise(headers: &mut Vec<(String, String)>, addresses: &[(String, &str)], compared: &[&str]) {
+    let is = |names: &[&str], name: &str| names.iter().any(|other| name.eq_ignore_ascii_case(other));
+    headers.retain(|(name, _)| !is(&IGNORED, name) || is(compared, name));
     for (name, value) in headers.iter_mut() {
         name.make_ascii_lowercase();
         if name == "connection" {

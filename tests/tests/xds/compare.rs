@@ -307,6 +307,7 @@ const ENVOYS_WORDS: &[&str] = &[
     "upstream request timeout",
     "no healthy upstream",
     "Bad Request",
+    "Upgrade Required",
     "RBAC: access denied",
     "local_rate_limited",
     "fault filter abort",

@@ -1,7 +1,7 @@
 //! Proxies in front: the PROXY protocol, whom X-Forwarded-For is believed from, and what the next hop is told.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, Outcome, typed};
+use tulle_tests::oracle::{Oracle, Outcome, cluster, endpoints, typed};
 
 use crate::compare::Tally;
 
@@ -31,7 +31,7 @@ async fn the_client_is_whom_trusted_proxies_name() {
             "x-forwarded-for:\r\n",
         ] {
             let request = format!("{TOLD}GET / HTTP/1.1\r\nhost: h.test\r\n{field}\r\n");
-            let outcomes = oracle.both(request.as_bytes(), "ok").await.map(without_external_address);
+            let outcomes = oracle.both(request.as_bytes(), "ok").await;
             tally.compare(&format!("{settings}\n{request:?}"), outcomes);
         }
     }
@@ -131,10 +131,53 @@ fn proxy_protocol(config: Value) -> Value {
     }])
 }
 
-/// Envoy tells the client that it takes for the last outside in a header of its own, too.
-fn without_external_address(mut outcome: Outcome) -> Outcome {
-    for (_, seen) in &mut outcome.upstream {
-        seen.headers.retain(|(name, _)| name != "x-envoy-external-address");
+/// Without anything in front: connections of the host itself, as those of an application to its sidecar are.
+#[tokio::test]
+async fn a_client_of_the_same_host_is_told_alike() {
+    let mut oracle = Oracle::start().await;
+    oracle.routes(&[host()]).await;
+    let mut tally = Tally::default();
+    for (remote, hops, skip) in settings() {
+        let mut settings = json!({});
+        settings["use_remote_address"] = json!(remote);
+        settings["xff_num_trusted_hops"] = json!(hops);
+        settings["skip_xff_append"] = json!(skip);
+        oracle.manager(settings.clone()).await;
+        for field in ["", "x-forwarded-for: 1.2.3.4\r\n", "x-envoy-external-address: 6.6.6.6\r\n"] {
+            let request = format!("GET / HTTP/1.1\r\nhost: h.test\r\n{field}\r\n");
+            let outcomes = oracle.both(request.as_bytes(), "ok").await;
+            tally.compare(&format!("{settings}\n{request:?}"), outcomes);
+        }
     }
-    outcome
+    tally.end(&[]);
+}
+
+/// Whom a proxy in front names is who is balanced by.
+#[tokio::test]
+async fn a_hash_of_the_source_is_of_whom_trusted_proxies_name() {
+    let mut oracle = Oracle::start().await;
+    let addresses: Vec<_> = oracle.upstreams.iter().map(|upstream| upstream.address).collect();
+    oracle
+        .ads
+        .set(vec![cluster("ring", json!({ "lb_policy": "RING_HASH" })), endpoints("ring", &addresses)])
+        .await;
+    let hash = json!([{ "connection_properties": { "source_ip": true } }]);
+    let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "ring", "hash_policy": hash } });
+    oracle.routes_to(&json!({ "name": "h", "domains": ["h.test"], "routes": [route] })).await;
+    let mut reached = std::collections::BTreeSet::new();
+    for (remote, hops) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        let settings = json!({ "use_remote_address": remote, "xff_num_trusted_hops": hops });
+        oracle.listening(settings.clone(), proxy_protocol(json!({}))).await;
+        for last in 1..20 {
+            let request = format!(
+                "PROXY TCP4 10.9.8.{last} 10.0.0.1 4321 80\r\n\
+                 GET / HTTP/1.1\r\nhost: h.test\r\nx-forwarded-for: 1.2.{last}.4, 9.9.9.{last}\r\n\r\n"
+            );
+            let [envoy, tulle] = oracle.both(request.as_bytes(), "ok").await;
+            let at = |outcome: &Outcome| outcome.upstream.first().map(|(at, _)| at.clone());
+            assert_eq!(at(&envoy), at(&tulle), "{settings} {request:?}");
+            reached.extend(at(&tulle));
+        }
+    }
+    assert_eq!(reached.len(), 3, "{reached:?}");
 }

@@ -6,8 +6,9 @@ use tulle_tests::oracle::Oracle;
 use crate::compare::Tally;
 
 /// Each but for its Host and the end of its head, where `@` stands for them.
-const REQUESTS: [&str; 31] = [
+const REQUESTS: [&str; 32] = [
     "GET / HTTP/1.1@\r\n",
+    "GET / HTTP/1.0@\r\n",
     "GET /a?b=c&d HTTP/1.1@\r\n",
     "GET /%00%ff HTTP/1.1@\r\n",
     "GET http://h.test/absolute?x=y HTTP/1.1\r\nhost: nobody.test\r\n\r\n",
@@ -41,9 +42,8 @@ const REQUESTS: [&str; 31] = [
 ];
 
 /// What is meant to be otherwise than with Envoy: a request, its status there and here, and why.
-const OWN: [(&str, u16, u16, &str); 10] = [
+const OWN: [(&str, u16, u16, &str); 9] = [
     ("GET / HTTP/1.1\r\nhost:\r\n\r\n", 404, 400, "an empty Host means no service"),
-    ("GET / HTTP/1.0\r\nhost: h.test\r\n\r\n", 426, 200, "old clients are served, as with Linkerd"),
     (
         "GET / HTTP/1.1@x-envoy-retry-on: 5xx\r\nx-envoy-max-retries: 9\r\n\r\n",
         200,

@@ -1,12 +1,14 @@
 //! Command operators in the headers that routes add: what they stand for, in requests, in answers and in replies of the proxy's own.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, Outcome, all_clusters, route_configuration};
+use tulle_tests::oracle::{
+    CALLERS, Oracle, Outcome, all_clusters, chain, cluster, endpoints, manager, route_configuration,
+};
 
 use crate::compare::Tally;
 
 /// Values that both give alike, wherever they stand.
-const TEXTS: [&str; 46] = [
+const TEXTS: [&str; 62] = [
     "%REQ(X-A)%",
     "%REQ(x-none)%",
     "%REQ(x-none?x-a)%",
@@ -53,6 +55,22 @@ const TEXTS: [&str; 46] = [
     "%REQ(x-none)%%RESP(x-none)%",
     "a %REQ(x-a)% b %PROTOCOL%, c",
     "%RESPONSE_CODE_DETAILS%",
+    "%PATH%",
+    "%PATH(NQ)%",
+    "%PATH(WQ:PATH)%",
+    "%PATH(NQ:ORIG)%",
+    "%PATH(NQ:ORIG_OR_PATH):3%",
+    "%PATH(:PATH)%",
+    "%QUERY_PARAM(q)%",
+    "%QUERY_PARAM(q):1%",
+    "%QUERY_PARAM(none)%",
+    "%DOWNSTREAM_TLS_VERSION%",
+    "%DOWNSTREAM_TLS_CIPHER%",
+    "%DOWNSTREAM_PEER_SUBJECT%",
+    "%DOWNSTREAM_LOCAL_URI_SAN%",
+    "%DOWNSTREAM_PEER_CERT_V_START%",
+    "%DOWNSTREAM_PEER_FINGERPRINT_256%",
+    "%DOWNSTREAM_PEER_DNS_SAN%",
 ];
 
 #[tokio::test]
@@ -265,4 +283,77 @@ async fn what_envoy_refuses_is_refused() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_told_of_tls_is_the_same() {
+    let mut oracle = Oracle::start().await;
+    let texts = [
+        "%DOWNSTREAM_TLS_VERSION%",
+        "%DOWNSTREAM_PEER_SUBJECT%",
+        "%DOWNSTREAM_PEER_ISSUER%",
+        "%DOWNSTREAM_PEER_SERIAL%",
+        "%DOWNSTREAM_PEER_FINGERPRINT_256%",
+        "%DOWNSTREAM_PEER_URI_SAN%",
+        "%DOWNSTREAM_PEER_DNS_SAN%",
+        "%DOWNSTREAM_PEER_CERT%",
+        "%DOWNSTREAM_PEER_CERT_V_START%",
+        "%DOWNSTREAM_PEER_CERT_V_END(%F %T)%",
+        "%DOWNSTREAM_LOCAL_URI_SAN%",
+        "%REQUESTED_SERVER_NAME%",
+    ];
+    let add =
+        |(at, text): (usize, &&str)| json!({ "header": { "key": format!("x-t-{at:02}"), "value": text } });
+    let added: Vec<Value> = texts.iter().enumerate().map(add).collect();
+    let route =
+        json!({ "match": { "prefix": "/" }, "route": { "cluster": "a" }, "request_headers_to_add": added });
+    let mut manager = manager("routes", json!({}));
+    manager.as_object_mut().expect("a message").remove("rds");
+    manager["route_config"] =
+        json!({ "name": "all", "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [route] }] });
+    oracle.peers(&[chain("all", json!({}), Some(false), &manager)]).await;
+    for caller in [None, Some(CALLERS[0]), Some(CALLERS[2])] {
+        let outcomes =
+            oracle.both_as(caller, "a.test", b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n", "ok").await;
+        let [theirs, ours] = outcomes.each_ref().map(|outcome| {
+            let told = outcome.upstream[0].1.headers.iter().filter(|(name, _)| name.starts_with("x-t-"));
+            told.cloned().collect::<Vec<_>>()
+        });
+        assert_eq!(theirs, ours, "{caller:?}");
+        assert_eq!(ours.len() > 5, caller.is_some(), "{ours:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_told_by_the_name_that_it_has_for_people() {
+    let mut oracle = Oracle::start().await;
+    let other = cluster("other", json!({ "alt_stat_name": "for people" }));
+    let address = oracle.upstreams[0].address;
+    oracle.ads.set(vec![other, endpoints("other", &[address])]).await;
+    let add = |name: &str, text: &str| json!({ "header": { "key": name, "value": text } });
+    let route = json!({
+        "match": { "prefix": "/" },
+        "route": { "cluster": "other" },
+        "response_headers_to_add": [add("x-1", "%UPSTREAM_CLUSTER%"), add("x-2", "%UPSTREAM_CLUSTER_RAW%")],
+    });
+    oracle.routes_to(&json!({ "name": "h", "domains": ["h.test"], "routes": [route] })).await;
+    let outcomes = oracle.both(b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n", "ok").await;
+    for outcome in outcomes {
+        for (name, value) in [("x-1", "for people"), ("x-2", "other")] {
+            let told = (name.to_owned(), value.to_owned());
+            assert!(outcome.received.headers.contains(&told), "{outcome}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_called_as_its_request_is() {
+    let mut oracle = Oracle::start().await;
+    let told = json!({ "header": { "key": "x-told", "value": "%STREAM_ID%" } });
+    let route =
+        json!({ "match": { "prefix": "/" }, "route": { "cluster": "a" }, "request_headers_to_add": [told] });
+    oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": [route] })]).await;
+    let request = b"GET / HTTP/1.1\r\nhost: h.test\r\nx-request-id: mine\r\n\r\n";
+    let outcomes = oracle.both(request, "ok").await;
+    assert_eq!(outcomes.each_ref().map(|outcome| outcome.upstream[0].1.header("x-told")), ["mine"; 2]);
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use http::HeaderName;
 use serde::{Serialize, Serializer};
 
+mod command;
 mod time;
 
 pub use time::TimeFormat;
@@ -47,8 +48,10 @@ pub enum Operator {
     Host,
     /// The endpoint that was connected to.
     Upstream(AddressPart),
-    /// The cluster.
+    /// What the cluster is called for people.
     Cluster,
+    /// The cluster's name.
+    ClusterName,
     /// The route.
     Route,
     /// The response's status.
@@ -59,6 +62,14 @@ pub enum Operator {
     Details,
     /// The SNI of the client's connection.
     ServerName,
+    /// The request's path.
+    Path(PathPart),
+    /// A parameter of the request's query.
+    QueryParameter(Box<str>),
+    /// What the request is called: its `x-request-id`.
+    StreamId,
+    /// Of the TLS of the client's connection.
+    Tls(TlsPart),
     /// Whom the client proved to be.
     PeerUriSan,
     /// Whom the endpoint proved to be.
@@ -107,6 +118,53 @@ pub enum AddressPart {
     Ip,
     /// The port.
     Port,
+}
+
+/// Which path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathPart {
+    /// With the query.
+    pub query: bool,
+    /// Before the route has rewritten it, or after.
+    pub which: PathMoment,
+}
+
+/// When a path is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathMoment {
+    /// As it came, where the route rewrites it; else there is none.
+    Original,
+    /// As it is at the moment.
+    Current,
+    /// As it came.
+    Came,
+}
+
+/// What of TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsPart {
+    /// The version.
+    Version,
+    /// The cipher suite, by its name in IANA's registry.
+    Cipher,
+    /// The subject of the client's certificate.
+    Subject,
+    /// Who has issued it.
+    Issuer,
+    /// Its serial number.
+    Serial,
+    /// Its SHA-256.
+    Fingerprint,
+    /// The DNS names that it is for.
+    Dns,
+    /// The certificate.
+    Certificate,
+    /// Since when it is valid.
+    ValidFrom(TimeFormat),
+    /// Until when.
+    ValidUntil(TimeFormat),
+    /// The own identity.
+    LocalUriSan,
 }
 
 /// Why a text is not one.
@@ -220,7 +278,7 @@ impl Format {
                 at += 2;
                 continue;
             }
-            let read = match command(&text[at + 1..]) {
+            let read = match command::read(&text[at + 1..]) {
                 Some(command) => command.operator().map(|operator| (operator, command)),
                 None => Err(FormatError::Percent(at)),
             };
@@ -261,131 +319,6 @@ impl fmt::Debug for Format {
 impl Serialize for Format {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-/// `NAME(ARGUMENT):LENGTH%`, as it stands behind a percent sign.
-struct Command<'a> {
-    name: &'a str,
-    argument: Option<&'a str>,
-    most: Option<usize>,
-    /// Of all of it, with the percent sign at its end.
-    length: usize,
-}
-
-fn command(text: &[u8]) -> Option<Command<'_>> {
-    let is_name = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_';
-    let name = text.iter().take_while(|byte| is_name(byte)).count();
-    let mut at = name;
-    let mut argument = None;
-    if text.get(at) == Some(&b'(') {
-        let length = text[at + 1..].iter().position(|byte| *byte == b')')?;
-        argument = Some(std::str::from_utf8(&text[at + 1..at + 1 + length]).ok()?);
-        at += length + 2;
-    }
-    let mut most = None;
-    if text.get(at) == Some(&b':') {
-        let digits = text[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        most = Some(std::str::from_utf8(&text[at + 1..at + 1 + digits]).ok()?.parse().ok()?);
-        at += 1 + digits;
-    }
-    if name == 0 || text.get(at) != Some(&b'%') {
-        return None;
-    }
-    let name = std::str::from_utf8(&text[..name]).ok()?;
-    Some(Command { name, argument, most, length: at + 1 })
-}
-
-impl Command<'_> {
-    fn operator(&self) -> Result<Operator, FormatError> {
-        let operator = match self.name {
-            "REQ" => {
-                let (field, other) = self.fields()?;
-                return Ok(Operator::Request(field, other));
-            }
-            "RESP" => {
-                let (field, other) = self.fields()?;
-                return Ok(Operator::Response(field, other));
-            }
-            "START_TIME" => {
-                let format = TimeFormat::parse(self.argument.unwrap_or_default());
-                let format = format.map_err(|problem| self.error(problem))?;
-                return match self.most {
-                    None => Ok(Operator::StartTime(format)),
-                    Some(_) => Err(self.error("takes no length")),
-                };
-            }
-            "PROTOCOL" => Operator::Protocol,
-            "DOWNSTREAM_REMOTE_ADDRESS" => Operator::Client(AddressPart::Whole),
-            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Client(AddressPart::Ip),
-            "DOWNSTREAM_REMOTE_PORT" => Operator::Client(AddressPart::Port),
-            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Operator::Peer(AddressPart::Whole),
-            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Peer(AddressPart::Ip),
-            "DOWNSTREAM_DIRECT_REMOTE_PORT" => Operator::Peer(AddressPart::Port),
-            "DOWNSTREAM_LOCAL_ADDRESS" => Operator::Local(AddressPart::Whole),
-            "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Operator::Local(AddressPart::Ip),
-            "DOWNSTREAM_LOCAL_PORT" => Operator::Local(AddressPart::Port),
-            "DOWNSTREAM_PEER_URI_SAN" => Operator::PeerUriSan,
-            "UPSTREAM_PEER_URI_SAN" => Operator::UpstreamPeerUriSan,
-            "UPSTREAM_HOST" => Operator::Host,
-            "UPSTREAM_REMOTE_ADDRESS" => Operator::Upstream(AddressPart::Whole),
-            "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Upstream(AddressPart::Ip),
-            "UPSTREAM_REMOTE_PORT" => Operator::Upstream(AddressPart::Port),
-            "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Operator::Cluster,
-            "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Operator::Attempts,
-            "ROUTE_NAME" => Operator::Route,
-            "RESPONSE_CODE" => Operator::Status,
-            "RESPONSE_FLAGS" => Operator::Flags,
-            "RESPONSE_CODE_DETAILS" => Operator::Details,
-            "REQUESTED_SERVER_NAME" => Operator::ServerName,
-            "HOSTNAME" => Operator::Hostname,
-            "BYTES_RECEIVED" => Operator::BytesReceived,
-            "BYTES_SENT" => Operator::BytesSent,
-            "DURATION" => Operator::Duration,
-            "GRPC_STATUS" | "GRPC_STATUS_NUMBER" => Operator::GrpcStatus,
-            "TRACE_ID" => Operator::TraceId,
-            // With whatever argument.
-            other => return Ok(Operator::Other(other.into())),
-        };
-        match (self.argument, self.most) {
-            // Envoy's GRPC_STATUS may be told how to write it.
-            (Some(_), None) if operator == Operator::GrpcStatus => Ok(operator),
-            (None, None) => Ok(operator),
-            _ => Err(self.error("takes no parameter and no length")),
-        }
-    }
-
-    /// `NAME?OTHER`.
-    fn fields(&self) -> Result<(HeadField, Option<HeadField>), FormatError> {
-        let argument = self.argument.filter(|argument| !argument.is_empty());
-        let argument = argument.ok_or_else(|| self.error("needs the name of a header"))?;
-        let mut names = argument.split('?').map(|name| {
-            HeadField::parse(name).ok_or_else(|| self.error("names what can't be the name of a header"))
-        });
-        let field = names.next().unwrap_or_else(|| Err(self.error("needs the name of a header")))?;
-        let other = names.next().transpose()?;
-        match names.next() {
-            None => Ok((field, other)),
-            Some(_) => Err(self.error("names more than one alternative")),
-        }
-    }
-
-    fn error(&self, problem: &'static str) -> FormatError {
-        FormatError::Argument { operator: self.name.into(), problem }
-    }
-}
-
-impl HeadField {
-    fn parse(name: &str) -> Option<Self> {
-        let name = name.to_ascii_lowercase();
-        Some(match name.as_str() {
-            ":method" => Self::Method,
-            ":path" => Self::Path,
-            ":authority" | "host" => Self::Authority,
-            ":scheme" => Self::Scheme,
-            ":status" => Self::Status,
-            _ => Self::Named(HeaderName::from_bytes(name.as_bytes()).ok()?),
-        })
     }
 }
 

@@ -26,7 +26,7 @@ fn operators_stand_between_texts() {
         ("[%RESP(x)%]", "[]"),
         ("%REQ(:method?X-A):7%", "Request"),
         ("%REQ(x):0%", ""),
-        ("%UPSTREAM_CLUSTER_RAW%", "Cluster"),
+        ("%UPSTREAM_CLUSTER_RAW%", "ClusterName"),
         ("%VIRTUAL_CLUSTER_NAME%", "Other(\"VIRTUAL_CLUSTER_NAME\")"),
     ];
     for (text, expected) in cases {

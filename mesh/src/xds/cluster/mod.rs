@@ -48,6 +48,7 @@ pub fn encode(cluster: &Cluster) -> pb::Cluster {
 pub fn encode_for(cluster: &Cluster, client: &Client) -> pb::Cluster {
     let mut message = pb::Cluster {
         name: cluster.name.clone(),
+        alt_stat_name: cluster.alias.clone().unwrap_or_default(),
         connect_timeout: cluster.connect_timeout.map(proto::duration),
         circuit_breakers: limits::encode(&cluster.limits),
         outlier_detection: cluster.outlier_detection.as_ref().map(outliers::encode),
@@ -93,6 +94,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
     let fails_requests = places.fails_requests || by_policy.is_some_and(|places| places.fails_requests);
     let weighted = by_policy.unwrap_or(places).weighted.unwrap_or(load_balancer == LoadBalancer::PeakEwma);
     Ok(Cluster {
+        alias: Some(message.alt_stat_name).filter(|alias| !alias.is_empty()),
         discovery,
         load_balancer,
         connect_timeout: proto::decode_positive(message.connect_timeout, "connect_timeout")?,

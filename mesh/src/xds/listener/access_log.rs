@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::{StdoutAcces
 use envoy_types::pb::google::protobuf::{Any, Struct};
 use prost::Name;
 
+use super::log_filter;
 use crate::model::{AccessLog, AccessLogFormat, Format};
 use crate::xds::error::{At, Decoded, FieldError, unsupported};
 use crate::xds::proto;
@@ -68,18 +69,18 @@ pub(super) fn encode(log: &AccessLog) -> pb::AccessLog {
             type_url: FileAccessLog::type_url(),
             value: proto::merged(parts),
         })),
-        ..Default::default()
+        filter: log.filter.as_deref().map(log_filter::encode),
     }
 }
 
-/// The first log that goes to standard output. Others (files, services) are passed over, and so are conditions on
-/// what is logged: a line too many or too few changes no decision.
+/// The first log that goes to standard output. Others (files, services) are passed over.
 pub(super) fn decode(logs: Vec<pb::AccessLog>) -> Decoded<Option<AccessLog>> {
     for (index, log) in logs.into_iter().enumerate() {
-        unsupported(log.filter.is_some(), "filter", "leave it out").at_item("access_log", index)?;
+        let filter = log.filter.map(|filter| log_filter::decode(filter).map(Box::new)).transpose();
+        let filter = filter.at("filter").at_item("access_log", index)?;
         let Some(pb::access_log::ConfigType::TypedConfig(config)) = log.config_type else { continue };
         if let Some(format) = decode_log(&config).at("typed_config").at_item("access_log", index)? {
-            return Ok(Some(AccessLog { format }));
+            return Ok(Some(AccessLog { format, filter }));
         }
     }
     Ok(None)

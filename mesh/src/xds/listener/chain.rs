@@ -1,5 +1,6 @@
 //! Filter chains: which connections they are for, TLS, authorization of the connection, and what is inside.
 
+use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -8,8 +9,9 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{Client, chain_match, http, rbac, tcp};
-use crate::model::{Authorization, FilterChain, Protocol, TrafficDirection};
+use crate::model::{Authorization, ClientCertificate, FilterChain, Protocol, TrafficDirection};
 use crate::xds::error::{At, Decoded, FieldError, each, refuse, required};
+use crate::xds::proto::Read;
 use crate::xds::{proto, tls};
 
 pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection, client: &Client) -> pb::FilterChain {
@@ -31,6 +33,7 @@ pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection, client: &
         filter_chain_match: chain_match::encode(&chain.matches),
         transport_socket: chain.tls.as_ref().map(|settings| tls::downstream(settings, client)),
         filters: authorization.chain([last]).collect(),
+        metadata: encode_metadata(&chain.protocol),
         ..Default::default()
     }
 }
@@ -42,7 +45,7 @@ pub(super) fn decode(chain: pb::FilterChain) -> Decoded<FilterChain> {
     let tls = tls::decode_downstream(chain.transport_socket).at("transport_socket")?;
     let mut filters = each("filters", chain.filters, decode_filter)?;
     let last = filters.len().saturating_sub(1);
-    let Some(NetworkFilter::Protocol(protocol)) = filters.pop() else {
+    let Some(NetworkFilter::Protocol(mut protocol)) = filters.pop() else {
         return Err(FieldError::new("must end with an http_connection_manager or a tcp_proxy")).at("filters");
     };
     let mut authorization = Vec::with_capacity(last);
@@ -54,7 +57,25 @@ pub(super) fn decode(chain: pb::FilterChain) -> Decoded<FilterChain> {
             }
         }
     }
+    if let Protocol::Http(http) = &mut protocol
+        && matches!(http.client_certificate, ClientCertificate::Set(_))
+        && proto::decode_metadata(chain.metadata.as_ref())?.flag(IDENTITY_ALONE)?
+    {
+        http.client_certificate = ClientCertificate::Identity;
+    }
     Ok(FilterChain { name: chain.name, matches, tls, authorization, protocol })
+}
+
+/// What stands in a chain's own data where its connection manager tells of its clients nothing but who they are.
+const IDENTITY_ALONE: &str = "clientIdentityAlone";
+
+fn encode_metadata(protocol: &Protocol) -> Option<Metadata> {
+    match protocol {
+        Protocol::Http(http) if http.client_certificate == ClientCertificate::Identity => {
+            proto::metadata([(IDENTITY_ALONE.to_owned(), proto::flag(true))].into())
+        }
+        _ => None,
+    }
 }
 
 #[expect(deprecated, reason = "other control planes may still send it")]

@@ -2,24 +2,20 @@
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
-use envoy_types::pb::envoy::config::trace::v3 as trace;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
-    ServerHeaderTransformation, SetCurrentClientCertDetails, Tracing as TracingPb, UpgradeConfig,
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig,
 };
-use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 use prost::Message;
 
-use super::{access_log, filters};
+use super::{access_log, edge, filters, tracing};
 use crate::model::{
-    EscapedSlashes, Forwarding, HttpConnection, PathHandling, PerMillion, RouteSource, Tracing,
-    TrafficDirection, Underscores,
+    EscapedSlashes, Forwarding, HttpConnection, PathHandling, RouteSource, TrafficDirection, Underscores,
+    Upgrade,
 };
-use crate::xds::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
-use crate::xds::matching::{decode_share, share};
-use crate::xds::{Client, proto, route};
+use crate::xds::error::{At, Decoded, FieldError, non_empty, refuse, required, unsupported};
+use crate::xds::{Client, proto, route, upgrades};
 
 /// The most that Envoy lets a request's head have.
 const MAX_HEADERS_KB: u32 = 8192;
@@ -33,7 +29,10 @@ pub(super) fn encode_any(
 ) -> Any {
     let mut manager = encode(connection, stat_prefix, direction);
     if matches!(client, Client::Envoy(_)) {
-        behave(&mut manager, direction);
+        // To Envoy a CONNECT is for routes of its own, which there are none of, and `*` is a name like others.
+        manager
+            .upgrade_configs
+            .retain(|upgrade| ![Upgrade::CONNECT, Upgrade::ANY].contains(&upgrade.upgrade_type.as_str()));
     }
     let mut any = proto::any(&manager);
     if let RouteSource::Inline(routes) = &connection.routes {
@@ -73,11 +72,11 @@ fn encode(
         max_concurrent_streams: proto::u32_value(streams),
         ..Default::default()
     });
-    pb::HttpConnectionManager {
+    let mut manager = pb::HttpConnectionManager {
         codec_type: CodecType::Auto as i32,
         stat_prefix: stat_prefix.into(),
         http_filters: filters::encode(&connection.filters, direction),
-        tracing: connection.tracing.as_ref().map(|tracing| encode_tracing(tracing, stat_prefix)),
+        tracing: connection.tracing.as_ref().map(|tracing| tracing::encode(tracing, stat_prefix)),
         common_http_protocol_options: (common != core::HttpProtocolOptions::default()).then_some(common),
         http2_protocol_options: http2,
         max_request_headers_kb: proto::u32_value(head_kb),
@@ -91,7 +90,7 @@ fn encode(
         xff_num_trusted_hops: connection.forwarding.trusted_hops,
         skip_xff_append: connection.forwarding.skip_append,
         path_with_escaped_slashes_action: encode_escaped_slashes(connection.paths.escaped_slashes) as i32,
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
+        upgrade_configs: connection.upgrades.iter().map(encode_upgrade).collect(),
         route_specifier: match &connection.routes {
             RouteSource::Named(name) => Some(RouteSpecifier::Rds(pb::Rds {
                 config_source: proto::ads(),
@@ -100,18 +99,9 @@ fn encode(
             RouteSource::Inline(_) => None,
         },
         ..Default::default()
-    }
-}
-
-/// What Tulle's sidecar does without being told: the application learns who calls (nobody else can tell it), and its answer's
-/// `server` stays.
-fn behave(manager: &mut pb::HttpConnectionManager, direction: TrafficDirection) {
-    manager.server_header_transformation = ServerHeaderTransformation::PassThrough as i32;
-    if direction == TrafficDirection::Inbound {
-        manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet as i32;
-        manager.set_current_client_cert_details =
-            Some(SetCurrentClientCertDetails { uri: true, ..Default::default() });
-    }
+    };
+    edge::encode(connection, &mut manager);
+    manager
 }
 
 pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnection> {
@@ -119,6 +109,7 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
         return Err(FieldError::new("HTTP3 is not supported: use AUTO")).at("codec_type");
     }
     refuse_rest(&manager)?;
+    let edge = edge::decode(&manager)?;
     let common = manager.common_http_protocol_options.unwrap_or_default();
     let idle_timeout =
         proto::decode_duration(common.idle_timeout, "common_http_protocol_options.idle_timeout")?;
@@ -162,14 +153,19 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
             trusted_hops: manager.xff_num_trusted_hops,
             skip_append: manager.skip_xff_append,
         },
-        tracing: manager.tracing.map(|tracing| decode_tracing(tracing).at("tracing")).transpose()?,
+        upgrades: upgrades::decode(manager.upgrade_configs, decode_upgrade)?,
+        http_10: edge.http_10,
+        request_ids: edge.request_ids,
+        client_certificate: edge.client_certificate,
+        server: edge.server,
+        tracing: manager.tracing.map(|tracing| tracing::decode(tracing).at("tracing")).transpose()?,
         access_log: access_log::decode(manager.access_log)?,
     })
 }
 
 fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
     refuse!(manager;
-        always_set_request_id_in_response, append_x_forwarded_port, early_header_mutation_extensions,
+        append_x_forwarded_port, early_header_mutation_extensions,
         forward_client_cert_matcher, local_reply_config, original_ip_detection_extensions,
         path_normalization_options, request_id_extension, request_timeout, scheme_header_transformation,
         strip_matching_host_port, strip_port_mode, strip_trailing_host_dot, typed_header_validation_config, via;
@@ -182,22 +178,23 @@ fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
         "common_http_protocol_options.max_requests_per_connection",
         "set it on clusters",
     )?;
-    // HTTP/1.0 is served in any case.
-    let http1 = manager.http_protocol_options.clone().unwrap_or_default();
-    let rest = core::Http1ProtocolOptions {
-        accept_http_10: false,
-        default_host_for_http_10: String::new(),
-        ..http1
-    };
-    unsupported(is_set(&rest), "http_protocol_options", "leave out all but accept_http_10")?;
     let http2 = manager.http2_protocol_options.as_ref();
     let custom = http2.is_some_and(|options| !options.custom_settings_parameters.is_empty());
     unsupported(custom, "http2_protocol_options.custom_settings_parameters", "leave them out")?;
-    for (index, upgrade) in manager.upgrade_configs.iter().enumerate() {
-        let filters = unsupported(!upgrade.filters.is_empty(), "filters", "leave them out");
-        filters.at_item("upgrade_configs", index)?;
-    }
     Ok(())
+}
+
+fn encode_upgrade(upgrade: &Upgrade) -> UpgradeConfig {
+    UpgradeConfig {
+        upgrade_type: upgrade.protocol.clone(),
+        enabled: upgrades::encode_enabled(upgrade.enabled),
+        filters: Vec::new(),
+    }
+}
+
+fn decode_upgrade(config: UpgradeConfig) -> Decoded<Upgrade> {
+    refuse!(config; filters)?;
+    upgrades::decode_one(config.upgrade_type, config.enabled)
 }
 
 fn decode_underscores(action: i32) -> Decoded<Underscores> {
@@ -255,56 +252,4 @@ fn decode_limit(limit: Option<UInt32Value>, most: u32, field: &str) -> Decoded<O
         Some(limit) if (1..=most).contains(&limit) => Ok(Some(limit)),
         Some(limit) => Err(FieldError::new(format!("{limit} is not a limit: use 1 to {most}"))).at(field),
     }
-}
-
-fn encode_tracing(tracing: &Tracing, service: &str) -> TracingPb {
-    let provider = tracing.collector.as_ref().map(|cluster| trace::OpenTelemetryConfig {
-        grpc_service: Some(core::GrpcService {
-            target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
-                core::grpc_service::EnvoyGrpc { cluster_name: cluster.clone(), ..Default::default() },
-            )),
-            ..Default::default()
-        }),
-        service_name: service.into(),
-        ..Default::default()
-    });
-    TracingPb {
-        random_sampling: Some(share(tracing.random_sampling)),
-        client_sampling: unless_all(tracing.client_sampling),
-        overall_sampling: unless_all(tracing.overall_sampling),
-        provider: provider.map(|config| trace::tracing::Http {
-            name: "envoy.tracers.opentelemetry".into(),
-            config_type: Some(trace::tracing::http::ConfigType::TypedConfig(proto::any(&config))),
-        }),
-        spawn_upstream_span: proto::bool_value(true),
-        ..Default::default()
-    }
-}
-
-/// A provider other than OpenTelemetry is passed over: spans then go to the sidecar's own collector.
-fn decode_tracing(tracing: TracingPb) -> Decoded<Tracing> {
-    let random_sampling = decode_share(tracing.random_sampling, PerMillion::ALL).at("random_sampling")?;
-    let client_sampling = decode_share(tracing.client_sampling, PerMillion::ALL).at("client_sampling")?;
-    let overall_sampling = decode_share(tracing.overall_sampling, PerMillion::ALL).at("overall_sampling")?;
-    refuse!(tracing; custom_tags)?;
-    let config = match tracing.provider.and_then(|provider| provider.config_type) {
-        Some(trace::tracing::http::ConfigType::TypedConfig(config))
-            if proto::is::<trace::OpenTelemetryConfig>(&config) =>
-        {
-            proto::unpack::<trace::OpenTelemetryConfig>(&config).at("provider.typed_config")?
-        }
-        _ => trace::OpenTelemetryConfig::default(),
-    };
-    refuse!(config; http_service, resource_detectors, sampler)?;
-    let collector = match config.grpc_service.and_then(|service| service.target_specifier) {
-        Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(service)) => Some(service.cluster_name),
-        _ => None,
-    };
-    let collector = collector.filter(|cluster| !cluster.is_empty());
-    Ok(Tracing { random_sampling, client_sampling, overall_sampling, collector })
-}
-
-/// All is the default.
-fn unless_all(part: PerMillion) -> Option<Percent> {
-    (part != PerMillion::ALL).then(|| share(part))
 }

@@ -23,13 +23,16 @@ mod access_log;
 pub mod captured;
 mod chain;
 mod chain_match;
+mod edge;
 mod filters;
 mod http;
+mod log_filter;
 mod proxied;
 mod rate_limit;
 mod rbac;
 pub(super) mod replaceable;
 mod tcp;
+mod tracing;
 
 /// How long Envoy looks at a connection before it goes on with what it knows, so that protocols in which the server
 /// speaks first are not held up for long.

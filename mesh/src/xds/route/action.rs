@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::route::v3::redirect_action::{
 };
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::{
-    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig,
 };
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight::HostRewriteSpecifier as BackendHost;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, RandomValueSpecifier};
@@ -16,10 +16,10 @@ use http::StatusCode;
 use super::mirror::{decode_mirror, encode_mirror};
 use super::{decode_status, filters, headers, policy, rate_limits, rewrite};
 use crate::model::{
-    Backend, DirectResponse, Forward, HostRewrite, Redirect, RouteAction, RouteRateLimits, Split,
+    Backend, DirectResponse, Forward, HostRewrite, Redirect, RouteAction, RouteRateLimits, Split, Upgrade,
 };
 use crate::xds::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
-use crate::xds::{matching, proto};
+use crate::xds::{matching, proto, upgrades};
 
 /// Writes an action. `below`: of a route on whole segments, the half that is for what is below the path.
 pub(super) fn encode(action: &RouteAction, below: bool) -> Action {
@@ -84,6 +84,7 @@ fn encode_forward(forward: &Forward, below: bool) -> pb::RouteAction {
             }
             HostRewrite::Header(name) => HostRewriteSpecifier::HostRewriteHeader(name.as_str().into()),
         }),
+        upgrade_configs: forward.upgrades.iter().map(encode_upgrade).collect(),
         ..Default::default()
     }
 }
@@ -145,7 +146,21 @@ fn decode_forward(action: pb::RouteAction) -> Decoded<Forward> {
             rules: rate_limits::decode(action.rate_limits)?,
             with_hosts: action.include_vh_rate_limits.is_some_and(|include| include.value),
         },
+        upgrades: upgrades::decode(action.upgrade_configs, decode_upgrade)?,
     })
+}
+
+fn encode_upgrade(upgrade: &Upgrade) -> UpgradeConfig {
+    UpgradeConfig {
+        upgrade_type: upgrade.protocol.clone(),
+        enabled: upgrades::encode_enabled(upgrade.enabled),
+        connect_config: None,
+    }
+}
+
+fn decode_upgrade(config: UpgradeConfig) -> Decoded<Upgrade> {
+    refuse!(config; connect_config)?;
+    upgrades::decode_one(config.upgrade_type, config.enabled)
 }
 
 /// One backend that takes all and changes nothing is written plainly.

@@ -136,7 +136,7 @@ fn known(operator: &Operator) -> Decoded<()> {
         }
         _ => {
             "use REQ, RESP, START_TIME, PROTOCOL, ROUTE_NAME, HOSTNAME, those of addresses (DOWNSTREAM_REMOTE_ADDRESS, \
-             UPSTREAM_HOST, ...), DOWNSTREAM_PEER_URI_SAN, REQUESTED_SERVER_NAME, UPSTREAM_CLUSTER, RESPONSE_CODE, \
+             UPSTREAM_HOST, ...), those of TLS (DOWNSTREAM_PEER_URI_SAN, ...), PATH, QUERY_PARAM, STREAM_ID, REQUESTED_SERVER_NAME, UPSTREAM_CLUSTER, RESPONSE_CODE, \
              RESPONSE_FLAGS, RESPONSE_CODE_DETAILS, DURATION or TRACE_ID; write a literal % as %%"
         }
     };

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use tulle_mesh::model::HttpConnection;
+use tulle_mesh::model::{Http10, HttpConnection};
 
 pub(crate) use self::h1::{RequestBody, serve as serve_http1};
 pub(crate) use self::h2::{StreamBody, serve as serve_http2};
@@ -71,6 +71,8 @@ pub(crate) struct ServerOptions {
     pub(crate) head: HeadLimits,
     /// The most concurrent streams of an HTTP/2 connection.
     pub(crate) max_concurrent_streams: u32,
+    /// Whether old clients are served.
+    pub(crate) http_10: Http10,
 }
 
 impl ServerOptions {
@@ -101,6 +103,7 @@ impl Default for ServerOptions {
             close_timeout: Self::CLOSE_TIMEOUT,
             head: HeadLimits { bytes: size(Self::MAX_HEAD_BYTES), fields: size(Self::MAX_HEAD_FIELDS) },
             max_concurrent_streams: Self::MAX_CONCURRENT_STREAMS,
+            http_10: Http10 { accepted: true, default_host: None },
         }
     }
 }
@@ -122,6 +125,7 @@ impl From<&HttpConnection> for ServerOptions {
                 fields: size(model.max_headers, Self::MAX_HEAD_FIELDS),
             },
             max_concurrent_streams: model.max_concurrent_streams.unwrap_or(Self::MAX_CONCURRENT_STREAMS),
+            http_10: model.http_10.clone(),
         }
     }
 }

@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
+use tulle_mesh::model::Http10;
+
 use super::{Handler, Interim, Reply, ServerOptions, serve_http1, serve_http2};
 use crate::http::body::Body;
 use crate::http::h1::request::HeadLimits;
@@ -51,6 +53,7 @@ pub(crate) fn options() -> ServerOptions {
         close_timeout: Duration::from_secs(1),
         head: HeadLimits { bytes: 32 * 1024, fields: 20 },
         max_concurrent_streams: 100,
+        http_10: Http10 { accepted: true, default_host: None },
     }
 }
 

@@ -11,8 +11,8 @@ use http_body_util::BodyExt;
 use tokio::net::{TcpListener, TcpStream};
 use tulle_mesh::authorize::Authorizer;
 use tulle_mesh::model::{
-    self, Backend, Domain, Forward, HttpConnection, HttpFilter, LoadBalancer, PathMatch, Route, RouteAction,
-    RouteConfiguration, RouteMatch, RouteSource, TrafficDirection, VirtualHost,
+    self, Backend, ClientCertificate, Domain, Forward, HttpConnection, HttpFilter, LoadBalancer, PathMatch,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TrafficDirection, VirtualHost,
 };
 use tulle_mesh::route::RouteTable;
 
@@ -101,6 +101,8 @@ impl Setup {
             local: at,
             original: None,
             identity: self.identity.map(|id| id.parse().expect("valid")),
+            certificate: None,
+            tls_facts: None,
             server_name: None,
             target,
         };
@@ -130,6 +132,8 @@ async fn serve_peer(mesh: Rc<Mesh>, material: Arc<Material>, socket: TcpStream, 
         local: old.local,
         original: None,
         identity: accepted.peer,
+        certificate: None,
+        tls_facts: None,
         server_name: None,
         target: Target::Application { address, chain },
     };
@@ -302,13 +306,17 @@ fn routes(
     };
     let mut filters = Filters::new(filters, "", None);
     HttpRoutes {
-        settings: HttpConnection::new(RouteSource::Named("cart".into())),
+        settings: HttpConnection {
+            client_certificate: ClientCertificate::Identity,
+            ..HttpConnection::new(RouteSource::Named("cart".into()))
+        },
         steps: filters.steps(&[], Said::default()),
         counts: filters.into_counts(),
         table: Arc::new(RouteTable::compile(&configuration).expect("valid")),
         runtime: vec![runtime],
         unrouted: series("", ""),
         spans: None,
+        tells_tls: false,
     }
 }
 

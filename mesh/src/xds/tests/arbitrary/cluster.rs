@@ -92,6 +92,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                     _ => load_balancer,
                 };
                 Cluster {
+                    alias: (name.len() % 2 == 0).then(|| format!("{name} alias")),
                     name,
                     discovery,
                     load_balancer,

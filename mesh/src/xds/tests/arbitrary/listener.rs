@@ -1,4 +1,6 @@
-use super::route::{fault, mutations};
+use http::HeaderValue;
+
+use super::route::{fault, mutations, upgrades};
 use super::*;
 
 pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
@@ -19,6 +21,12 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
             for (port, chain) in (1_u16..).zip(&mut chains) {
                 if !single {
                     chain.matches.destination_port = Some(port);
+                }
+                // It stands beside a connection manager in a chain, which an outbound listener may not have.
+                if let (TrafficDirection::Outbound, Protocol::Http(http)) = (direction, &mut chain.protocol)
+                    && http.client_certificate == ClientCertificate::Identity
+                {
+                    http.client_certificate = ClientCertificate::Sanitize;
                 }
             }
             if let Some(default) = chains.last_mut().filter(|_| has_default) {
@@ -82,12 +90,21 @@ fn http() -> BoxedStrategy<HttpConnection> {
     ];
     let timeouts = (of(duration()), of(duration()), of(duration()), of(duration()), of(duration()));
     let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
-    let tracing = (fraction(), fraction(), fraction(), of(name())).prop_map(
-        |(random_sampling, client_sampling, overall_sampling, collector)| Tracing {
+    let value = prop_oneof![
+        name().prop_map(TagValue::Literal),
+        (select(vec!["x-a", "x-b"]), "[a-z]{0,3}").prop_map(|(name, default)| TagValue::Header {
+            name: http::HeaderName::from_static(name),
+            default,
+        }),
+    ];
+    let tag = (name(), value).prop_map(|(name, value)| CustomTag { name, value });
+    let tracing = (fraction(), fraction(), fraction(), of(name()), vec(tag, 0..3)).prop_map(
+        |(random_sampling, client_sampling, overall_sampling, collector, tags)| Tracing {
             random_sampling,
             client_sampling,
             overall_sampling,
             collector,
+            tags,
         },
     );
     let underscores = select(vec![Underscores::Allow, Underscores::Reject, Underscores::Drop]);
@@ -98,9 +115,11 @@ fn http() -> BoxedStrategy<HttpConnection> {
             skip_append,
         },
     );
-    (routes, filters(), timeouts, limits, (paths(), underscores, forwarding), of(tracing), of(access_log()))
+    let how = (paths(), underscores, forwarding, edge());
+    (routes, filters(), timeouts, limits, how, of(tracing), of(access_log()))
         .prop_map(|(routes, filters, timeouts, limits, how, tracing, access_log)| {
-            let (paths, underscores, forwarding) = how;
+            let (paths, underscores, forwarding, edge) = how;
+            let (upgrades, http_10, request_ids, client_certificate, server) = edge;
             HttpConnection {
                 routes,
                 filters,
@@ -115,11 +134,52 @@ fn http() -> BoxedStrategy<HttpConnection> {
                 max_concurrent_streams: limits.2,
                 paths,
                 forwarding,
+                upgrades,
+                http_10,
+                request_ids,
+                client_certificate,
+                server,
                 tracing,
                 access_log,
             }
         })
         .boxed()
+}
+
+fn edge() -> impl Strategy<Value = (Vec<Upgrade>, Http10, RequestIds, ClientCertificate, ServerHeader)> {
+    let header = || "[a-z]{1,8}".prop_map(|text| HeaderValue::from_str(&text).expect("letters"));
+    let http_10 =
+        (any::<bool>(), of(header())).prop_map(|(accepted, default_host)| Http10 { accepted, default_host });
+    let request_ids = any::<[bool; 3]>().prop_map(|[generate, preserve_external, tell_client]| RequestIds {
+        generate,
+        preserve_external,
+        tell_client,
+    });
+    let details = || {
+        any::<[bool; 5]>().prop_map(|[certificate, chain, subject, uri, dns]| CertificateDetails {
+            certificate,
+            chain,
+            subject,
+            uri,
+            dns,
+        })
+    };
+    let client_certificate = prop_oneof![
+        select(vec![
+            ClientCertificate::Sanitize,
+            ClientCertificate::Forward,
+            ClientCertificate::Identity,
+            ClientCertificate::AlwaysForward,
+        ]),
+        details().prop_map(ClientCertificate::Append),
+        details().prop_map(ClientCertificate::Set),
+    ];
+    let server = prop_oneof![
+        Just(ServerHeader::PassThrough),
+        header().prop_map(ServerHeader::Overwrite),
+        header().prop_map(ServerHeader::AddIfAbsent),
+    ];
+    (upgrades(), http_10, request_ids, client_certificate, server)
 }
 
 fn paths() -> BoxedStrategy<PathHandling> {
@@ -295,7 +355,36 @@ fn access_log() -> impl Strategy<Value = AccessLog> {
         Just(AccessLogFormat::Json),
         text().prop_map(|text| AccessLogFormat::Text(Format::lenient(text)))
     ];
-    format.prop_map(|format| AccessLog { format })
+    (format, of(log_filter().prop_map(Box::new))).prop_map(|(format, filter)| AccessLog { format, filter })
+}
+
+fn log_filter() -> impl Strategy<Value = LogFilter> {
+    let comparison = || {
+        (any::<u32>(), 0..4).prop_map(|(number, which)| match which {
+            0 => Comparison::Equal(number),
+            1 => Comparison::AtLeast(number),
+            2 => Comparison::AtMost(number),
+            _ => Comparison::Not(number),
+        })
+    };
+    let flags = vec(select(vec!["UH", "NR", "UT"]).prop_map(str::to_owned), 0..3);
+    let leaf = prop_oneof![
+        comparison().prop_map(LogFilter::Status),
+        comparison().prop_map(LogFilter::Duration),
+        Just(LogFilter::NotHealthCheck),
+        Just(LogFilter::Traced),
+        fraction().prop_map(LogFilter::Fraction),
+        header_match().prop_map(LogFilter::Header),
+        flags.prop_map(LogFilter::Flags),
+        (vec(0..=16_u32, 0..3), any::<bool>())
+            .prop_map(|(statuses, exclude)| LogFilter::GrpcStatus { statuses, exclude }),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 1..3).prop_map(LogFilter::All),
+            vec(inner, 1..3).prop_map(LogFilter::Any),
+        ]
+    })
 }
 
 fn tcp() -> impl Strategy<Value = TcpProxy> {

@@ -150,7 +150,7 @@ fn forward() -> BoxedStrategy<Forward> {
         (of(host), any::<bool>()),
         vec(mirror, 0..2),
         vec(hash(), 0..3),
-        (of(session()), super::listener::rate_limit_rules(), any::<bool>()),
+        (of(session()), super::listener::rate_limit_rules(), any::<bool>(), upgrades()),
     )
         .prop_map(
             |(
@@ -162,7 +162,7 @@ fn forward() -> BoxedStrategy<Forward> {
                 (host_rewrite, tell_original_host),
                 mirrors,
                 hash,
-                (session, rules, with_hosts),
+                (session, rules, with_hosts, upgrades),
             )| {
                 Forward {
                     rate_limits: RouteRateLimits { rules, with_hosts },
@@ -177,6 +177,7 @@ fn forward() -> BoxedStrategy<Forward> {
                     mirrors,
                     hash,
                     session,
+                    upgrades,
                 }
             },
         )
@@ -378,6 +379,21 @@ fn part<T: std::fmt::Debug + 'static>(
 
 fn header_changes() -> impl Strategy<Value = HeaderChanges> {
     (mutations(), mutations()).prop_map(|(request, response)| HeaderChanges { request, response })
+}
+
+/// Each protocol once.
+pub(super) fn upgrades() -> impl Strategy<Value = Vec<Upgrade>> {
+    let protocols = || select(vec!["websocket", Upgrade::CONNECT, Upgrade::ANY, "spdy/3.1"]);
+    let upgrade = (protocols(), any::<bool>());
+    vec(upgrade, 0..3).prop_map(|upgrades| {
+        let mut upgrades: Vec<Upgrade> = upgrades
+            .into_iter()
+            .map(|(protocol, enabled)| Upgrade { enabled, ..Upgrade::to(protocol) })
+            .collect();
+        upgrades.sort_by(|a, b| a.protocol.cmp(&b.protocol));
+        upgrades.dedup_by(|a, b| a.protocol == b.protocol);
+        upgrades
+    })
 }
 
 pub(super) fn mutations() -> BoxedStrategy<HeaderMutations> {

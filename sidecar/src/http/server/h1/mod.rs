@@ -14,8 +14,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::{HeaderMap, Method, Request, Response, Version};
 use tokio::time::Instant;
+use tulle_mesh::model::Http10;
 
 pub(super) use self::exchange::Exchange;
 pub(crate) use self::exchange::RequestBody;
@@ -119,7 +121,7 @@ impl Connection<'_> {
             let transport = &mut exchange.borrow_mut().transport;
             loop {
                 match reader.take(&mut transport.read, options.head) {
-                    Ok(Some(head)) => return Poll::Ready(Next::Request(head)),
+                    Ok(Some(head)) => return Poll::Ready(of_version(head, &options.http_10)),
                     Ok(None) => {}
                     Err(refusal) => return Poll::Ready(Next::Refused(refusal)),
                 }
@@ -337,6 +339,19 @@ impl Connection<'_> {
             stream.reset();
         }
     }
+}
+
+/// The request, unless it is of a version that is not served.
+fn of_version(mut head: RequestHead, http_10: &Http10) -> Next {
+    if head.request.version() == Version::HTTP_10 {
+        if !http_10.accepted {
+            return Next::Refused(Refusal::HTTP_10);
+        }
+        if let Some(host) = &http_10.default_host {
+            head.request.headers_mut().entry(HOST).or_insert_with(|| host.clone());
+        }
+    }
+    Next::Request(head)
 }
 
 /// An answer's body on its way into the write buffer.

@@ -1,0 +1,126 @@
+//! To what requests may switch, and which old clients are served.
+
+use serde_json::{Value, json};
+use tulle_tests::oracle::Oracle;
+
+use crate::compare::Tally;
+
+/// Routes that say nothing of upgrades, enable or disable them, and one that answers by itself.
+fn host() -> Value {
+    let route = |path: &str, upgrades: Value| json!({ "match": { "path": path }, "route": { "cluster": "a", "upgrade_configs": upgrades } });
+    let websocket = |enabled: bool| json!([{ "upgrade_type": "websocket", "enabled": enabled }]);
+    json!({ "name": "h", "domains": ["h.test"], "routes": [
+        route("/plain", json!([])),
+        route("/on", websocket(true)),
+        route("/off", websocket(false)),
+        route("/other", json!([{ "upgrade_type": "Other" }])),
+        { "match": { "path": "/said" }, "direct_response": { "status": 200 } },
+    ] })
+}
+
+#[tokio::test]
+async fn requests_switch_to_what_is_enabled() {
+    let mut oracle = Oracle::start().await;
+    oracle.routes(&[host()]).await;
+    let mut tally = Tally::default();
+    let mut refused = 0;
+    for upgrades in [
+        json!([]),
+        json!([{ "upgrade_type": "WebSocket" }]),
+        json!([{ "upgrade_type": "websocket", "enabled": false }, { "upgrade_type": "other" }]),
+        json!([{ "upgrade_type": "CONNECT" }]),
+    ] {
+        oracle.manager(json!({ "upgrade_configs": upgrades })).await;
+        for path in ["/plain", "/on", "/off", "/other", "/said", "/none"] {
+            for protocol in ["websocket", "WEBSOCKET", "other", "websocket, other", "h2c"] {
+                let request = format!(
+                    "GET {path} HTTP/1.1\r\nhost: h.test\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n"
+                );
+                // Nobody switches to it: nothing is asked for.
+                let script = if protocol == "h2c" { "ok" } else { "101" };
+                let outcomes = oracle.both(request.as_bytes(), script).await;
+                refused += usize::from(outcomes[0].received.status == 403);
+                tally.compare(&format!("{upgrades} {request:?}"), outcomes);
+            }
+        }
+        for target in ["h.test:80", "nobody.test:80"] {
+            let request = format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n");
+            let outcomes = oracle.both(request.as_bytes(), "ok").await;
+            tally.compare(&format!("{upgrades} {request:?}"), outcomes);
+        }
+    }
+    assert!(refused > 20, "{refused} were refused");
+    tally.end(&["local replies"]);
+}
+
+/// A difference that is meant so: clients that ask for TLS in passing (as some do of every server) are served, as RFC 9110, section
+/// 7.8 says of who does not switch; Envoy refuses them.
+#[tokio::test]
+async fn who_asks_for_tls_in_passing_is_served() {
+    let mut oracle = Oracle::start().await;
+    oracle.routes(&[host()]).await;
+    let request = "GET /plain HTTP/1.1\r\nhost: h.test\r\nconnection: upgrade\r\nupgrade: TLS/1.2\r\n\r\n";
+    let [envoy, tulle] = oracle.both(request.as_bytes(), "ok").await;
+    assert_eq!((envoy.received.status, tulle.received.status), (403, 200));
+    assert_eq!(tulle.upstream[0].1.header("upgrade"), "");
+}
+
+#[tokio::test]
+async fn old_clients_are_served_where_the_listener_takes_them() {
+    let mut oracle = Oracle::start().await;
+    let routes = json!([{ "match": { "prefix": "/" }, "route": { "cluster": "a" } }]);
+    let hosts = [
+        json!({ "name": "h", "domains": ["h.test"], "routes": routes }),
+        json!({ "name": "old", "domains": ["old.test"], "routes": routes }),
+    ];
+    oracle.routes(&hosts).await;
+    let mut tally = Tally::default();
+    for (options, accepts) in [
+        (json!({}), false),
+        (json!({ "default_host_for_http_10": "old.test" }), false),
+        (json!({ "accept_http_10": true }), true),
+        (json!({ "accept_http_10": true, "default_host_for_http_10": "old.test" }), true),
+    ] {
+        // Envoy does not answer what is no change.
+        oracle.manager(json!({ "http_protocol_options": options, "stat_prefix": "old" })).await;
+        let defaults = options["default_host_for_http_10"].is_string();
+        for fields in ["host: h.test\r\n", "host: h.test\r\nconnection: keep-alive\r\n", ""] {
+            for version in ["1.0", "1.1"] {
+                // Without any host there is a rule of its own, below.
+                if fields.is_empty() && version == "1.0" && accepts && !defaults {
+                    continue;
+                }
+                let request = format!("GET /x HTTP/{version}\r\n{fields}\r\n");
+                let outcomes = oracle.both(request.as_bytes(), "ok").await;
+                let expected = match (version, accepts, fields) {
+                    ("1.0", false, _) => 426,
+                    ("1.1", _, "") => 400,
+                    _ => 200,
+                };
+                assert_eq!(outcomes[0].received.status, expected, "{options} {request:?}");
+                tally.compare(&format!("{options} {request:?}"), outcomes);
+            }
+        }
+    }
+    tally.end(&["local replies"]);
+}
+
+/// A difference that is meant so: HTTP/1.0 knows no Host, and a request of it may name none (RFC 1945). It takes a route of whatever
+/// host. Envoy refuses it, unless a host is made up for it.
+#[tokio::test]
+async fn old_clients_need_no_host() {
+    let mut oracle = Oracle::start().await;
+    let routes = json!([{ "match": { "prefix": "/" }, "route": { "cluster": "a" } }]);
+    oracle
+        .push(vec![tulle_tests::oracle::route_configuration(
+            "routes",
+            &[
+                tulle_tests::oracle::all_clusters(),
+                json!({ "name": "any", "domains": ["*"], "routes": routes }),
+            ],
+        )])
+        .await;
+    oracle.manager(json!({ "http_protocol_options": { "accept_http_10": true } })).await;
+    let [envoy, tulle] = oracle.both(b"GET / HTTP/1.0\r\n\r\n", "ok").await;
+    assert_eq!((envoy.received.status, tulle.received.status), (400, 200));
+}
