@@ -10,9 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tulle_mesh::model::RouteAction;
 
 use super::body::{Body, BodyError};
-use super::deadline::Named;
+use super::deadline::{self, Deadline, Named};
 use super::exchange::Exchange;
 use super::pace::Pace;
 use super::problem::Problem;
@@ -52,6 +53,24 @@ pub(super) struct StreamLimits {
     pub(super) answer: Option<Duration>,
     /// Until when, and by what name.
     pub(super) until: Option<(std::time::Instant, Named)>,
+}
+
+impl StreamLimits {
+    /// As the route of `exchange` has them.
+    pub(super) fn of(exchange: &Exchange) -> Self {
+        let Some((routes, route)) = exchange.routes.as_ref().zip(exchange.route) else {
+            return Self::default();
+        };
+        let RouteAction::Forward(forward) = &routes.table.route(route).action else { return Self::default() };
+        let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
+        let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.grpc, exchange.begun);
+        Self {
+            idle: timeouts.idle,
+            attempt_idle: forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout),
+            answer: deadline.request(),
+            until: deadline.until(),
+        }
+    }
 }
 
 /// The timers of a route that has them.
@@ -133,7 +152,7 @@ impl Accounted {
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Option<Problem> {
         let exchange = self.exchange.as_ref()?;
         if matches!(self.timers, Timers::Unset) {
-            self.timers = Limits::set(&exchange.stream_limits(), exchange.body.bytes());
+            self.timers = Limits::set(&StreamLimits::of(exchange), exchange.body.bytes());
         }
         match &mut self.timers {
             Timers::Set(limits) => limits.poll(cx, &exchange.body),

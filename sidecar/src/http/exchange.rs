@@ -17,8 +17,6 @@ use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{Cors, CustomTag, RouteAction, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
 
-use super::accounted::StreamLimits;
-use super::deadline::{self, Deadline};
 use super::fault::Suffering;
 use super::pace::Pace;
 use super::problem::Problem;
@@ -383,26 +381,6 @@ impl Exchange {
     pub(super) fn take_pace(&mut self) -> Option<Pace> {
         let (suffering, rate) = self.fault.take_if(|(_, rate)| rate.is_some())?;
         rate.map(|rate| Pace::new(rate, suffering))
-    }
-
-    /// How long the answer may take.
-    pub(super) fn stream_limits(&self) -> StreamLimits {
-        let Some((routes, route)) = self.routes.as_ref().zip(self.route) else {
-            return StreamLimits::default();
-        };
-        match &routes.table.route(route).action {
-            RouteAction::Forward(forward) => {
-                let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
-                let deadline = Deadline::new(&self.request.headers, &timeouts, self.grpc, self.begun);
-                StreamLimits {
-                    idle: timeouts.idle,
-                    attempt_idle: forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout),
-                    answer: deadline.request(),
-                    until: deadline.until(),
-                }
-            }
-            _ => StreamLimits::default(),
-        }
     }
 
     /// The client is not there any more.

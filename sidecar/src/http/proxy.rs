@@ -17,7 +17,7 @@ use tulle_mesh::model::{
 };
 use tulle_mesh::route::{Lookup, RouteId, filter};
 
-use super::accounted::Accounted;
+use super::accounted::{Accounted, StreamLimits};
 use super::body::Body;
 use super::destination::Remembered;
 use super::draw::Drawn;
@@ -362,7 +362,7 @@ impl Handler for Proxy {
         exchange.responding(response.status(), response.headers(), problem);
         exchange.carried = tunnel.as_ref().map(Tunnel::carried);
         if let Some(tunnel) = &mut tunnel
-            && let Some(idle) = exchange.stream_limits().idle
+            && let Some(idle) = StreamLimits::of(&exchange).idle
         {
             tunnel.set_idle_timeout(idle);
         }
