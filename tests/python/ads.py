@@ -6,9 +6,10 @@ It serves what its standard input says, a JSON object a line:
     {"say": [BASE64, ...], "to": AGENT, "times": NUMBER, "id": NUMBER}
 
 The second says messages as they are, in their order and so often, to the clients whose user agent begins so. A resource is the JSON form of an Any with a field "name" beside it, which names it on the wire. The first line of its output says
-where it listens: {"tls": PORT, "plain": PORT}. Then comes a line for each command that is in force, {"done": ID}, one for each
-stream that a client opens, {"stream": AGENT}, and one for each request of a client, with the client's user agent, the type and, where it answers a response, what it rejected and which command
-was the last that the response knew of.
+where it listens: {"tls": PORT, "plain": PORT}. Then comes a line for each command that is in force, {"done": ID, "changed": [URL,
+...]}, with the types of which something is new or another than before, one for each stream that a client opens, {"stream": AGENT},
+one for each response, {"sent": AGENT}, and one for each request of a client, with the client's user agent, the type and, where it
+answers a response, what it rejected and which command was the last that the response knew of.
 
 usage: ads.py CERTIFICATE KEY ROOT [TLS-PORT PLAIN-PORT]
 """
@@ -156,6 +157,7 @@ class Stream:
             clusters = clusters or rank(type_url) == 0
             response = discovery_pb2.DeltaDiscoveryResponse(type_url=type_url, nonce=str(next(self.nonces)))
             self.told[response.nonce] = command
+            say({"sent": self.agent})
             for name, (version, value) in sorted(fresh.items()):
                 response.resources.append(discovery_pb2.Resource(name=name, version=version, resource=value))
                 subscription.sent[name] = version
@@ -187,6 +189,7 @@ class Ads:
 
 def obey(command):
     global latest
+    changed = set()
     with lock:
         latest = command["id"]
         for resource in command.get("set", []):
@@ -194,7 +197,10 @@ def obey(command):
             value = json_format.ParseDict(resource, any_pb2.Any())
             # The same bytes for the same resource, and so the same version.
             version = hashlib.sha256(value.SerializeToString(deterministic=True)).hexdigest()[:16]
-            resources.setdefault(value.type_url, {})[name] = (version, value)
+            known = resources.setdefault(value.type_url, {})
+            if known.get(name, ("",))[0] != version:
+                changed.add(value.type_url)
+            known[name] = (version, value)
         for resource in command.get("remove", []):
             resources.get(resource["type"], {}).pop(resource["name"], None)
         for stream in streams:
@@ -203,7 +209,7 @@ def obey(command):
             elif stream.agent.startswith(command["to"]):
                 for message in [base64.b64decode(text) for text in command["say"]] * command["times"]:
                     stream.queue.put(message)
-    say({"done": command["id"]})
+    say({"done": command["id"], "changed": sorted(changed)})
 
 
 def handler(ads):

@@ -70,8 +70,9 @@ impl Ads {
         self.set(all).await;
     }
 
-    /// Has it serve resources, and waits until it does: the number of the command.
-    pub async fn set(&mut self, resources: Vec<Value>) -> u64 {
+    /// Has it serve resources, and waits until it does: the number of the command, and the types of which something is new or
+    /// another than before.
+    pub async fn set(&mut self, resources: Vec<Value>) -> (u64, Vec<String>) {
         self.keep(&resources);
         self.tell(json!({ "set": resources })).await
     }
@@ -103,6 +104,16 @@ impl Ads {
             })
         });
         answers.collect()
+    }
+
+    /// How many responses a client has not answered yet. What a stream that is gone was sent needs no answer.
+    pub fn unanswered(&self, agent: &str) -> usize {
+        let said = self.said();
+        let begins = |line: &Value, field: &str| line[field].as_str().is_some_and(|of| of.starts_with(agent));
+        let newest = said.iter().rposition(|line| begins(line, "stream")).unwrap_or_default();
+        let sent = said[newest..].iter().filter(|line| begins(line, "sent")).count();
+        let of_it = said[newest..].iter().filter(|line| begins(line, "agent"));
+        sent.saturating_sub(of_it.filter(|line| line["answers"].is_u64()).count())
     }
 
     /// How many streams clients with this user agent have opened so far.
@@ -157,20 +168,20 @@ impl Ads {
         self.served.extend(resources.iter().map(|resource| (key(resource), resource.clone())));
     }
 
-    async fn tell(&mut self, mut command: Value) -> u64 {
+    async fn tell(&mut self, mut command: Value) -> (u64, Vec<String>) {
         self.commands += 1;
         let id = self.commands;
         command["id"] = json!(id);
         self.process.tell(&command.to_string()).await.expect("it runs");
         let this = &*self;
         let done = || async {
-            match this.said().iter().any(|line| line["done"] == id) {
-                true => Ok(()),
-                false => Err(format!("the control plane does not obey:\n{}", this.process.log())),
-            }
+            let said = this.said();
+            let done = said.iter().find(|line| line["done"] == id);
+            let done = done.map(|done| done["changed"].as_array().into_iter().flatten().map(text).collect());
+            done.ok_or_else(|| format!("the control plane does not obey:\n{}", this.process.log()))
         };
-        wait_for(LIMIT, done).await.unwrap_or_else(|error| panic!("{error}"));
-        id
+        let changed = wait_for(LIMIT, done).await.unwrap_or_else(|error| panic!("{error}"));
+        (id, changed)
     }
 
     /// What it has said, but for a line that is not whole yet.

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 
 use super::scripted::{CASE, SLOW, Scripts};
 use super::{Received, Then};
-use crate::{LIMIT, Seen};
+use crate::{LIMIT, Seen, wait_for};
 
 /// An upstream with prior knowledge. Ends when dropped.
 pub struct Http2 {
@@ -240,13 +240,22 @@ async fn exchange(address: SocketAddr, request: Request<Bytes>) -> Received {
     let (client, connection) = h2::client::handshake(socket).await.expect("it speaks HTTP/2");
     let connection = tokio::spawn(connection);
     let mut client = client.ready().await.expect("it takes a request");
+    if request.extensions().get::<h2::ext::Protocol>().is_some() {
+        let enabled = || async {
+            let enabled = client.is_extended_connect_protocol_enabled();
+            enabled.then_some(()).ok_or_else(|| "it does not take extended CONNECT".to_owned())
+        };
+        wait_for(LIMIT, enabled).await.unwrap_or_else(|error| panic!("{error}"));
+    }
     let (head, body) = request.into_parts();
+    // Who speaks on a stream that has switched does not end it, and waits for as much as was said.
+    let tunnel = head.extensions.get::<h2::ext::Protocol>().map(|_| body.len());
     let (response, mut send) =
         client.send_request(Request::from_parts(head, ()), false).expect("a valid head");
     // The proxy may have answered or given up by now; the response tells.
-    let _ = send.send_data(body, true);
+    let _ = send.send_data(body, tunnel.is_none());
     let mut received = Received::default();
-    let ended = read(response, &mut received).await;
+    let ended = read(response, &mut received, tunnel).await;
     received.then = match ended {
         Ok(()) => Then::Kept,
         Err(error) => {
@@ -260,7 +269,12 @@ async fn exchange(address: SocketAddr, request: Request<Bytes>) -> Received {
     received
 }
 
-async fn read(response: h2::client::ResponseFuture, received: &mut Received) -> Result<(), h2::Error> {
+/// Reads an answer; of what a stream carries that has switched, as many bytes as `tunnel` says.
+async fn read(
+    response: h2::client::ResponseFuture,
+    received: &mut Received,
+    tunnel: Option<usize>,
+) -> Result<(), h2::Error> {
     let fields = |fields: &HeaderMap, before: &str| -> Vec<(String, String)> {
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         fields.iter().map(|(name, value)| (format!("{before}{name}"), text(value))).collect()
@@ -272,6 +286,9 @@ async fn read(response: h2::client::ResponseFuture, received: &mut Received) -> 
         let data = data?;
         let _ = body.flow_control().release_capacity(data.len());
         received.body.push_str(&String::from_utf8_lossy(&data));
+        if received.status == 200 && tunnel.is_some_and(|length| received.body.len() >= length) {
+            return Ok(());
+        }
     }
     if let Some(trailers) = body.trailers().await? {
         received.headers.extend(fields(&trailers, "trailer "));

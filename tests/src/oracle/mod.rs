@@ -29,7 +29,9 @@ use door::Door;
 pub use door::{Hello, Way};
 pub use http2::Http2;
 pub use outcome::{Outcome, Received, Then};
-pub use resources::{chain, cluster, endpoints, listener, manager, route_configuration, typed};
+pub use resources::{
+    chain, cluster, endpoints, listener, manager, route_configuration, speaking_http2, typed,
+};
 pub use scripted::{Scripted, Scripts};
 pub use valve::Valve;
 
@@ -245,26 +247,25 @@ impl Oracle {
         }
     }
 
-    /// Offers resources to both: what each answers, Envoy first.
+    /// Offers resources to both: what each answers, Envoy first. Returns once both have answered all that they were sent, and
+    /// something of each type that changed; at once where nothing has.
     pub async fn offer(&mut self, resources: Vec<Value>) -> Vec<Answered> {
-        let mut types: Vec<String> = resources.iter().map(|resource| text(&resource["@type"])).collect();
-        types.sort_unstable();
-        types.dedup();
-        let command = self.ads.set(resources).await;
+        let (command, changed) = self.ads.set(resources).await;
         let ads = &self.ads;
         let both = || async {
             let answered = ads.answered();
-            let of = |agent: &str| -> Vec<Answered> {
+            let mut all = Vec::new();
+            for agent in ["envoy", "tulle"] {
                 let of = answered.iter().filter(|a| a.command >= command && a.agent.starts_with(agent));
-                of.filter(|answered| types.contains(&answered.kind)).cloned().collect()
-            };
-            let (envoy, tulle) = (of("envoy"), of("tulle"));
-            let whole =
-                |of: &[Answered]| types.iter().all(|kind| of.iter().any(|answer| answer.kind == *kind));
-            if !whole(&envoy) || !whole(&tulle) {
-                return Err(format!("not answered by both: {answered:?}"));
+                let of: Vec<_> = of.filter(|answered| changed.contains(&answered.kind)).cloned().collect();
+                let whole = changed.iter().all(|kind| of.iter().any(|answer| answer.kind == *kind));
+                let left = ads.unanswered(agent);
+                if !whole || (left > 0 && !changed.is_empty()) {
+                    return Err(format!("{agent} has not answered, {left} responses are open: {answered:?}"));
+                }
+                all.extend(of);
             }
-            Ok([envoy, tulle].concat())
+            Ok(all)
         };
         wait_for(LIMIT, both).await.unwrap_or_else(|error| panic!("{error}"))
     }

@@ -144,6 +144,13 @@ pub fn cluster(name: &str, more: Value) -> Value {
     named(name, typed("envoy.config.cluster.v3.Cluster", fields))
 }
 
+/// What a cluster says besides whose endpoints speak HTTP/2; `options`: what it says of that.
+pub fn speaking_http2(options: Value) -> Value {
+    let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let http2 = json!({ "explicit_http_config": { "http2_protocol_options": options } });
+    json!({ "typed_extension_protocol_options": { kind: typed(kind, http2) } })
+}
+
 /// A cluster's endpoints, all of one weight.
 pub fn endpoints(cluster: &str, addresses: &[SocketAddr]) -> Value {
     let endpoints: Vec<_> =

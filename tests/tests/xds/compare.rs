@@ -89,6 +89,22 @@ pub(crate) const KEPT: &[Kept] = &[
         },
     },
     Kept {
+        name: "keys of WebSockets",
+        reason: "RFC 6455, section 4.1: a server of HTTP/1.1 is asked with a key, which HTTP/2 has none of (RFC 8441); Envoy asks without",
+        forgive: |envoy, tulle| {
+            let pairs = envoy.upstream.iter().zip(&mut tulle.upstream);
+            let mut there = false;
+            for ((_, theirs), (_, ours)) in pairs {
+                if theirs.header("upgrade") == "websocket" && theirs.header("sec-websocket-key").is_empty() {
+                    let before = ours.headers.len();
+                    ours.headers.retain(|(name, _)| name != "sec-websocket-key");
+                    there |= ours.headers.len() < before;
+                }
+            }
+            there
+        },
+    },
+    Kept {
         name: "local replies",
         reason: "what the sidecar itself answers says why in words of its own, and in a Proxy-Status header (RFC 9209)",
         forgive: local_reply,
@@ -303,6 +319,7 @@ const INTERNAL_ERROR: &str = "2";
 
 /// Envoy's own words for what it could not do.
 const ENVOYS_WORDS: &[&str] = &[
+    "stream timeout",
     "upstream connect error or disconnect/reset before headers",
     "upstream request timeout",
     "no healthy upstream",

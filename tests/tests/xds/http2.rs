@@ -4,29 +4,20 @@
 use bytes::Bytes;
 use http::Request;
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Http2, Oracle, cluster, endpoints, route_configuration};
+use tulle_tests::oracle::{Http2, Oracle, cluster, endpoints, route_configuration, speaking_http2};
 
 use crate::compare::Tally;
 
 /// All codes of RFC 9113, section 7, and one that it does not know.
 const CODES: std::ops::RangeInclusive<u32> = 0..=14;
 
-/// An upstream that speaks HTTP/2 behind each of some actions, by the domain `h<index>.test`.
-async fn behind(oracle: &mut Oracle, actions: &[Value]) -> Http2 {
+/// An upstream that speaks HTTP/2 behind each of some actions, by the domain `h<index>.test`; `more`: what its cluster says besides.
+pub(crate) async fn behind(oracle: &mut Oracle, actions: &[Value], more: &Value) -> Http2 {
     let upstream = oracle.http2_upstream("two").await;
-    let options = json!({
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": { "http2_protocol_options": {} },
-    });
-    let more = json!({
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options,
-        },
-        // As many as there are: what a budget allows is another test's.
-        "circuit_breakers": { "thresholds": [{
-            "retry_budget": { "budget_percent": { "value": 100 }, "min_retry_concurrency": 1000 },
-        }] },
-    });
+    let mut fields = speaking_http2(json!({}));
+    for (name, value) in more.as_object().into_iter().flatten() {
+        fields[name] = value.clone();
+    }
     let host = |(index, action): (usize, &Value)| {
         let mut action = action.clone();
         action["cluster"] = json!("two");
@@ -36,12 +27,19 @@ async fn behind(oracle: &mut Oracle, actions: &[Value]) -> Http2 {
     let mut hosts = vec![tulle_tests::oracle::all_clusters()];
     hosts.extend(actions.iter().enumerate().map(host));
     let resources = vec![
-        cluster("two", more),
+        cluster("two", fields),
         endpoints("two", &[upstream.address]),
         route_configuration("routes", &hosts),
     ];
     oracle.push(resources).await;
     upstream
+}
+
+/// As many retries as there are: what a budget allows is another test's.
+fn retries() -> Value {
+    json!({ "circuit_breakers": { "thresholds": [{
+        "retry_budget": { "budget_percent": { "value": 100 }, "min_retry_concurrency": 1000 },
+    }] } })
 }
 
 fn request(method: &str, host: usize, fields: &[(&str, &str)], body: &'static str) -> Request<Bytes> {
@@ -66,7 +64,7 @@ fn with_codes(words: &[&str]) -> Vec<String> {
 async fn resets_are_passed_on_or_tried_again_as_by_envoy() {
     let mut oracle = Oracle::start().await;
     let actions = [json!({ "timeout": "0s" }), retry("reset"), retry("refused-stream"), retry("5xx")];
-    let _upstream = behind(&mut oracle, &actions).await;
+    let _upstream = behind(&mut oracle, &actions, &retries()).await;
     let mut tally = Tally::default();
     for (index, action) in actions.iter().enumerate() {
         for script in with_codes(&["reset:N", "reset:N,ok", "cut:N"]) {
@@ -82,7 +80,7 @@ async fn resets_are_passed_on_or_tried_again_as_by_envoy() {
 #[tokio::test]
 async fn clients_of_http1_see_resets_as_through_envoy() {
     let mut oracle = Oracle::start().await;
-    let _upstream = behind(&mut oracle, &[json!({ "timeout": "0s" })]).await;
+    let _upstream = behind(&mut oracle, &[json!({ "timeout": "0s" })], &retries()).await;
     let mut tally = Tally::default();
     for script in with_codes(&["reset:N", "cut:N", "seen:N"]) {
         let request = "POST /x HTTP/1.1\r\nhost: h0.test\r\ncontent-length: 4\r\n\r\nbody";
@@ -96,7 +94,7 @@ async fn clients_of_http1_see_resets_as_through_envoy() {
 async fn who_says_goodbye_is_asked_no_more() {
     let mut oracle = Oracle::start().await;
     let actions = [json!({ "timeout": "0s" }), retry("reset"), retry("refused-stream")];
-    let _upstream = behind(&mut oracle, &actions).await;
+    let _upstream = behind(&mut oracle, &actions, &retries()).await;
     let mut tally = Tally::default();
     for (index, action) in actions.iter().enumerate() {
         let codes = with_codes(&["seen:N,ok", "seen:N"]);
@@ -117,7 +115,7 @@ async fn who_says_goodbye_is_asked_no_more() {
 async fn what_nobody_has_looked_at_goes_elsewhere() {
     let mut oracle = Oracle::start().await;
     let actions = [json!({ "timeout": "0s" }), retry("refused-stream")];
-    let _upstream = behind(&mut oracle, &actions).await;
+    let _upstream = behind(&mut oracle, &actions, &retries()).await;
     for (index, action) in actions.iter().enumerate() {
         for script in with_codes(&["unseen:N,ok"]) {
             for (method, body) in [("GET", ""), ("POST", "body")] {
@@ -151,7 +149,7 @@ async fn clients_of_grpc_are_told_the_same_of_timeouts_and_resets() {
         json!({ "timeout": "5s", "retry_policy": per_try }),
         json!({ "timeout": "0s", "max_stream_duration": { "grpc_timeout_header_max": "0s" } }),
     ];
-    let _upstream = behind(&mut oracle, &actions).await;
+    let _upstream = behind(&mut oracle, &actions, &retries()).await;
     let fields = [("content-type", "application/grpc"), ("te", "trailers")];
     let hurried = [fields[0], fields[1], ("grpc-timeout", "300m")];
     let mut tally = Tally::default();

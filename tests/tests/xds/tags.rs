@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tulle_cli::demo::traces::{Span, Traces};
-use tulle_tests::oracle::{Oracle, cluster, endpoints, typed};
+use tulle_tests::oracle::{Oracle, cluster, endpoints, speaking_http2, typed};
 use tulle_tests::{LIMIT, wait_for};
 
 fn tracing(tags: &Value) -> Value {
@@ -26,9 +26,7 @@ async fn spans_have_the_same_tags() {
     let (traces, url) = Traces::collect(None).await.expect("it listens");
     let at: SocketAddr = url.trim_start_matches("http://").parse().expect("an address");
     let mut oracle = Oracle::start().await;
-    let http2 = json!({ "explicit_http_config": { "http2_protocol_options": {} } });
-    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-    let spans = json!({ "typed_extension_protocol_options": { options: typed(options, http2) } });
+    let spans = speaking_http2(json!({}));
     oracle.ads.set(vec![cluster("spans", spans), endpoints("spans", &[at])]).await;
     let route = |prefix: &str, to: &str| json!({ "match": { "prefix": prefix }, "route": { "cluster": to } });
     oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": [route("/spans", "spans"), route("/", "a")] })]).await;

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use http::Request;
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, cluster, endpoints, route_configuration};
+use tulle_tests::oracle::Oracle;
 
 use crate::compare::Tally;
+use crate::http2::behind;
 
 /// What a route says of time, and calls of it: what the call says itself, and what its upstream does. Where a limit that should
 /// hold did not, the call would outlast the test.
@@ -46,29 +47,9 @@ fn calls() -> Vec<(Value, Vec<(&'static str, &'static str)>)> {
 #[tokio::test]
 async fn the_time_that_a_call_brings_along_is_bounded_as_by_envoy() {
     let mut oracle = Oracle::start().await;
-    let upstream = oracle.http2_upstream("two").await;
-    let options = json!({
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": { "http2_protocol_options": {} },
-    });
-    let more = json!({ "typed_extension_protocol_options": {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options,
-    } });
     let cases = calls();
-    let host = |(index, (action, _)): (usize, &(Value, Vec<_>))| {
-        let mut action = action.clone();
-        action["cluster"] = json!("two");
-        let domain = format!("h{index}.test");
-        json!({ "name": domain, "domains": [domain], "routes": [{ "match": { "prefix": "/" }, "route": action }] })
-    };
-    let mut hosts = vec![tulle_tests::oracle::all_clusters()];
-    hosts.extend(cases.iter().enumerate().map(host));
-    let resources = vec![
-        cluster("two", more),
-        endpoints("two", &[upstream.address]),
-        route_configuration("routes", &hosts),
-    ];
-    oracle.push(resources).await;
+    let actions: Vec<_> = cases.iter().map(|(action, _)| action.clone()).collect();
+    let _upstream = behind(&mut oracle, &actions, &json!({})).await;
     let mut tally = Tally::default();
     for (index, (action, calls)) in cases.iter().enumerate() {
         for (told, script) in calls {
@@ -115,4 +96,16 @@ async fn an_attempt_that_gives_no_sign_of_life_is_given_up_as_by_envoy() {
         }
     }
     tally.end(&["local replies", "count of attempts"]);
+}
+
+/// A difference that is meant so: who sets a timeout means it. Envoy passes over it beside a `max_stream_duration`.
+#[tokio::test]
+async fn a_timeout_holds_beside_the_time_of_the_stream() {
+    let mut oracle = Oracle::start().await;
+    let action =
+        json!({ "cluster": "a", "timeout": "0.1s", "max_stream_duration": { "max_stream_duration": "20s" } });
+    let routes = json!([{ "match": { "prefix": "/" }, "route": action }]);
+    oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": routes })]).await;
+    let [envoy, tulle] = oracle.both(b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n", "slow").await;
+    assert_eq!((envoy.received.status, tulle.received.status), (200, 504));
 }

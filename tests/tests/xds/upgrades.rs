@@ -1,5 +1,7 @@
 //! To what requests may switch, and which old clients are served.
 
+use bytes::Bytes;
+use http::Request;
 use serde_json::{Value, json};
 use tulle_tests::oracle::Oracle;
 
@@ -53,6 +55,36 @@ async fn requests_switch_to_what_is_enabled() {
     tally.end(&["local replies"]);
 }
 
+/// RFC 8441: a WebSocket is a stream beside others, and a connection of its own behind the proxy.
+#[tokio::test]
+async fn websockets_come_over_http2() {
+    let mut oracle = Oracle::start().await;
+    oracle.routes(&[host()]).await;
+    let mut tally = Tally::default();
+    let mut switched = 0;
+    for upgrades in [json!([]), json!([{ "upgrade_type": "websocket" }])] {
+        let settings =
+            json!({ "upgrade_configs": upgrades, "http2_protocol_options": { "allow_connect": true } });
+        oracle.manager(settings).await;
+        for path in ["/plain", "/on", "/off", "/other", "/none"] {
+            for script in ["101", "403"] {
+                let uri = format!("http://h.test{path}");
+                let mut request = Request::connect(uri).header("sec-websocket-version", "13");
+                let extensions = request.extensions_mut().expect("it is valid");
+                extensions.insert(h2::ext::Protocol::from_static("websocket"));
+                let request = request.body(Bytes::from_static(b"hi")).expect("a valid request");
+                let outcomes = oracle.both_over_http2(&request, script).await;
+                let upstream = outcomes[0].upstream.first();
+                let came = upstream.is_some_and(|(_, seen)| seen.header("upgrade") == "websocket");
+                switched += usize::from(came && outcomes[0].received.status == 200);
+                tally.compare(&format!("{upgrades} {path} {script}"), outcomes);
+            }
+        }
+    }
+    assert_eq!(switched, 4, "on the one route, and where the listener says so on three more");
+    tally.end(&["local replies", "keys of WebSockets"]);
+}
+
 /// A difference that is meant so: clients that ask for TLS in passing (as some do of every server) are served, as RFC 9110, section
 /// 7.8 says of who does not switch; Envoy refuses them.
 #[tokio::test]
@@ -81,8 +113,7 @@ async fn old_clients_are_served_where_the_listener_takes_them() {
         (json!({ "accept_http_10": true }), true),
         (json!({ "accept_http_10": true, "default_host_for_http_10": "old.test" }), true),
     ] {
-        // Envoy does not answer what is no change.
-        oracle.manager(json!({ "http_protocol_options": options, "stat_prefix": "old" })).await;
+        oracle.manager(json!({ "http_protocol_options": options })).await;
         let defaults = options["default_host_for_http_10"].is_string();
         for fields in ["host: h.test\r\n", "host: h.test\r\nconnection: keep-alive\r\n", ""] {
             for version in ["1.0", "1.1"] {
