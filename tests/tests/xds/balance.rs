@@ -288,3 +288,25 @@ async fn a_rule_is_enforced_as_often_as_it_says() {
         }
     }
 }
+
+/// Where endpoints come by EDS, the older field may not ask for it: a policy of load balancing may.
+#[tokio::test]
+async fn hashing_by_hostname_is_refused_where_envoy_refuses_it() {
+    let mut oracle = Oracle::start().await;
+    let hashing = json!({ "consistent_hashing_lb_config": { "use_hostname_for_hashing": true } });
+    let name = "hashed";
+    let more = json!({ "lb_policy": "RING_HASH", "common_lb_config": hashing });
+    let routes = json!([{ "match": { "prefix": "/" }, "route": { "cluster": name } }]);
+    let host = json!({ "name": "h", "domains": ["h.test"], "routes": routes });
+    let hosts = [tulle_tests::oracle::all_clusters(), host];
+    let resources = vec![
+        tulle_tests::oracle::cluster(name, more),
+        tulle_tests::oracle::route_configuration("routes", &hosts),
+    ];
+    let answers = oracle.offer(resources).await;
+    let errors = answers.iter().filter(|answered| answered.kind.ends_with(".Cluster"));
+    let errors: Vec<_> = errors.map(|answered| (&*answered.agent, &*answered.error)).collect();
+    let [(_, theirs), (_, ours)] = errors[..] else { panic!("{errors:?}") };
+    assert!(theirs.contains("Cannot use hostname for consistent hashing"), "{errors:?}");
+    assert!(ours.contains("hashed") && ours.contains("use_hostname_for_hashing"), "{errors:?}");
+}

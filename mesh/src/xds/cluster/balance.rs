@@ -6,7 +6,9 @@
 //! of it as a `TypedStruct`, which Envoy reads as the policy and gRPC does not know.
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy,
+};
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::locality_lb_config::{
@@ -213,7 +215,12 @@ fn decode_policy(message: &pb::Cluster) -> Decoded<LoadBalancer> {
     let hashing = || {
         let common = message.common_lb_config.as_ref();
         let hashing = common.and_then(|common| common.consistent_hashing_lb_config.as_ref());
+        let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
+        let eds = message.cluster_discovery_type.as_ref() == Some(&eds);
         let hashing = hashing.map_or(Ok(Hashing::default()), |config| {
+            // As in Envoy, which takes it there in a load_balancing_policy alone.
+            let instead = "with EDS use load_balancing_policy";
+            unsupported(eds && config.use_hostname_for_hashing, "use_hostname_for_hashing", instead)?;
             hashing_of(config.use_hostname_for_hashing, config.hash_balance_factor)
         });
         hashing.at("common_lb_config.consistent_hashing_lb_config")
