@@ -393,7 +393,7 @@ pub(super) fn http_connection(
 ) -> HttpConnection {
     HttpConnection {
         filters,
-        stream_idle_timeout,
+        stream_idle_timeout: stream_idle_timeout.or(Some(HttpConnection::MESH_STREAM_IDLE)),
         // A path that can be written in several ways must not get past a policy or a route.
         paths: PathHandling::NORMAL,
         tracing: telemetry.tracing.clone(),

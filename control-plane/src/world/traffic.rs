@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use tulle_mesh::model::{
-    FailurePercentage, GrpcTimeout, HashFunction, HashPolicy, Hashing, Limits, LoadBalancer,
+    FailurePercentage, GrpcTimeout, HashFunction, HashPolicy, Hashing, HttpConnection, Limits, LoadBalancer,
     OutlierDetection, RetryBudget, RetryOn, RetryPolicy, Session, SessionCarrier, Timeouts,
 };
 
@@ -156,11 +156,8 @@ pub(super) fn stream_idle(policy: Option<&BackendTrafficPolicySpec>) -> Option<D
 /// What is said of it to a listener, which keeps a time of its own for all that no route does: it must not be the shorter
 /// one of the two.
 pub(super) fn longer_than_default(idle: Option<Duration>) -> Option<Duration> {
-    idle.filter(|idle| idle.is_zero() || *idle > DEFAULT_IDLE)
+    idle.filter(|idle| idle.is_zero() || *idle > HttpConnection::MESH_STREAM_IDLE)
 }
-
-/// After what time without movement a sidecar gives up by itself.
-const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
 
 /// How long a connection may be of no use.
 pub(super) fn idle(policy: Option<&BackendTrafficPolicySpec>) -> Option<Duration> {

@@ -201,20 +201,28 @@ pub struct HttpConnection {
 }
 
 impl HttpConnection {
-    /// One without filters, tracing and log, with the sidecar's limits, that carries whatever it can: old clients, every upgrade.
+    /// How long nothing may move on a stream within a mesh. Envoy's 5 minutes, which hold where nothing is said, end streams of gRPC
+    /// and WebSockets that are merely quiet.
+    pub const MESH_STREAM_IDLE: Duration = Duration::from_secs(3600);
+    /// How many streams a connection may have at once within a mesh: four times what RFC 9113, section 6.5.2, asks for at least.
+    /// Enough for a sidecar's many callers, and so few that a connection's buffers stay bounded. Envoy has 1024.
+    pub const MESH_STREAMS: u32 = 400;
+
+    /// One without filters, tracing and log, as a mesh has it: with the sidecar's limits, but for those above, and for whatever it can
+    /// carry: old clients, every upgrade.
     pub fn new(routes: RouteSource) -> Self {
         Self {
             routes,
             filters: Vec::new(),
             idle_timeout: None,
-            stream_idle_timeout: None,
+            stream_idle_timeout: Some(Self::MESH_STREAM_IDLE),
             max_stream_duration: None,
             underscores: Underscores::default(),
             request_headers_timeout: None,
             close_timeout: None,
             max_request_headers_bytes: None,
             max_headers: None,
-            max_concurrent_streams: None,
+            max_concurrent_streams: Some(Self::MESH_STREAMS),
             paths: PathHandling::default(),
             forwarding: Forwarding::default(),
             upgrades: Upgrade::all(),

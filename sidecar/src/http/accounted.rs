@@ -62,7 +62,7 @@ impl StreamLimits {
             return Self::default();
         };
         let RouteAction::Forward(forward) = &routes.table.route(route).action else { return Self::default() };
-        let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
+        let timeouts = deadline::timeouts(&forward.timeouts, &routes.settings);
         let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.grpc, exchange.begun);
         Self {
             idle: timeouts.idle,

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{sleep, sleep_until};
-use tulle_mesh::model::{GrpcTimeout, Timeouts};
+use tulle_mesh::model::{GrpcTimeout, HttpConnection, Timeouts};
 
+use crate::http::server::ServerOptions;
 use crate::retry::replay::Replay;
 
 /// gRPC's timeout: what the caller has left.
@@ -20,9 +21,18 @@ const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeou
 /// A timeout's name and value, for the answer that says that it is over.
 pub(crate) type Named = (&'static str, Duration);
 
-/// A route's timeouts, where the connection manager says how long a stream may last unless the route does.
-pub(super) fn timeouts(route: &Timeouts, max_stream: Option<Duration>) -> Timeouts {
-    Timeouts { max_stream: route.max_stream.or(max_stream), ..*route }
+/// A connection manager that gives a stream this long or longer to move bounds clients that stall, and no waits for what an
+/// endpoint has to say: a timer per request would be for nothing.
+const UNTIMED: Duration = Duration::from_secs(3600);
+
+/// A route's timeouts, where the connection manager says how long a stream may last, and be without movement, unless the route does.
+pub(super) fn timeouts(route: &Timeouts, manager: &HttpConnection) -> Timeouts {
+    let idle = manager.stream_idle_timeout.unwrap_or(ServerOptions::STREAM_IDLE_TIMEOUT);
+    Timeouts {
+        max_stream: route.max_stream.or(manager.max_stream_duration),
+        idle: route.idle.or((idle < UNTIMED).then_some(idle)),
+        ..*route
+    }
 }
 
 /// The limits of one request.

@@ -137,7 +137,7 @@ impl Proxy {
             None => None,
         };
         let Hashed { hash, cookie } = hashed.unwrap_or_else(|| self.hash(exchange, forward));
-        let timeouts = deadline::timeouts(&forward.timeouts, routes.settings.max_stream_duration);
+        let timeouts = deadline::timeouts(&forward.timeouts, &routes.settings);
         let deadline = Deadline::new(&exchange.request.headers, &timeouts, exchange.grpc, exchange.begun);
         let table = &*routes.table;
         Ok(Plan { id, table, runtime, forward, backend, cluster, target, hash, cookie, held, deadline })
@@ -152,6 +152,9 @@ impl Proxy {
         interim: &Interim,
         slot: Option<Slot>,
     ) -> Result<Answered, RequestError> {
+        if let Some(idle) = plan.forward.timeouts.idle {
+            interim.set_idle_timeout(idle);
+        }
         for drop in &plan.cluster.drops {
             if drop.fraction.hit(self.worker.draw()) {
                 let all = drop.fraction == PerMillion::ALL;

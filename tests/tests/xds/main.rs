@@ -10,6 +10,7 @@ mod changes;
 mod client_certificates;
 mod compare;
 mod crossorigin;
+mod defaults;
 mod failures;
 mod faults;
 mod faults_asked;

@@ -301,10 +301,11 @@ fn the_client_s_end_keeps_the_time_without_movement() {
         ((secs(cluster.idle_timeout), secs(forward.timeouts.idle)), of(&listener.chains), of(chains(&world)))
     };
     // At the client's end, the cluster and the route; then the listeners of the client's end and of the server's.
-    assert_eq!(idle(""), ((None, None), (None, None), (None, None)));
+    let hour = Some(3600);
+    assert_eq!(idle(""), ((None, None), (None, hour), (None, hour)));
     assert_eq!(
         idle("idleTimeout: 5s, streamIdleTimeout: 6s"),
-        ((Some(5), Some(6)), (Some(5), None), (None, None))
+        ((Some(5), Some(6)), (Some(5), hour), (None, hour))
     );
     assert_eq!(
         idle("idleTimeout: 2h, streamIdleTimeout: 0s"),

@@ -1,7 +1,8 @@
-//! Interim (1xx) responses.
+//! Interim (1xx) responses, and what else a handler says before it answers.
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::{Response, StatusCode};
 
@@ -29,6 +30,16 @@ impl Interim {
     /// To the client of an HTTP/2 stream.
     pub(super) fn http2(stream: Rc<Stream>) -> Self {
         Self(Sink::Http2(stream))
+    }
+
+    /// The stream may be without movement for so long, whatever its listener says; zero: however long.
+    pub(crate) fn set_idle_timeout(&self, limit: Duration) {
+        let limit = Some(limit).filter(|limit| !limit.is_zero());
+        match &self.0 {
+            Sink::Nowhere => {}
+            Sink::Http1(exchange, number) => exchange.borrow_mut().set_idle_timeout(*number, limit),
+            Sink::Http2(stream) => stream.set_idle_timeout(limit),
+        }
     }
 
     /// Queues an interim response; it leaves before the handler is polled again. 101 is a final response here, and is

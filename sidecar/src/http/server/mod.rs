@@ -78,8 +78,8 @@ pub(crate) struct ServerOptions {
 impl ServerOptions {
     /// Envoy's default.
     const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-    /// Envoy has 5 minutes, which ends gRPC streams and WebSockets that are merely quiet.
-    const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+    /// Envoy's default.
+    pub(crate) const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
     /// Envoy has none, which leaves it open to slow clients. Long enough for a head in many packets over a bad link.
     const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
     /// Envoy's default.
@@ -88,21 +88,21 @@ impl ServerOptions {
     const MAX_HEAD_BYTES: u32 = 60 * 1024;
     /// Envoy's default.
     const MAX_HEAD_FIELDS: u32 = 100;
-    /// Four times what RFC 9113 section 6.5.2 asks for at least: enough for a sidecar's many callers, little enough that
-    /// a connection's buffers stay bounded.
-    const MAX_CONCURRENT_STREAMS: u32 = 400;
+    /// Envoy's default.
+    const MAX_CONCURRENT_STREAMS: u32 = 1024;
 }
 
 impl Default for ServerOptions {
+    /// As a mesh has them.
     fn default() -> Self {
         let size = |limit| usize::try_from(limit).unwrap_or(usize::MAX);
         Self {
             idle_timeout: Some(Self::IDLE_TIMEOUT),
-            stream_idle_timeout: Some(Self::STREAM_IDLE_TIMEOUT),
+            stream_idle_timeout: Some(HttpConnection::MESH_STREAM_IDLE),
             head_timeout: Self::HEAD_TIMEOUT,
             close_timeout: Self::CLOSE_TIMEOUT,
             head: HeadLimits { bytes: size(Self::MAX_HEAD_BYTES), fields: size(Self::MAX_HEAD_FIELDS) },
-            max_concurrent_streams: Self::MAX_CONCURRENT_STREAMS,
+            max_concurrent_streams: HttpConnection::MESH_STREAMS,
             http_10: Http10 { accepted: true, default_host: None },
         }
     }

@@ -41,7 +41,9 @@ pub(crate) struct Exchange {
     failed: Option<BodyError>,
     /// When a byte last moved, or the waiting began.
     progress: Instant,
+    /// How long nothing may move, and how long for this request.
     idle_timeout: Option<Duration>,
+    idle: Option<Duration>,
 }
 
 impl Exchange {
@@ -57,6 +59,7 @@ impl Exchange {
             failed: None,
             progress: Instant::now(),
             idle_timeout,
+            idle: idle_timeout,
         }
     }
 
@@ -64,6 +67,7 @@ impl Exchange {
     pub(super) fn begin(&mut self, framing: Framing, version: Version, expects_continue: bool) -> u64 {
         self.decoder = Decoder::new(framing);
         self.number += 1;
+        self.idle = self.idle_timeout;
         self.interim = version == Version::HTTP_11;
         self.expects_continue = expects_continue;
         self.waiting = None;
@@ -79,6 +83,13 @@ impl Exchange {
                 return;
             }
             write_interim(&mut self.transport.write, response);
+        }
+    }
+
+    /// In exchange `number` nothing may move for so long.
+    pub(in crate::http::server) fn set_idle_timeout(&mut self, number: u64, limit: Option<Duration>) {
+        if self.number == number {
+            self.idle = limit;
         }
     }
 
@@ -117,12 +128,12 @@ impl Exchange {
     /// When the body's reader has waited for too long.
     pub(super) fn body_due(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
-        Some(self.progress + self.idle_timeout?)
+        Some(self.progress + self.idle?)
     }
 
     /// When the client has not taken what is queued for too long.
     pub(super) fn write_due(&self) -> Option<Instant> {
-        if self.transport.write.is_empty() { None } else { Some(self.progress + self.idle_timeout?) }
+        if self.transport.write.is_empty() { None } else { Some(self.progress + self.idle?) }
     }
 
     /// Gives the request's body up.

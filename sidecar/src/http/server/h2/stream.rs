@@ -29,7 +29,7 @@ pub(in crate::http::server) struct Stream {
     respond: RefCell<SendResponse<Bytes>>,
     /// When a frame last moved, in either direction.
     moved: Cell<Instant>,
-    idle_timeout: Option<Duration>,
+    idle_timeout: Cell<Option<Duration>>,
 }
 
 /// Answers a request. Returns early when the client resets the stream.
@@ -95,7 +95,11 @@ pub(super) async fn serve_stream<H: Handler>(
 
 impl Stream {
     fn new(respond: SendResponse<Bytes>, idle_timeout: Option<Duration>) -> Self {
-        Self { respond: RefCell::new(respond), moved: Cell::new(Instant::now()), idle_timeout }
+        Self {
+            respond: RefCell::new(respond),
+            moved: Cell::new(Instant::now()),
+            idle_timeout: Cell::new(idle_timeout),
+        }
     }
 
     /// A frame has moved.
@@ -110,7 +114,11 @@ impl Stream {
 
     /// How long none may move; `None`: however long.
     pub(super) fn idle_timeout(&self) -> Option<Duration> {
-        self.idle_timeout
+        self.idle_timeout.get()
+    }
+
+    pub(in crate::http::server) fn set_idle_timeout(&self, limit: Option<Duration>) {
+        self.idle_timeout.set(limit);
     }
 
     /// Sends an interim response.
@@ -162,7 +170,9 @@ impl Stream {
                 sent = send.sent();
                 self.moved();
             }
-            let Some(idle) = self.idle_timeout.filter(|_| send.is_blocked()) else { return Poll::Pending };
+            let Some(idle) = self.idle_timeout.get().filter(|_| send.is_blocked()) else {
+                return Poll::Pending;
+            };
             let timer = timer.get_or_insert_with(|| Timer::new(idle));
             let blocked = timer.poll(cx, self.last_moved() + idle);
             blocked.map(|()| Some(BodyError::Idle))

@@ -1,0 +1,94 @@
+//! What holds of connections and streams where a listener says nothing, and what it says in place of that.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tulle_tests::LIMIT;
+use tulle_tests::oracle::Oracle;
+
+use crate::compare::Tally;
+
+#[tokio::test]
+async fn a_stream_without_movement_ends_as_by_envoy() {
+    let mut oracle = Oracle::start().await;
+    let route = |path: &str, more: Value| {
+        let mut action = json!({ "cluster": "a", "timeout": "0s" });
+        action.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
+        json!({ "match": { "path": path }, "route": action })
+    };
+    let at_last = json!({ "max_stream_duration": "1s" });
+    let routes = [
+        route("/silent", json!({})),
+        route("/longer", json!({ "idle_timeout": "20s" })),
+        route("/ever", json!({ "idle_timeout": "0s" })),
+        route("/longer-at-last", json!({ "idle_timeout": "20s", "max_stream_duration": at_last })),
+        route("/ever-at-last", json!({ "idle_timeout": "0s", "max_stream_duration": at_last })),
+    ];
+    oracle.routes(&[json!({ "name": "h", "domains": ["h.test"], "routes": routes })]).await;
+    oracle.manager(json!({ "stream_idle_timeout": "0.2s" })).await;
+    let mut tally = Tally::default();
+    let whole = "GET PATH HTTP/1.1\r\nhost: h.test\r\n\r\n";
+    let unfinished = "POST PATH HTTP/1.1\r\nhost: h.test\r\ncontent-length: 5\r\n\r\nhi";
+    for (path, request, script) in [
+        ("/silent", whole, "hang"),
+        ("/silent", whole, "stall"),
+        ("/silent", whole, "stall-chunk"),
+        ("/silent", whole, "ok"),
+        ("/silent", unfinished, "ok"),
+        ("/longer", whole, "slow"),
+        ("/ever", whole, "slow"),
+    ] {
+        let outcomes = oracle.both(request.replace("PATH", path).as_bytes(), script).await;
+        tally.compare(&format!("{path} {script} {request:?}"), outcomes);
+    }
+    // What ends them is not that nothing moves.
+    for path in ["/longer-at-last", "/ever-at-last"] {
+        let [envoy, tulle] = oracle.both(unfinished.replace("PATH", path).as_bytes(), "ok").await;
+        assert_ne!(envoy.received.body, "stream timeout", "{path}");
+        assert!(tulle.received.body.contains("maxStream"), "{path}: {tulle}");
+    }
+    tally.end(&["local replies"]);
+}
+
+/// MAX_CONCURRENT_STREAMS and INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
+const STREAMS: u16 = 3;
+const WINDOW: u16 = 4;
+
+#[tokio::test]
+async fn as_many_streams_are_taken_as_by_envoy() {
+    let mut oracle = Oracle::start().await;
+    let ends = [oracle.listener(), oracle.sidecar.ports["oracle.test:80"]];
+    for (options, expected) in [(json!({}), 1024), (json!({ "max_concurrent_streams": 7 }), 7)] {
+        oracle.manager(json!({ "http2_protocol_options": options })).await;
+        for end in ends {
+            assert_eq!(setting(end, STREAMS).await, Some(expected), "{options}");
+        }
+    }
+    // A difference that is meant so: what a connection can make the sidecar hold is bounded more tightly.
+    assert_eq!(
+        [setting(ends[0], WINDOW).await, setting(ends[1], WINDOW).await],
+        [Some(16 << 20), Some(1 << 20)]
+    );
+}
+
+/// What a server says of one of its settings in its first frame.
+async fn setting(server: SocketAddr, wanted: u16) -> Option<u32> {
+    let read = async {
+        let mut socket = TcpStream::connect(server).await?;
+        socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await?;
+        assert_eq!(head[3], 4, "SETTINGS come first");
+        let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        socket.read_exact(&mut settings).await?;
+        std::io::Result::Ok(settings)
+    };
+    let settings = timeout(LIMIT, read).await.expect("it speaks HTTP/2").expect("it listens");
+    let mut each = settings.chunks_exact(6).map(|six| {
+        (u16::from_be_bytes([six[0], six[1]]), u32::from_be_bytes([six[2], six[3], six[4], six[5]]))
+    });
+    each.find(|(id, _)| *id == wanted).map(|(_, value)| value)
+}
