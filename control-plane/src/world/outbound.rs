@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
-    ChainMatch, Cluster, Discovery, DnsFamily, Domain, FilterChain, HostPort, Listener, LoadBalancer,
-    Protocol as Carried, RouteConfiguration, RouteSource, StringMatch, TcpProxy, TrafficDirection, Transport,
-    UpstreamProtocol, UpstreamTls, VirtualHost,
+    ChainMatch, Cluster, Discovery, DnsFamily, Domain, FilterChain, HostPort, HttpFilter, Listener,
+    LoadBalancer, Protocol as Carried, RouteConfiguration, RouteSource, StringMatch, TcpProxy,
+    TrafficDirection, Transport, UpstreamProtocol, UpstreamTls, VirtualHost,
 };
 
 use super::inbound::{detected_http, direct_cluster, http_connection, starts_with};
@@ -179,7 +179,7 @@ fn http_chain(routes: RouteSource, stream_idle: Option<Duration>, telemetry: &Te
         matches: ChainMatch::default(),
         tls: None,
         authorization: Vec::new(),
-        protocol: Carried::Http(http_connection(routes, Vec::new(), stream_idle, telemetry)),
+        protocol: Carried::Http(http_connection(routes, HttpFilter::for_routes(), stream_idle, telemetry)),
     }
 }
 

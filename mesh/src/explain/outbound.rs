@@ -371,7 +371,7 @@ fn words<'a>(changes: impl Iterator<Item = &'a HeaderMutations>) -> Vec<String> 
 }
 
 fn fault(route: &Route) -> Vec<String> {
-    let Some(fault) = &route.fault else { return Vec::new() };
+    let Some(fault) = route.fault() else { return Vec::new() };
     fn say<T>(part: Option<&FaultPart<T>>, what: &str, how: impl Fn(&T) -> String) -> Option<String> {
         Some(match part? {
             FaultPart::Fixed { value, fraction } => format!("{} {}", percent(*fraction), how(value)),

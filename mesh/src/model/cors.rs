@@ -30,11 +30,6 @@ pub struct Cors {
 }
 
 impl Cors {
-    /// Rules that hold for no request.
-    pub fn off() -> Self {
-        Self { enabled: PerMillion(0), ..Self::default() }
-    }
-
     /// Whether a page of this origin may use the route.
     pub fn allows(&self, origin: &str) -> bool {
         self.allow_origins.iter().any(|known| known.matches("*") || known.matches(origin))

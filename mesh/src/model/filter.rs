@@ -5,7 +5,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Authorization, Fault, LocalRateLimit};
+use super::{Authorization, Cors, Fault, LocalRateLimit};
+
+/// The name under which routes speak of faults, Envoy's.
+pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
+/// The name under which routes speak of cross-origin rules, Envoy's.
+pub const CORS_FILTER: &str = "envoy.filters.http.cors";
 
 /// A step on a request's way to its route.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,10 +22,26 @@ pub enum HttpFilter {
     LocalRateLimit(LocalRateLimit),
     /// A limit on concurrent requests that follows the application's latency.
     AdaptiveConcurrency(AdaptiveConcurrency),
-    /// Injected delay and failure for all routes that have none of their own.
-    Fault(Fault),
-    /// One that a part of the routes may replace under its name; Tulle's own control plane makes none.
+    /// Sessions, of which the routes say all. Without it no route has any.
+    Sessions,
+    /// One that a part of the routes may replace under its name. Of these Tulle's own control plane makes those for faults and
+    /// for cross-origin rules, which do nothing where no route says so.
     Replaceable(ReplaceableFilter),
+}
+
+impl HttpFilter {
+    /// What routes of Tulle's own control plane may speak of, in the order in which requests pass it: cross-origin rules come
+    /// first, so that a page can read an injected failure, too.
+    pub fn for_routes() -> Vec<Self> {
+        let inert = |name: &str, settings| {
+            Self::Replaceable(ReplaceableFilter { name: name.into(), disabled: false, settings })
+        };
+        vec![
+            inert(CORS_FILTER, FilterSettings::Cors(None)),
+            inert(FAULT_FILTER, FilterSettings::Fault(Fault::default())),
+            Self::Sessions,
+        ]
+    }
 }
 
 /// A filter of which a part of the routes may say something else.
@@ -45,8 +66,10 @@ pub enum FilterSettings {
     LocalRateLimit(Option<LocalRateLimit>),
     /// A limit on concurrent requests.
     AdaptiveConcurrency(AdaptiveConcurrency),
-    /// Faults.
+    /// Faults; the default is none.
     Fault(Fault),
+    /// Cross-origin rules. A listener has none: they are said by routes.
+    Cors(Option<Cors>),
 }
 
 /// What a part of the routes says of a filter of the listener: each route or backend that it reaches holds the same object,
@@ -58,6 +81,18 @@ pub struct FilterOverride {
     pub filter: String,
     /// What the filter does here; `None`: requests pass it by.
     pub settings: Option<FilterSettings>,
+}
+
+impl FilterOverride {
+    /// A route's faults.
+    pub fn fault(fault: Fault) -> Arc<Self> {
+        Arc::new(Self { filter: FAULT_FILTER.into(), settings: Some(FilterSettings::Fault(fault)) })
+    }
+
+    /// A route's cross-origin rules.
+    pub fn cors(rules: Cors) -> Arc<Self> {
+        Arc::new(Self { filter: CORS_FILTER.into(), settings: Some(FilterSettings::Cors(Some(rules))) })
+    }
 }
 
 /// What is said of the listener's filters, each named once.

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::route::{header_name, status};
 use super::{
-    Cors, Fault, FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, RouteRateLimits, Session,
-    Substitution, Timeouts, Upgrade,
+    FilterOverrides, HeaderMutations, PerMillion, RetryPolicy, RouteRateLimits, Session, Substitution,
+    Timeouts, Upgrade,
 };
 
 /// How a request is forwarded.
@@ -104,12 +104,6 @@ pub struct Backend {
     /// A new host for its requests, unless the route has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_rewrite: Option<String>,
-    /// Injected delay and failure, in place of the route's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fault: Option<Fault>,
-    /// Which pages of other origins may use it, in place of what the route says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cors: Option<Cors>,
     /// What is said of the listener's filters, for requests that go there; it goes before what the route says.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: FilterOverrides,
@@ -124,15 +118,8 @@ impl Backend {
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
             host_rewrite: None,
-            fault: None,
-            cors: None,
             filters: FilterOverrides::new(),
         }
-    }
-
-    /// Whether what is done to its requests on their way depends on its having been drawn.
-    pub fn has_filters(&self) -> bool {
-        self.fault.is_some() || self.cors.is_some() || !self.filters.is_empty()
     }
 }
 

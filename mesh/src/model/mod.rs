@@ -36,7 +36,8 @@ pub use endpoint::{
 };
 pub use fault::{AskedShare, Fault, FaultAbort, FaultPart, Whole};
 pub use filter::{
-    AdaptiveConcurrency, FilterOverride, FilterOverrides, FilterSettings, HttpFilter, ReplaceableFilter,
+    AdaptiveConcurrency, CORS_FILTER, FAULT_FILTER, FilterOverride, FilterOverrides, FilterSettings,
+    HttpFilter, ReplaceableFilter,
 };
 pub use format::{
     AddressPart, Format, FormatError, HeadField, Operator, PathMoment, PathPart, TimeFormat, TlsPart,

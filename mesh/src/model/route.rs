@@ -3,9 +3,10 @@
 use http::{HeaderName, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::filter::{CORS_FILTER, FAULT_FILTER};
 use super::{
-    Cors, Fault, FilterOverrides, Forward, HeaderChanges, HeaderMatch, HeaderMutations, PathMatch,
-    PathRewrite, PerMillion, QueryMatch, RateLimitRule,
+    Cors, Fault, FilterOverrides, FilterSettings, Forward, HeaderChanges, HeaderMatch, HeaderMutations,
+    PathMatch, PathRewrite, PerMillion, QueryMatch, RateLimitRule,
 };
 
 /// The routes of one listener.
@@ -143,10 +144,6 @@ pub struct Route {
     pub request_headers: HeaderMutations,
     /// Changes to the response, after those of the backend.
     pub response_headers: HeaderMutations,
-    /// Injected delay and failure.
-    pub fault: Option<Fault>,
-    /// Which pages of other origins may use it.
-    pub cors: Option<Cors>,
     /// What is said of the listener's filters, for requests that take it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: FilterOverrides,
@@ -162,10 +159,24 @@ impl Route {
             action,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
-            fault: None,
-            cors: None,
             filters: FilterOverrides::new(),
         }
+    }
+
+    /// The faults that its requests have, where it says something of the filter for them.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.filters.iter().find_map(|said| match &said.settings {
+            Some(FilterSettings::Fault(fault)) if said.filter == FAULT_FILTER => Some(fault),
+            _ => None,
+        })
+    }
+
+    /// Which pages of other origins may use it, where it says something of that.
+    pub fn cors(&self) -> Option<&Cors> {
+        self.filters.iter().find_map(|said| match &said.settings {
+            Some(FilterSettings::Cors(rules)) if said.filter == CORS_FILTER => rules.as_ref(),
+            _ => None,
+        })
     }
 }
 

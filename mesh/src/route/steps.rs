@@ -1,10 +1,12 @@
 //! Which filters the requests of a route pass: those of the listener, in their order, each as the nearest to the request that
 //! speaks of it wants it.
 
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use crate::model::{
-    AdaptiveConcurrency, Authorization, Fault, FilterOverride, FilterSettings, HttpFilter, LocalRateLimit,
+    AdaptiveConcurrency, Authorization, Cors, Fault, FilterOverride, FilterSettings, HttpFilter,
+    LocalRateLimit,
 };
 
 /// A filter that requests pass.
@@ -16,8 +18,10 @@ pub enum Step<'a> {
     LocalRateLimit(&'a LocalRateLimit),
     /// A limit on concurrent requests.
     AdaptiveConcurrency(&'a AdaptiveConcurrency),
-    /// Faults for what has none of its own.
+    /// Injected delay and failure.
     Fault(&'a Fault),
+    /// Which pages of other origins may use what is asked for.
+    Cors(&'a Cors),
 }
 
 /// The steps of `filters`, with who has put each in the place of the listener's own. `said` is what is said of them, the nearest
@@ -32,11 +36,19 @@ pub fn steps<'a>(
             HttpFilter::Authorization(set) => Step::Authorization(set),
             HttpFilter::LocalRateLimit(limit) => Step::LocalRateLimit(limit),
             HttpFilter::AdaptiveConcurrency(limit) => Step::AdaptiveConcurrency(limit),
-            HttpFilter::Fault(fault) => Step::Fault(fault),
+            // The routes say all of them, and they change nothing on a request's way to its route.
+            HttpFilter::Sessions => continue,
             HttpFilter::Replaceable(filter) => {
                 let by = said.iter().flat_map(|said| *said).find(|other| other.filter == filter.name);
-                let own = (!filter.disabled).then_some(&filter.settings);
-                let settings = by.map_or(own, |by| by.settings.as_ref());
+                let (settings, by) = match by.map(|by| &by.settings) {
+                    None => ((!filter.disabled).then_some(&filter.settings), None),
+                    Some(None) => (None, by),
+                    Some(Some(said)) if discriminant(said) == discriminant(&filter.settings) => {
+                        (Some(said), by)
+                    }
+                    // What is for another kind of filter switches this one on, and changes nothing of it (as in Envoy).
+                    Some(Some(_)) => (Some(&filter.settings), None),
+                };
                 steps.extend(settings.into_iter().flat_map(of_settings).map(|step| (step, by)));
                 continue;
             }
@@ -51,7 +63,10 @@ fn of_settings(settings: &FilterSettings) -> Vec<Step<'_>> {
         FilterSettings::Authorization(sets) => sets.iter().map(Step::Authorization).collect(),
         FilterSettings::LocalRateLimit(limit) => limit.iter().map(Step::LocalRateLimit).collect(),
         FilterSettings::AdaptiveConcurrency(limit) => vec![Step::AdaptiveConcurrency(limit)],
-        FilterSettings::Fault(fault) => vec![Step::Fault(fault)],
+        FilterSettings::Fault(fault) => {
+            (*fault != Fault::default()).then_some(Step::Fault(fault)).into_iter().collect()
+        }
+        FilterSettings::Cors(rules) => rules.iter().map(Step::Cors).collect(),
     }
 }
 
@@ -93,5 +108,11 @@ mod tests {
         let backend = [said("a", None)];
         assert_eq!(names(&[&backend, &route]), [own("fixed"), theirs("route b")]);
         assert_eq!(names(&[&[], &[]]), [own("fixed"), own("a")]);
+        let other =
+            Arc::new(FilterOverride { filter: "a".into(), settings: Some(FilterSettings::Cors(None)) });
+        assert_eq!(names(&[&[other]]), [own("fixed"), own("a")], "it is for another kind of filter");
+        let other = FilterOverride { filter: "b".into(), settings: Some(FilterSettings::Cors(None)) };
+        let woken = [own("fixed"), own("a"), own("b")];
+        assert_eq!(names(&[&[other.into()]]), woken, "it switches on what bears its name");
     }
 }

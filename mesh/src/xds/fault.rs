@@ -21,9 +21,6 @@ use super::proto::{self, Fields, Read};
 use super::{matching, route};
 use crate::model::{Fault, FaultAbort, FaultPart};
 
-/// The name of the filter, and so of its settings on a route.
-pub(super) const FILTER: &str = "envoy.filters.http.fault";
-
 const HTTP_STATUS: &str = "tulle.httpStatus";
 
 pub(super) fn encode(fault: &Fault) -> pb::HttpFault {

@@ -23,8 +23,8 @@ use crate::balance::Cluster;
 use crate::config::OutboundPolicy;
 use crate::dns::Lookups;
 use crate::error::RequestError;
-use crate::limit::Said;
-use crate::snapshot::{BackendRuntime, ChainProtocol, Current, Filters, HttpRoutes, Listener, RouteRuntime};
+use crate::limit::Counts;
+use crate::snapshot::{BackendRuntime, ChainProtocol, Current, HttpRoutes, Listener, RouteRuntime};
 use crate::tcp::passthrough::SERVICE;
 use crate::telemetry::metrics::HttpLabels;
 use crate::worker::{NoListener, Worker};
@@ -185,19 +185,19 @@ fn passthrough(
     let configuration = passthrough_routes();
     let table = RouteTable::compile(&configuration)
         .map_err(|error| RequestError::Configuration(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let backend = BackendRuntime { cluster: Some(cluster), series: series(SERVICE), steps: None };
+    let backend = BackendRuntime { cluster: Some(cluster), series: series(SERVICE), stages: None };
     let runtime = RouteRuntime {
-        steps: None,
+        stages: None,
+        session: None,
         draws_first: false,
         backends: vec![backend],
         mirrors: Vec::new(),
         local: series(""),
     };
-    let mut filters = Filters::new(&[], "", None);
     Ok(HttpRoutes {
         settings: HttpConnection::new(RouteSource::Named(SERVICE.into())),
-        steps: filters.steps(&[], Said::default()),
-        counts: filters.into_counts(),
+        stages: Vec::new(),
+        counts: Counts::default(),
         runtime: vec![runtime],
         table: Arc::new(table),
         unrouted: series(""),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tulle_mesh::model::{Backend, Forward, Route, RouteAction, Split};
+use tulle_mesh::model::{Forward, Split};
 use tulle_mesh::route::split;
 
 use super::exchange::Exchange;
@@ -34,25 +34,10 @@ pub(super) struct Hashed {
     pub(super) cookie: Option<HeaderValue>,
 }
 
-impl Drawn {
-    /// The backend's part of what a route has for each.
-    pub(super) fn backend<'a, T>(&self, of_each: &'a [T]) -> Option<&'a T> {
-        of_each.get(self.at?)
-    }
-
-    /// The backend of a route.
-    pub(super) fn of<'a>(&self, route: &'a Route) -> Option<&'a Backend> {
-        match &route.action {
-            RouteAction::Forward(forward) => self.backend(&forward.backends),
-            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
-        }
-    }
-}
-
 impl Proxy {
     /// Chooses a backend by weight. A session goes before weights, also where its backend has none left (GEP-1619).
     pub(super) fn draw(&self, exchange: &Exchange, runtime: &RouteRuntime, forward: &Forward) -> Drawn {
-        let kept = forward.session.as_ref();
+        let kept = runtime.session.as_ref();
         let kept = kept.and_then(|kept| session::held(kept, &exchange.request.headers, SystemTime::now()));
         let holder = kept.and_then(|address| {
             let holds = |cluster: &Arc<Cluster>| cluster.holds(address);

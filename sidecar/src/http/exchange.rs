@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, StatusCode, Uri};
 use tulle_mesh::identity::SpiffeId;
-use tulle_mesh::model::{Cors, CustomTag, RouteAction, TrafficDirection};
+use tulle_mesh::model::{Cors, CustomTag, TrafficDirection};
 use tulle_mesh::route::{RequestView, RouteId};
 
 use super::fault::Suffering;
@@ -53,13 +53,11 @@ pub(super) struct Exchange {
     pub(super) routes: Option<Arc<HttpRoutes>>,
     /// The service that it is for, where that is known and has no routes.
     pub(super) service: Option<Arc<str>>,
-    /// The route that it takes once it has passed all filters, and which of its backends.
+    /// Its route, and once it has passed all filters which of the route's backends.
     pub(super) route: Option<RouteId>,
     pub(super) backend: Option<usize>,
-    /// Its route, also where a filter answers it.
-    pub(super) found: Option<RouteId>,
     /// The cross-origin rules that hold for it.
-    pub(super) cors: Option<CorsOf>,
+    pub(super) cors: Option<Arc<Cors>>,
     /// What its answer tells of the limits that it has passed.
     pub(super) tokens: Vec<Tokens>,
     /// It has faults, and so many KiB a second of its answer's body go through.
@@ -82,13 +80,6 @@ pub(super) struct Exchange {
     /// Why the last attempt was not followed by another, where the rules had allowed one.
     pub(super) retry_skipped: Option<RetrySkipped>,
     error: Option<Problem>,
-}
-
-/// Whose cross-origin rules hold.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum CorsOf {
-    Route,
-    Backend(usize),
 }
 
 /// What was sent of a request.
@@ -141,7 +132,6 @@ impl Exchange {
             service: None,
             route: None,
             backend: None,
-            found: None,
             cors: None,
             tokens: Vec::new(),
             fault: None,
@@ -173,15 +163,6 @@ impl Exchange {
         let peer = self.downstream.peer.ip();
         let how = self.routes.as_ref().map(|routes| routes.settings.forwarding).unwrap_or_default();
         self.client.unwrap_or_else(|| forwarded::client(&self.request.headers, &how, peer))
-    }
-
-    /// The cross-origin rules that hold for it.
-    pub(super) fn cors(&self) -> Option<&Cors> {
-        let route = self.routes.as_ref()?.table.route(self.found?);
-        match (self.cors?, &route.action) {
-            (CorsOf::Backend(at), RouteAction::Forward(forward)) => forward.backends.get(at)?.cors.as_ref(),
-            _ => route.cors.as_ref(),
-        }
     }
 
     /// How many attempts were made so far.

@@ -417,7 +417,7 @@ fn accept(exchange: &mut Exchange, plan: Plan<'_>, answer: Answer, mesh_made: bo
     if let Some(cookie) = plan.cookie {
         response_headers.append(SET_COOKIE, cookie);
     }
-    if let (Some(kept), Some(endpoint), false) = (&plan.forward.session, exchange.endpoint, mesh_made)
+    if let (Some(kept), Some(endpoint), false) = (&plan.runtime.session, exchange.endpoint, mesh_made)
         && plan.held != Some(endpoint)
     {
         session::begin(kept, endpoint, SystemTime::now(), response_headers);

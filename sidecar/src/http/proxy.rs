@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use tulle_mesh::authorize::{Facts, Verdict};
+use tulle_mesh::authorize::{Authorizer, Facts, Verdict};
 use tulle_mesh::identity::SpiffeId;
 use tulle_mesh::model::{
     Backend, Cors, Fault, Forward, PerMillion, Route, RouteAction, TrafficDirection, Upgrade,
@@ -21,7 +21,7 @@ use super::accounted::{Accounted, StreamLimits};
 use super::body::Body;
 use super::destination::Remembered;
 use super::draw::Drawn;
-use super::exchange::{CorsOf, Exchange};
+use super::exchange::Exchange;
 use super::problem::Problem;
 use super::request_id::REQUEST_ID;
 use super::server::{Handler, Interim, Reply};
@@ -29,8 +29,8 @@ use super::upgrade::Tunnel;
 use super::words::{Moment, Words};
 use super::{client_certificate, cors, fault, forwarded, headers, paths, request_id, respond, server_header};
 use crate::error::RequestError;
-use crate::limit::{Asking, ConnectionBuckets, Refusal, Slot, Told};
-use crate::snapshot::{HttpRoutes, Steps};
+use crate::limit::{Asking, ConnectionBuckets, Refusal, RequestLimits, Slot, Told};
+use crate::snapshot::{HttpRoutes, Stage};
 use crate::tls::ClientTls;
 use crate::worker::Worker;
 
@@ -130,34 +130,26 @@ impl Proxy {
         }
         // A CONNECT has no path that a route could be for.
         let found = if plain_connect { None } else { self.look_up(exchange, &routes) };
-        exchange.found = found;
+        exchange.route = found;
         may_switch(exchange, &routes, found)?;
         let drawn = found.and_then(|id| self.draw_first(exchange, &routes, id));
-        let steps = steps(&routes, found, drawn.as_ref());
-        self.authorize(exchange, steps)?;
-        let slot =
-            self.admit(exchange, steps, found.and_then(|id| backend_of(&routes, id, drawn.as_ref())))?;
-        let Some(id) = found else {
-            self.inject(exchange, &routes, steps.fault.as_ref(), None).await?;
-            return Err(RequestError::NoRoute);
-        };
-        exchange.route = Some(id);
-        let route = routes.table.route(id);
-        let backend = backend_of(&routes, id, drawn.as_ref());
-        if let Some((rules, whose)) = rules_of(route, backend)
-            && (rules.enabled == PerMillion::ALL || rules.enabled.hit(self.worker.draw()))
-        {
-            exchange.cors = Some(whose);
-            let asked = &exchange.request;
-            if cors::is_preflight(&asked.method, &asked.headers) && cors::is_answered(rules, &asked.headers) {
-                let mut response = respond::preflight();
-                cors::allow(rules, &asked.headers, response.headers_mut());
-                return Ok(Answered { response, tunnel: None, problem: None });
+        let at = drawn.as_ref().and_then(|drawn| drawn.at);
+        let backend = found.and_then(|id| backend_of(routes.table.route(id), at));
+        let mut slot = None;
+        for stage in stages(&routes, found, at) {
+            match stage {
+                Stage::Authorization(authorizer) => self.authorize(exchange, authorizer)?,
+                Stage::Limits(limits) => slot = self.admit(exchange, limits, backend)?.or(slot),
+                Stage::Cors(rules) => {
+                    if let Some(response) = self.cross_origin(exchange, rules) {
+                        return Ok(Answered { response, tunnel: None, problem: None });
+                    }
+                }
+                Stage::Fault(fault) => self.inject(exchange, &routes, fault, backend).await?,
             }
         }
-        let of_backend = backend.and_then(|backend| backend.fault.as_ref());
-        let fault = of_backend.or(route.fault.as_ref()).or(steps.fault.as_ref());
-        self.inject(exchange, &routes, fault, backend).await?;
+        let id = found.ok_or(RequestError::NoRoute)?;
+        let route = routes.table.route(id);
         match &route.action {
             RouteAction::Forward(forward) => {
                 let plan = self.plan(exchange, &routes, id, forward, drawn)?;
@@ -169,10 +161,7 @@ impl Proxy {
         }
     }
 
-    fn authorize(&self, exchange: &Exchange, steps: &Steps) -> Result<(), RequestError> {
-        if steps.authorizer.is_empty() {
-            return Ok(());
-        }
+    fn authorize(&self, exchange: &Exchange, authorizer: &Authorizer) -> Result<(), RequestError> {
         let downstream = &self.downstream;
         let view = exchange.view();
         let facts = Facts {
@@ -188,11 +177,11 @@ impl Proxy {
             server_name: downstream.server_name.as_deref(),
             request: Some(&view),
         };
-        for hit in steps.authorizer.audits(&facts) {
+        for hit in authorizer.audits(&facts) {
             tracing::info!(client = %downstream.peer, method = %view.method, path = view.path, ?hit, "audited a request");
             self.worker.audits.count(hit.effect);
         }
-        match steps.authorizer.check(&facts) {
+        match authorizer.check(&facts) {
             Verdict::Allowed { .. } => Ok(()),
             Verdict::Denied { set, by } => {
                 let peer = downstream.identity.as_ref().map_or("without identity", SpiffeId::as_str);
@@ -210,11 +199,11 @@ impl Proxy {
     fn admit(
         &self,
         exchange: &mut Exchange,
-        steps: &Steps,
+        limits: &RequestLimits,
         backend: Option<&Backend>,
     ) -> Result<Option<Slot>, RequestError> {
         let mut told = Told::default();
-        let admitted = steps.limits.admit(
+        let admitted = limits.admit(
             Asking {
                 view: exchange.view(),
                 identity: self.downstream.identity.as_ref(),
@@ -232,13 +221,28 @@ impl Proxy {
             }
             Refusal::Concurrency { .. } => RequestError::Overload(refusal.to_string()),
         });
-        exchange.tokens = told.tokens;
+        exchange.tokens.extend(told.tokens);
         for changes in told.passed {
             let mut headers = exchange.request.headers.clone();
             Words::new(exchange, Moment::Request).change([&*changes], &mut headers);
             exchange.request.headers = headers;
         }
         admitted
+    }
+
+    /// Notes that `rules` hold for a request, if they do, and answers it where it asks what another may do.
+    fn cross_origin(&self, exchange: &mut Exchange, rules: &Arc<Cors>) -> Option<Response<Body>> {
+        if rules.enabled != PerMillion::ALL && !rules.enabled.hit(self.worker.draw()) {
+            return None;
+        }
+        exchange.cors = Some(Arc::clone(rules));
+        let asked = &exchange.request;
+        if !cors::is_preflight(&asked.method, &asked.headers) || !cors::is_answered(rules, &asked.headers) {
+            return None;
+        }
+        let mut response = respond::preflight();
+        cors::allow(rules, &asked.headers, response.headers_mut());
+        Some(response)
     }
 
     fn look_up(&self, exchange: &Exchange, routes: &HttpRoutes) -> Option<RouteId> {
@@ -264,10 +268,9 @@ impl Proxy {
         &self,
         exchange: &mut Exchange,
         routes: &HttpRoutes,
-        fault: Option<&Fault>,
+        fault: &Fault,
         backend: Option<&Backend>,
     ) -> Result<(), RequestError> {
-        let Some(fault) = fault else { return Ok(()) };
         if !fault::concerns(fault, &exchange.view(), backend.map(|backend| backend.cluster.as_str())) {
             return Ok(());
         }
@@ -291,7 +294,7 @@ impl Proxy {
         if let RequestError::RateLimited(_, _, answer) = error {
             words.change([&answer.headers], headers);
         }
-        if let Some(id) = exchange.found {
+        if let Some(id) = exchange.route {
             change(exchange, id, &words, headers);
         }
     }
@@ -316,14 +319,7 @@ impl Proxy {
 /// Makes the changes of a route to an answer of the sidecar itself.
 fn change(exchange: &Exchange, id: RouteId, words: &Words<'_>, response: &mut HeaderMap) {
     let Some(routes) = &exchange.routes else { return };
-    let backend = match &routes.table.route(id).action {
-        RouteAction::Forward(Forward { backends, .. }) => match (exchange.backend, &backends[..]) {
-            (Some(at), _) => Some(&backends[at]),
-            (None, [only]) => Some(only),
-            (None, _) => None,
-        },
-        RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
-    };
+    let backend = backend_of(routes.table.route(id), exchange.backend);
     words.change_answer(&routes.table, id, backend, response);
 }
 
@@ -343,7 +339,7 @@ impl Handler for Proxy {
         };
         exchange.body.release();
         let Answered { mut response, mut tunnel, problem } = answered;
-        if let Some(rules) = exchange.cors() {
+        if let Some(rules) = &exchange.cors {
             let asked = &exchange.request;
             let preflight = cors::is_preflight(&asked.method, &asked.headers);
             cors::mark(rules, &asked.headers, preflight, response.headers_mut());
@@ -385,33 +381,21 @@ fn may_switch(exchange: &Exchange, routes: &HttpRoutes, route: Option<RouteId>) 
     }
 }
 
-/// What a request passes on its way: what its backend, its route or its listener says.
-fn steps<'a>(routes: &'a HttpRoutes, route: Option<RouteId>, drawn: Option<&Drawn>) -> &'a Steps {
+/// What a request passes on its way: what its backend (the one with the index `at`), its route or its listener says.
+fn stages(routes: &HttpRoutes, route: Option<RouteId>, at: Option<usize>) -> &[Stage] {
     let runtime = route.map(|id| &routes.runtime[id.index()]);
-    let of_backend =
-        runtime.zip(drawn).and_then(|(runtime, drawn)| drawn.backend(&runtime.backends)?.steps.as_ref());
-    of_backend.or_else(|| runtime?.steps.as_ref()).unwrap_or(&routes.steps)
+    let of_backend = runtime.zip(at).and_then(|(runtime, at)| runtime.backends.get(at)?.stages.as_ref());
+    of_backend.or_else(|| runtime?.stages.as_ref()).unwrap_or(&routes.stages)
 }
 
-/// The backend that a request goes to, where it is drawn or there is just one.
-fn backend_of<'a>(routes: &'a HttpRoutes, id: RouteId, drawn: Option<&Drawn>) -> Option<&'a Backend> {
-    let route = routes.table.route(id);
-    let only = || match &route.action {
-        RouteAction::Forward(Forward { backends, .. }) if backends.len() == 1 => backends.first(),
-        _ => None,
-    };
-    drawn.and_then(|drawn| drawn.of(route)).or_else(only)
-}
-
-/// The cross-origin rules of a request to `backend`.
-fn rules_of<'a>(route: &'a Route, backend: Option<&'a Backend>) -> Option<(&'a Cors, CorsOf)> {
-    if let (Some(backend), RouteAction::Forward(forward)) = (backend, &route.action)
-        && let Some(rules) = &backend.cors
-    {
-        let at = forward.backends.iter().position(|other| std::ptr::eq(other, backend))?;
-        return Some((rules, CorsOf::Backend(at)));
+/// The backend with the index `at`, where that is drawn, or the only one that a route has.
+fn backend_of(route: &Route, at: Option<usize>) -> Option<&Backend> {
+    let RouteAction::Forward(Forward { backends, .. }) = &route.action else { return None };
+    match (at, &backends[..]) {
+        (Some(at), backends) => backends.get(at),
+        (None, [only]) => Some(only),
+        (None, _) => None,
     }
-    Some((route.cors.as_ref()?, CorsOf::Route))
 }
 
 /// The answer of a route that leads to no backend.

@@ -169,7 +169,7 @@ impl RequestLimits {
                     });
                     limits.adaptive = Some(adaptive);
                 }
-                Step::Authorization(_) | Step::Fault(_) => {}
+                Step::Authorization(_) | Step::Fault(_) | Step::Cors(_) => {}
             }
         }
         limits

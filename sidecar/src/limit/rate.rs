@@ -76,7 +76,7 @@ pub(crate) struct Tokens {
     pub(crate) limit: u32,
     /// How many tokens it holds.
     pub(crate) remaining: u32,
-    /// In how many seconds it holds one, rounded down (Envoy).
+    /// In how many seconds it holds one, rounded up (Envoy).
     pub(crate) reset: u64,
 }
 
@@ -184,7 +184,8 @@ impl RateLimit {
     fn spend(&self, Found { burst, pace, bucket }: Found<'_>, now: u64) -> Taken {
         let refused = pace.take(bucket, now).err();
         let (remaining, wait) = if self.model.tell { pace.left(bucket, now) } else { Default::default() };
-        Taken { refused, tokens: Tokens { limit: burst, remaining, reset: wait.as_secs() } }
+        let reset = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Taken { refused, tokens: Tokens { limit: burst, remaining, reset } }
     }
 }
 
@@ -264,12 +265,15 @@ mod tests {
         let limit = limit(LocalRateLimit { per_connection: true, tell: true, ..model(1, 2) }, start);
         let (one, two) = (ConnectionBuckets::default(), ConnectionBuckets::default());
         let asked = || unreachable!("it has no descriptors");
-        let take = |connection| limit.take(None, connection, start, &[], asked);
+        let at = |connection, now| limit.take(None, connection, now, &[], asked);
+        let take = |connection| at(connection, start);
         let left = |remaining, reset| Tokens { limit: 2, remaining, reset };
         assert_eq!(take(&one).tokens, left(1, 0));
         assert_eq!(take(&one).tokens, left(0, 1));
         assert!(take(&one).refused.is_some() && take(&two).refused.is_none());
         assert_eq!(take(&two).tokens, left(0, 1));
+        let later = at(&two, start + Duration::from_millis(400));
+        assert!(later.refused.is_some() && later.tokens == left(0, 1), "the rest of a second counts as one");
     }
 
     #[test]

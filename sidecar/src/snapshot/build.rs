@@ -18,9 +18,10 @@ use tulle_mesh::route::RouteTable;
 use tulle_mesh::xds::Kind;
 
 use super::app;
-use super::filters::Filters;
+use super::filters::{Filters, name_cluster};
 use super::{
-    BackendRuntime, Chain, ChainProtocol, HttpRoutes, LastUse, Listener, RouteRuntime, Snapshot, TcpRoutes,
+    BackendRuntime, Chain, ChainProtocol, HttpRoutes, LastUse, Listener, RouteRuntime, Snapshot, Stage,
+    TcpRoutes,
 };
 use crate::balance::Cluster;
 use crate::config::Config;
@@ -313,12 +314,15 @@ impl Compiler<'_> {
         // The control plane says that there are no routes: every request gets a 404.
         let table = table.cloned().unwrap_or_else(|| Arc::new(empty_table(name)));
         let mut filters = Filters::new(&http.filters, self.source, previous);
+        let stages = filters.stages(&[], Said::default(), true);
         HttpRoutes {
-            steps: filters.steps(&[], Said::default()),
             runtime: table
                 .routes()
-                .map(|(id, route)| self.route(route, &table.virtual_host(id).rate_limits, &mut filters))
+                .map(|(id, route)| {
+                    self.route(route, &table.virtual_host(id).rate_limits, &mut filters, &stages)
+                })
                 .collect(),
+            stages,
             counts: filters.into_counts(),
             tells_tls: tells_tls(http, &table),
             table,
@@ -340,6 +344,7 @@ impl Compiler<'_> {
         route: &model::Route,
         of_host: &[model::RateLimitRule],
         filters: &mut Filters<'_>,
+        of_listener: &[Stage],
     ) -> RouteRuntime {
         let (backends, mirrors) = match &route.action {
             RouteAction::Forward(forward) => (forward.backends.as_slice(), forward.mirrors.as_slice()),
@@ -354,23 +359,26 @@ impl Compiler<'_> {
             }
         };
         let says_rates = rates.route.is_some_and(|said| !said.is_empty()) || !of_host.is_empty();
-        let own_steps = !route.filters.is_empty() || (says_rates && filters.have_descriptors());
-        let own_steps = own_steps.then(|| filters.steps(&[&route.filters], rates));
-        let of_route = route.fault.as_ref().map(|fault| !fault.cluster.is_empty());
-        let names_cluster = of_route.unwrap_or_else(|| filters.names_cluster());
-        let names_cluster =
-            names_cluster || own_steps.as_ref().is_some_and(|steps| steps.limits.names_cluster());
-        let draws_first =
-            backends.iter().any(model::Backend::has_filters) || (backends.len() > 1 && names_cluster);
+        let session = match &route.action {
+            RouteAction::Forward(forward) if filters.have_sessions() => forward.session.clone(),
+            _ => None,
+        };
+        let forwards = matches!(route.action, RouteAction::Forward(_));
+        let has_own = !route.filters.is_empty() || (says_rates && filters.have_descriptors());
+        let stages = has_own.then(|| filters.stages(&[&route.filters], rates, forwards));
+        let names_cluster = name_cluster(stages.as_deref().unwrap_or(of_listener));
+        let draws_first = backends.iter().any(|backend| !backend.filters.is_empty())
+            || (backends.len() > 1 && names_cluster);
         let backends = backends.iter().map(|backend| BackendRuntime {
             cluster: self.cluster(&backend.cluster),
             series: self.telemetry.metrics.http(self.labels(&route.name, &backend.cluster)),
-            steps: (!backend.filters.is_empty())
-                .then(|| filters.steps(&[&backend.filters, &route.filters], rates)),
+            stages: (!backend.filters.is_empty())
+                .then(|| filters.stages(&[&backend.filters, &route.filters], rates, true)),
         });
         let backends = backends.collect();
         RouteRuntime {
-            steps: own_steps,
+            stages,
+            session,
             draws_first,
             backends,
             mirrors: mirrors.iter().map(|mirror| self.cluster(&mirror.cluster)).collect(),

@@ -27,6 +27,7 @@ use crate::telemetry::metrics::{HttpSeries, TcpSeries};
 use crate::tls::Material;
 
 pub(crate) use build::{Builder, Sources, hosts_of};
+#[cfg(test)]
 pub(crate) use filters::Filters;
 
 /// All that a worker needs to serve. The default is what a sidecar without any configuration has.
@@ -143,9 +144,9 @@ pub(crate) struct HttpRoutes {
     /// Timeouts, limits on heads, tracing and access log. What is compiled below stands here no more: the routes only by
     /// name, and no filters.
     pub(crate) settings: model::HttpConnection,
-    /// What requests pass whose routes say nothing of it.
-    pub(crate) steps: Steps,
-    /// The limits of all steps, for the next version.
+    /// What requests pass whose routes say nothing of it, in this order.
+    pub(crate) stages: Vec<Stage>,
+    /// The limits of all stages, for the next version.
     pub(crate) counts: Counts,
     /// The decision.
     pub(crate) table: Arc<RouteTable>,
@@ -159,21 +160,26 @@ pub(crate) struct HttpRoutes {
     pub(crate) tells_tls: bool,
 }
 
-/// The compiled filters that requests pass before they go on.
-pub(crate) struct Steps {
-    /// Who may ask for what; most often empty outbound.
-    pub(crate) authorizer: Authorizer,
+/// A compiled filter that requests pass before they go on, or several of one kind that follow each other. What does nothing
+/// to the requests of a route is not among those that they pass.
+pub(crate) enum Stage {
+    /// Who may ask for what.
+    Authorization(Authorizer),
     /// Rate and concurrency limits.
-    pub(crate) limits: RequestLimits,
-    /// Faults for what has none of its own.
-    pub(crate) fault: Option<model::Fault>,
+    Limits(RequestLimits),
+    /// Which pages of other origins may use what is asked for.
+    Cors(Arc<model::Cors>),
+    /// Injected delay and failure.
+    Fault(model::Fault),
 }
 
 /// What a route needs at run time, in the order of the model's lists.
 pub(crate) struct RouteRuntime {
     /// What its requests pass; `None`: what those of all others do.
-    pub(crate) steps: Option<Steps>,
-    /// A backend has steps or faults of its own: it is drawn before they are taken.
+    pub(crate) stages: Option<Vec<Stage>>,
+    /// What keeps its sessions, where its listener has the filter for them.
+    pub(crate) session: Option<model::Session>,
+    /// What requests pass depends on their backend: it is drawn before.
     pub(crate) draws_first: bool,
     /// One for each backend.
     pub(crate) backends: Vec<BackendRuntime>,
@@ -190,7 +196,7 @@ pub(crate) struct BackendRuntime {
     /// Counts each request once, whatever the number of attempts.
     pub(crate) series: Arc<HttpSeries>,
     /// What its requests pass; `None`: what those of its route do.
-    pub(crate) steps: Option<Steps>,
+    pub(crate) stages: Option<Vec<Stage>>,
 }
 
 /// The compiled TCP side of a listener.

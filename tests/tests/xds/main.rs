@@ -15,6 +15,7 @@ mod failures;
 mod faults;
 mod faults_asked;
 mod fields;
+mod filter_order;
 mod generate;
 mod hostile;
 mod http2;

@@ -183,7 +183,7 @@ async fn faults_are_those_of_the_nearest_that_says_any() {
 }
 
 /// A connection manager's filters, and the router.
-fn chain_of(mut filters: Vec<Value>) -> Value {
+pub(crate) fn chain_of(mut filters: Vec<Value>) -> Value {
     filters.push(filter(
         "envoy.filters.http.router",
         typed("envoy.extensions.filters.http.router.v3.Router", json!({})),
@@ -191,7 +191,7 @@ fn chain_of(mut filters: Vec<Value>) -> Value {
     json!({ "http_filters": filters })
 }
 
-fn filter(name: &str, config: Value) -> Value {
+pub(crate) fn filter(name: &str, config: Value) -> Value {
     json!({ "name": name, "typed_config": config })
 }
 
@@ -215,23 +215,23 @@ fn weighted(settings: Value) -> Target {
     Target(json!({ "weighted_clusters": { "clusters": [cluster] } }))
 }
 
-fn rbac(rules: Option<Value>) -> Value {
+pub(crate) fn rbac(rules: Option<Value>) -> Value {
     let fields = rules.map_or_else(|| json!({}), |rules| json!({ "rules": rules }));
     typed("envoy.extensions.filters.http.rbac.v3.RBAC", fields)
 }
 
-fn per_route(rules: Option<Value>) -> Value {
+pub(crate) fn per_route(rules: Option<Value>) -> Value {
     let fields = rules.map_or_else(|| json!({}), |rules| json!({ "rbac": { "rules": rules } }));
     typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", fields)
 }
 
-fn deny_header(name: &str) -> Value {
+pub(crate) fn deny_header(name: &str) -> Value {
     let permission = json!({ "header": { "name": name, "present_match": true } });
     let policy = json!({ "permissions": [permission], "principals": [{ "any": true }] });
     json!({ "action": "DENY", "policies": { "p": policy } })
 }
 
-fn off() -> Value {
+pub(crate) fn off() -> Value {
     typed("envoy.config.route.v3.FilterConfig", json!({ "disabled": true }))
 }
 
@@ -239,7 +239,7 @@ fn wrapped(config: Value) -> Value {
     typed("envoy.config.route.v3.FilterConfig", json!({ "config": config }))
 }
 
-fn bucket(name: &str, tokens: u32, more: Value) -> Value {
+pub(crate) fn bucket(name: &str, tokens: u32, more: Value) -> Value {
     let always = json!({ "default_value": { "numerator": 100 } });
     let mut fields = json!({
         "stat_prefix": name,

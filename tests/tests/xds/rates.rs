@@ -43,7 +43,7 @@ fn get(target: &str, fields: &str) -> String {
 }
 
 /// Compares outcomes in which a clock may have gone on by some seconds.
-fn compare(tally: &mut Tally, case: &str, [envoy, mut tulle]: [Outcome; 2]) {
+pub(crate) fn compare(tally: &mut Tally, case: &str, [envoy, mut tulle]: [Outcome; 2]) {
     let reset = |outcome: &Outcome| {
         let found = outcome.received.headers.iter().find(|(name, _)| name == "x-ratelimit-reset");
         found.map(|(_, value)| value.clone())
@@ -51,7 +51,7 @@ fn compare(tally: &mut Tally, case: &str, [envoy, mut tulle]: [Outcome; 2]) {
     if let (Some(theirs), Some(ours)) = (reset(&envoy), reset(&tulle)) {
         let [a, b] = [&theirs, &ours].map(|text| text.parse::<i64>().expect("a number"));
         let found = tulle.received.headers.iter_mut().find(|(name, _)| name == "x-ratelimit-reset");
-        if (a - b).abs() <= 30 && (a == 0) == (b == 0) {
+        if (a - b).abs() <= 5 && (a == 0) == (b == 0) {
             found.expect("it is there").1 = theirs;
         }
     }

@@ -7,8 +7,8 @@
 use http::{HeaderName, HeaderValue, StatusCode};
 use tulle_mesh::address::{ClusterName, ServicePort};
 use tulle_mesh::model::{
-    Cors, Fault, FaultAbort, FaultPart, HeaderMutation, HeaderMutations, HeaderOp, HostRewrite, Mirror,
-    PathRewrite, PerMillion, Redirect, Regex, StringMatch,
+    Cors, Fault, FaultAbort, FaultPart, FilterOverride, FilterOverrides, HeaderMutation, HeaderMutations,
+    HeaderOp, HostRewrite, Mirror, PathRewrite, PerMillion, Redirect, Regex, StringMatch,
 };
 
 use super::read::escape;
@@ -31,6 +31,14 @@ pub(super) struct Applied {
     pub(super) cors: Option<Cors>,
     /// One of them can't be done.
     pub(super) failed: bool,
+}
+
+impl Applied {
+    /// What is said of the listener's filters, in the order of their names.
+    pub(super) fn overrides(&self) -> FilterOverrides {
+        let cors = self.cors.clone().map(FilterOverride::cors);
+        cors.into_iter().chain(self.fault.clone().map(FilterOverride::fault)).collect()
+    }
 }
 
 /// Reads the parts of one route, and keeps its first faults.

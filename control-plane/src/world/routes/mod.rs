@@ -140,9 +140,7 @@ impl<'a> Builder<'a> {
                         action: action.clone(),
                         request_headers: rule.filters.request_headers.clone(),
                         response_headers: rule.filters.response_headers.clone(),
-                        fault: rule.filters.fault.clone(),
-                        cors: rule.filters.cors.clone(),
-                        filters: Vec::new(),
+                        filters: rule.filters.overrides(),
                     };
                     keyed.push((key, &route.subject, made));
                 }

@@ -309,8 +309,8 @@ fn cross_origin_rules_reach_the_route() {
             "[{{filters: [{{type: CORS, cors: {{{settings}}}}}], backendRefs: [{{name: v1, port: 80}}]}}]"
         );
         routes(&clean(&[route("HTTPRoute", "shop", "r", &rules)]), CART, "shop")[0]
-            .cors
-            .clone()
+            .cors()
+            .cloned()
             .expect("given")
     };
     let all = cors(

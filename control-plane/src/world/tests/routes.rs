@@ -234,7 +234,7 @@ fn filters_become_changes_of_requests_and_responses() {
         abort: Some(FaultPart::fixed(abort, PerMillion(1000))),
         ..Fault::default()
     };
-    assert_eq!(forward.fault, Some(fault));
+    assert_eq!(forward.fault(), Some(&fault));
     let RouteAction::Forward(action) = &forward.action else { panic!("{:?}", forward.action) };
     assert_eq!(action.path_rewrite, Some(PathRewrite::Prefix("/new".into())));
     assert_eq!(action.host_rewrite, Some(HostRewrite::Literal("other".into())));

@@ -58,7 +58,7 @@ impl Captured<'_> {
     }
 
     fn chain(&self, to: Option<IpAddr>, chain: &FilterChain, client: &Client) -> pb::FilterChain {
-        let mut message = chain::encode(chain, self.direction, client);
+        let mut message = chain::encode(chain, client);
         if let Some(ip) = to {
             message.name = format!("{ip}-{}", chain.name);
             let matches = message.filter_chain_match.get_or_insert_default();

@@ -9,12 +9,12 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{Client, chain_match, http, rbac, tcp};
-use crate::model::{Authorization, ClientCertificate, FilterChain, Protocol, TrafficDirection};
+use crate::model::{Authorization, ClientCertificate, FilterChain, Protocol};
 use crate::xds::error::{At, Decoded, FieldError, each, refuse, required};
 use crate::xds::proto::Read;
 use crate::xds::{proto, tls};
 
-pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection, client: &Client) -> pb::FilterChain {
+pub(super) fn encode(chain: &FilterChain, client: &Client) -> pb::FilterChain {
     let authorization = chain
         .authorization
         .iter()
@@ -22,7 +22,7 @@ pub(super) fn encode(chain: &FilterChain, direction: TrafficDirection, client: &
     let last = match &chain.protocol {
         Protocol::Http(connection) => filter(
             "envoy.filters.network.http_connection_manager",
-            http::encode_any(connection, &chain.name, direction, client),
+            http::encode_any(connection, &chain.name, client),
         ),
         Protocol::Tcp(proxy) => {
             filter("envoy.filters.network.tcp_proxy", proto::any(&tcp::encode(proxy, &chain.name)))

@@ -1,8 +1,8 @@
 //! HTTP filters.
 //!
 //! Authorization is never optional: a client that does not know it must refuse the listener. Limits are, since gRPC servers have
-//! none and would refuse the whole listener. An outbound listener always holds the filters for faults, cross-origin rules and
-//! sessions, because what a route says of them has no effect in Envoy and gRPC without.
+//! none and would refuse the whole listener. So are those for cross-origin rules and sessions. What a route says of a filter has
+//! no effect where the listener has none of its name.
 
 use envoy_types::pb::envoy::config::core::v3::RuntimeFeatureFlag;
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 as concurrency;
@@ -10,8 +10,6 @@ use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3:
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::gradient_controller_config::{
     ConcurrencyLimitCalculationParams, MinimumRttCalculationParams,
 };
-use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
-use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
@@ -20,10 +18,10 @@ use envoy_types::pb::google::protobuf::Any;
 use std::time::Duration;
 
 use super::{rate_limit, rbac, replaceable};
-use crate::model::{AdaptiveConcurrency, HttpFilter, TrafficDirection};
+use crate::model::{AdaptiveConcurrency, FilterSettings, HttpFilter};
 use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
-use crate::xds::route::filters::{CORS, SESSION};
-use crate::xds::{fault, proto};
+use crate::xds::proto;
+use crate::xds::route::filters::SESSION;
 
 const ROUTER: &str = "envoy.filters.http.router";
 pub(super) const ADAPTIVE_CONCURRENCY: &str = "envoy.filters.http.adaptive_concurrency";
@@ -35,19 +33,8 @@ const MAX_CONCURRENCY: u32 = 1000;
 const MIN_RTT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Writes all filters and the router behind them.
-pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec<pb::HttpFilter> {
-    let mut encoded: Vec<pb::HttpFilter> = Vec::with_capacity(filters.len() + 4);
-    if direction == TrafficDirection::Outbound {
-        encoded.push(http_filter(CORS, proto::any(&Cors::default()), true));
-    }
-    let has_fault = filters.iter().any(|filter| match filter {
-        HttpFilter::Fault(_) => true,
-        HttpFilter::Replaceable(filter) => filter.name == fault::FILTER,
-        _ => false,
-    });
-    if direction == TrafficDirection::Outbound && !has_fault {
-        encoded.push(http_filter(fault::FILTER, proto::any(&HttpFault::default()), true));
-    }
+pub(super) fn encode(filters: &[HttpFilter]) -> Vec<pb::HttpFilter> {
+    let mut encoded: Vec<pb::HttpFilter> = Vec::with_capacity(filters.len() + 1);
     for filter in filters {
         let replaceable = matches!(filter, HttpFilter::Replaceable(_));
         let mut filter = encode_filter(filter);
@@ -66,9 +53,6 @@ pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec
         }
         encoded.push(filter);
     }
-    if direction == TrafficDirection::Outbound {
-        encoded.push(http_filter(SESSION, proto::any(&StatefulSession::default()), true));
-    }
     encoded.push(http_filter(ROUTER, proto::any(&Router::default()), false));
     encoded
 }
@@ -76,7 +60,7 @@ pub(super) fn encode(filters: &[HttpFilter], direction: TrafficDirection) -> Vec
 pub(super) fn decode(filters: Vec<pb::HttpFilter>) -> Decoded<Vec<HttpFilter>> {
     let field = "http_filters";
     let last = filters.len().saturating_sub(1);
-    let mut decoded = Vec::with_capacity(last);
+    let mut decoded: Vec<HttpFilter> = Vec::with_capacity(last);
     let mut routed = false;
     for (index, filter) in filters.into_iter().enumerate() {
         match decode_filter(filter).at_item(field, index)? {
@@ -84,13 +68,37 @@ pub(super) fn decode(filters: Vec<pb::HttpFilter>) -> Decoded<Vec<HttpFilter>> {
             Step::Router => {
                 return Err(FieldError::new("the router must be the last filter")).at_item(field, index);
             }
-            Step::Filters(filters) => decoded.extend(filters),
+            Step::Filters(filters) => {
+                if let [filter] = &filters[..]
+                    && let Some(kind) = single(filter)
+                    && decoded.iter().any(|other| single(other) == Some(kind))
+                {
+                    let problem = format!("is a second filter for {kind}: join it with the first");
+                    return Err(FieldError::new(problem)).at_item(field, index);
+                }
+                decoded.extend(filters);
+            }
         }
     }
     if routed {
         Ok(decoded)
     } else {
         Err(FieldError::new(format!("must end with {ROUTER}: add it"))).at(field)
+    }
+}
+
+/// What a filter does, if a sidecar has but one that does it.
+fn single(filter: &HttpFilter) -> Option<&'static str> {
+    match filter {
+        HttpFilter::Authorization(_) | HttpFilter::LocalRateLimit(_) => None,
+        HttpFilter::AdaptiveConcurrency(_) => Some("adaptive concurrency"),
+        HttpFilter::Sessions => Some("sessions"),
+        HttpFilter::Replaceable(filter) => match &filter.settings {
+            FilterSettings::Authorization(_) | FilterSettings::LocalRateLimit(_) => None,
+            FilterSettings::AdaptiveConcurrency(_) => Some("adaptive concurrency"),
+            FilterSettings::Fault(_) => Some("faults"),
+            FilterSettings::Cors(_) => Some("cross-origin rules"),
+        },
     }
 }
 
@@ -110,11 +118,12 @@ fn encode_filter(filter: &HttpFilter) -> pb::HttpFilter {
         HttpFilter::AdaptiveConcurrency(limit) => {
             http_filter(ADAPTIVE_CONCURRENCY, proto::any(&encode_concurrency(limit)), true)
         }
-        HttpFilter::Fault(fault) => http_filter(fault::FILTER, proto::any(&fault::encode(fault)), true),
-        HttpFilter::Replaceable(filter) => pb::HttpFilter {
-            disabled: filter.disabled,
-            ..http_filter(&filter.name, replaceable::encode(&filter.settings), false)
-        },
+        HttpFilter::Sessions => http_filter(SESSION, proto::any(&StatefulSession::default()), true),
+        HttpFilter::Replaceable(filter) => {
+            let is_optional = matches!(filter.settings, FilterSettings::Fault(_) | FilterSettings::Cors(_));
+            let config = replaceable::encode(&filter.settings);
+            pb::HttpFilter { disabled: filter.disabled, ..http_filter(&filter.name, config, is_optional) }
+        }
     }
 }
 
@@ -141,8 +150,14 @@ fn decode_config(filter: &pb::HttpFilter, config: &Any) -> Decoded<Step> {
     if let Some(filters) = replaceable::decode(name, disabled, config)? {
         return Ok(Step::Filters(filters));
     }
+    if is_empty_session(config)? {
+        if name != SESSION {
+            return Err(FieldError::new(format!("sessions are known under one name: call it {SESSION}")));
+        }
+        // Where it is disabled, what routes say of it switches it on.
+        return Ok(Step::Filters(vec![HttpFilter::Sessions]));
+    }
     if disabled {
-        // What is left are those whose routes bring all that they do.
         return Ok(Step::Filters(Vec::new()));
     }
     if proto::is::<Router>(config) {
@@ -150,8 +165,7 @@ fn decode_config(filter: &pb::HttpFilter, config: &Any) -> Decoded<Step> {
         refuse!(router; strict_check_headers, upstream_http_filters, upstream_log, respect_expected_rq_timeout)?;
         return Ok(Step::Router);
     }
-    // The known ones only stand there for the sake of the routes.
-    if proto::is::<Cors>(config) || is_empty_session(config)? || is_optional {
+    if is_optional {
         return Ok(Step::Filters(Vec::new()));
     }
     Err(FieldError::new(format!(

@@ -11,8 +11,7 @@ use prost::Message;
 
 use super::{access_log, edge, filters, tracing};
 use crate::model::{
-    EscapedSlashes, Forwarding, HttpConnection, PathHandling, RouteSource, TrafficDirection, Underscores,
-    Upgrade,
+    EscapedSlashes, Forwarding, HttpConnection, PathHandling, RouteSource, Underscores, Upgrade,
 };
 use crate::xds::error::{At, Decoded, FieldError, non_empty, refuse, required, unsupported};
 use crate::xds::{Client, proto, route, upgrades};
@@ -21,13 +20,8 @@ use crate::xds::{Client, proto, route, upgrades};
 const MAX_HEADERS_KB: u32 = 8192;
 
 /// Writes a connection manager as `Any`. Routes that stand in it are written by themselves, in their own fixed order.
-pub(super) fn encode_any(
-    connection: &HttpConnection,
-    stat_prefix: &str,
-    direction: TrafficDirection,
-    client: &Client,
-) -> Any {
-    let mut manager = encode(connection, stat_prefix, direction);
+pub(super) fn encode_any(connection: &HttpConnection, stat_prefix: &str, client: &Client) -> Any {
+    let mut manager = encode(connection, stat_prefix);
     if matches!(client, Client::Envoy(_)) {
         // To Envoy a CONNECT is for routes of its own, which there are none of, and `*` is a name like others.
         manager
@@ -50,11 +44,7 @@ struct InlineRoutes {
 
 /// Writes a connection manager, but for routes that stand in it. `stat_prefix` is the chain's name. A limit on the bytes of a head is rounded up to whole
 /// KiB, which is Envoy's unit.
-fn encode(
-    connection: &HttpConnection,
-    stat_prefix: &str,
-    direction: TrafficDirection,
-) -> pb::HttpConnectionManager {
+fn encode(connection: &HttpConnection, stat_prefix: &str) -> pb::HttpConnectionManager {
     let underscores = match connection.underscores {
         Underscores::Allow => HeadersWithUnderscoresAction::Allow,
         Underscores::Reject => HeadersWithUnderscoresAction::RejectRequest,
@@ -75,7 +65,7 @@ fn encode(
     let mut manager = pb::HttpConnectionManager {
         codec_type: CodecType::Auto as i32,
         stat_prefix: stat_prefix.into(),
-        http_filters: filters::encode(&connection.filters, direction),
+        http_filters: filters::encode(&connection.filters),
         tracing: connection.tracing.as_ref().map(|tracing| tracing::encode(tracing, stat_prefix)),
         common_http_protocol_options: (common != core::HttpProtocolOptions::default()).then_some(common),
         http2_protocol_options: http2,

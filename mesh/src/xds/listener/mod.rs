@@ -63,7 +63,7 @@ pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
         message.api_listener = Some(pb::ApiListener { api_listener: Some(manager) });
     } else {
         let (chains, default) = listener.split_default();
-        let encode = |chain| chain::encode(chain, listener.direction, client);
+        let encode = |chain| chain::encode(chain, client);
         message.filter_chains = chains.iter().map(encode).collect();
         message.default_filter_chain = default.map(encode);
         // A proxy's header stands before all that the others look at.
@@ -122,7 +122,7 @@ fn encode_api_listener(listener: &Listener, client: &Client) -> Option<Any> {
                 && !listener.has_default
                 && authorization.is_empty() =>
         {
-            Some(http::encode_any(http, name, listener.direction, client))
+            Some(http::encode_any(http, name, client))
         }
         _ => None,
     }

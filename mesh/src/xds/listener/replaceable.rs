@@ -1,10 +1,11 @@
 //! Filters of which a part of the routes may say something else, and what it says.
 //!
-//! Envoy finds a route's settings of a filter by the filter's name. Tulle's own control plane gives its routes none of these,
-//! so filters under names of its own are fixed. Every other filter may be replaced or left out.
+//! Envoy finds a route's settings of a filter by the filter's name. Tulle's own control plane gives its routes faults and
+//! cross-origin rules; filters under names of its own are fixed. Every other filter may be replaced or left out.
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::AdaptiveConcurrency;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::google::protobuf::Any;
@@ -13,6 +14,7 @@ use super::filters::{ADAPTIVE_CONCURRENCY, decode_concurrency, encode_concurrenc
 use super::{rate_limit, rbac};
 use crate::model::{FilterOverride, FilterSettings, HttpFilter, ReplaceableFilter};
 use crate::xds::error::{At, Decoded, FieldError};
+use crate::xds::route::cors;
 use crate::xds::{fault, proto};
 
 /// Names of Tulle's own filters start so.
@@ -27,29 +29,29 @@ pub(super) fn encode(settings: &FilterSettings) -> Any {
         }
         FilterSettings::AdaptiveConcurrency(limit) => proto::any(&encode_concurrency(limit)),
         FilterSettings::Fault(fault) => proto::any(&fault::encode(fault)),
+        FilterSettings::Cors(None) => proto::any(&Cors::default()),
+        FilterSettings::Cors(Some(rules)) => proto::any(&cors::encode(rules)),
     }
 }
 
 /// Reads a filter that does something to requests; `None` for any other.
 pub(super) fn decode(name: &str, disabled: bool, config: &Any) -> Decoded<Option<Vec<HttpFilter>>> {
     let Some(settings) = decode_settings(name, config)? else { return Ok(None) };
-    // Several of a kind are numbered.
-    let base = name.split('#').next().unwrap_or(name);
-    let standard = match &settings {
-        Some(FilterSettings::Fault(_)) => base == fault::FILTER,
-        Some(FilterSettings::AdaptiveConcurrency(_)) => base == ADAPTIVE_CONCURRENCY,
-        _ => false,
-    };
     let Some(settings) = settings else { return Ok(Some(Vec::new())) };
-    if disabled || !(name.starts_with(OWN) || standard) {
-        let filter = ReplaceableFilter { name: name.into(), disabled, settings };
-        return Ok(Some(vec![HttpFilter::Replaceable(filter)]));
-    }
+    let own = name.starts_with(OWN) && !disabled;
     Ok(Some(match settings {
-        FilterSettings::Authorization(sets) => sets.into_iter().map(HttpFilter::Authorization).collect(),
-        FilterSettings::LocalRateLimit(limit) => limit.map(HttpFilter::LocalRateLimit).into_iter().collect(),
-        FilterSettings::AdaptiveConcurrency(limit) => vec![HttpFilter::AdaptiveConcurrency(limit)],
-        FilterSettings::Fault(fault) => vec![HttpFilter::Fault(fault)],
+        FilterSettings::Authorization(sets) if own => {
+            sets.into_iter().map(HttpFilter::Authorization).collect()
+        }
+        FilterSettings::LocalRateLimit(limit) if own => {
+            limit.map(HttpFilter::LocalRateLimit).into_iter().collect()
+        }
+        FilterSettings::AdaptiveConcurrency(limit) if name == ADAPTIVE_CONCURRENCY && !disabled => {
+            vec![HttpFilter::AdaptiveConcurrency(limit)]
+        }
+        settings => {
+            vec![HttpFilter::Replaceable(ReplaceableFilter { name: name.into(), disabled, settings })]
+        }
     }))
 }
 
@@ -58,9 +60,9 @@ fn decode_settings(name: &str, config: &Any) -> Decoded<Option<Option<FilterSett
     let settings = if proto::is::<Rbac>(config) {
         Some(FilterSettings::Authorization(rbac::decode_http(name, proto::unpack(config)?)?))
     } else if proto::is::<HttpFault>(config) {
-        let fault = fault::decode(proto::unpack(config)?)?;
-        // Without delay and abort it only stands there for the sake of the routes, which hold their faults themselves.
-        (fault != Default::default()).then_some(FilterSettings::Fault(fault))
+        Some(FilterSettings::Fault(fault::decode(proto::unpack(config)?)?))
+    } else if proto::is::<Cors>(config) {
+        Some(FilterSettings::Cors(None))
     } else if proto::is::<AdaptiveConcurrency>(config) {
         decode_concurrency(proto::unpack(config)?)?.map(FilterSettings::AdaptiveConcurrency)
     } else {
@@ -77,6 +79,10 @@ pub(in crate::xds) fn encode_override(said: &FilterOverride) -> Any {
     match &said.settings {
         None => proto::any(&FilterConfig { config: None, is_optional: false, disabled: true }),
         Some(FilterSettings::Authorization(sets)) => rbac::encode_per_route(sets),
+        // Proxyless gRPC has no such filter and would refuse the whole configuration.
+        Some(settings @ FilterSettings::Cors(_)) => {
+            proto::any(&FilterConfig { config: Some(encode(settings)), is_optional: true, disabled: false })
+        }
         Some(settings) => encode(settings),
     }
 }
@@ -88,6 +94,10 @@ pub(in crate::xds) fn decode_override(name: &str, config: &Any) -> Decoded<Optio
         // Without rules of its own the route has none.
         let sets = route.rbac.map_or(Ok(Vec::new()), |rbac| rbac::decode_http(name, rbac)).at("rbac")?;
         FilterSettings::Authorization(sets)
+    } else if proto::is::<HttpFault>(config) {
+        FilterSettings::Fault(fault::decode(proto::unpack(config)?)?)
+    } else if proto::is::<CorsPolicy>(config) {
+        FilterSettings::Cors(Some(cors::decode(proto::unpack(config)?)?))
     } else {
         match rate_limit::decode_per_route(config)? {
             Some(limit) => FilterSettings::LocalRateLimit(limit),

@@ -172,7 +172,7 @@ fn encode_backends(forward: &Forward) -> ClusterSpecifier {
         && backend.request_headers.is_empty()
         && backend.response_headers.is_empty()
         && backend.host_rewrite.is_none()
-        && !backend.has_filters()
+        && backend.filters.is_empty()
     {
         return ClusterSpecifier::Cluster(backend.cluster.clone());
     }
@@ -184,7 +184,7 @@ fn encode_backends(forward: &Forward) -> ClusterSpecifier {
         response_headers_to_add: headers::add(&backend.response_headers),
         response_headers_to_remove: headers::remove(&backend.response_headers),
         host_rewrite_specifier: backend.host_rewrite.clone().map(BackendHost::HostRewriteLiteral),
-        typed_per_filter_config: filters::encode_backend(backend),
+        typed_per_filter_config: filters::encode_overrides(&backend.filters),
         ..Default::default()
     });
     ClusterSpecifier::WeightedClusters(pb::WeightedCluster {
@@ -246,7 +246,7 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
         "metadata_match",
         "make a cluster of its own for the subset",
     )?;
-    let settings = filters::decode_backend(&cluster.typed_per_filter_config)?;
+    let filters = filters::decode_backend(&cluster.typed_per_filter_config)?;
     let (name, weight) = (non_empty(cluster.name, "name")?, required(cluster.weight, "weight")?.value);
     let changes = headers::decode_both(
         (cluster.request_headers_to_add, cluster.request_headers_to_remove),
@@ -261,9 +261,7 @@ fn decode_backend(cluster: ClusterWeight) -> Decoded<Backend> {
             .host_rewrite_specifier
             .map(|BackendHost::HostRewriteLiteral(host)| host)
             .filter(|host| !host.is_empty()),
-        fault: settings.fault,
-        cors: settings.cors,
-        filters: settings.overrides,
+        filters,
     })
 }
 

@@ -8,7 +8,7 @@ use crate::model::{Cors, PerMillion};
 use crate::xds::error::{At, Decoded, FieldError, each};
 use crate::xds::{matching, proto};
 
-pub(super) fn encode(cors: &Cors) -> pb::CorsPolicy {
+pub(in crate::xds) fn encode(cors: &Cors) -> pb::CorsPolicy {
     pb::CorsPolicy {
         filter_enabled: (cors.enabled != PerMillion::ALL).then(|| matching::runtime_fraction(cors.enabled)),
         allow_origin_string_match: cors.allow_origins.iter().map(matching::string).collect(),
@@ -24,7 +24,7 @@ pub(super) fn encode(cors: &Cors) -> pb::CorsPolicy {
     }
 }
 
-pub(super) fn decode(policy: pb::CorsPolicy) -> Decoded<Cors> {
+pub(in crate::xds) fn decode(policy: pb::CorsPolicy) -> Decoded<Cors> {
     let flag = |flag: Option<envoy_types::pb::google::protobuf::BoolValue>, default: bool| {
         flag.map_or(default, |flag| flag.value)
     };

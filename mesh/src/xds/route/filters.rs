@@ -9,55 +9,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
-use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSessionPerRoute;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{cors, session};
-use crate::model::{Backend, Cors, Fault, FilterOverrides, Route, RouteAction, Session};
+use super::session;
+use crate::model::{FilterOverrides, Route, RouteAction, Session};
 use crate::xds::error::{At, Decoded, FieldError, unsupported};
 use crate::xds::listener::replaceable;
-use crate::xds::{fault, proto};
+use crate::xds::proto;
 
-/// The name of Envoy's filter for cross-origin requests, and so of its settings on a route.
-pub(in crate::xds) const CORS: &str = "envoy.filters.http.cors";
 /// The name of Envoy's filter for sessions.
 pub(in crate::xds) const SESSION: &str = "envoy.filters.http.stateful_session";
 
 /// What a route says of filters.
 #[derive(Default)]
 pub(super) struct Settings {
-    pub(super) fault: Option<Fault>,
-    pub(super) cors: Option<Cors>,
     pub(super) session: Option<Session>,
     pub(super) overrides: FilterOverrides,
 }
 
 pub(super) fn encode(route: &Route) -> HashMap<String, Any> {
-    let mut settings = HashMap::new();
-    if let Some(fault) = &route.fault {
-        settings.insert(fault::FILTER.into(), proto::any(&fault::encode(fault)));
-    }
-    if let Some(cors) = &route.cors {
-        settings.insert(CORS.into(), optional(proto::any(&cors::encode(cors))));
-    }
+    let mut settings = encode_overrides(&route.filters);
     if let Some(session) = session_of(route) {
-        settings.insert(SESSION.into(), optional(proto::any(&session::encode(session))));
+        let config = Some(proto::any(&session::encode(session)));
+        let optional = pb::FilterConfig { config, is_optional: true, disabled: false };
+        settings.insert(SESSION.into(), proto::any(&optional));
     }
-    settings.extend(encode_overrides(&route.filters));
     settings
 }
 
-pub(super) fn encode_backend(backend: &Backend) -> HashMap<String, Any> {
-    let fault =
-        backend.fault.as_ref().map(|fault| (fault::FILTER.to_owned(), proto::any(&fault::encode(fault))));
-    let cors = backend.cors.as_ref().map(|cors| (CORS.to_owned(), optional(proto::any(&cors::encode(cors)))));
-    fault.into_iter().chain(cors).chain(encode_overrides(&backend.filters)).collect()
-}
-
-fn encode_overrides(filters: &FilterOverrides) -> impl Iterator<Item = (String, Any)> {
-    filters.iter().map(|said| (said.filter.clone(), replaceable::encode_override(said)))
+pub(super) fn encode_overrides(filters: &FilterOverrides) -> HashMap<String, Any> {
+    filters.iter().map(|said| (said.filter.clone(), replaceable::encode_override(said))).collect()
 }
 
 /// What keeps the sessions of a route, if it forwards.
@@ -78,24 +60,12 @@ pub(super) fn decode(filters: &HashMap<String, Any>, watched: Option<Duration>) 
     Ok(settings)
 }
 
-/// Reads the settings of a backend: its faults, its cross-origin rules, and what it says of the listener's filters.
-pub(super) fn decode_backend(filters: &HashMap<String, Any>) -> Decoded<Settings> {
-    let mut settings = decode(filters, None)?;
+/// Reads what a backend says of the listener's filters.
+pub(super) fn decode_backend(filters: &HashMap<String, Any>) -> Decoded<FilterOverrides> {
+    let settings = decode(filters, None)?;
     unsupported(settings.session.is_some(), "stateful_session", "put it on the route")
         .at("typed_per_filter_config")?;
-    // What a route switches off it has not; a backend may have it from its route.
-    let off = |config: &Any| {
-        proto::is::<pb::FilterConfig>(config)
-            && proto::unpack::<pb::FilterConfig>(config).is_ok_and(|wrapper| wrapper.disabled)
-    };
-    if filters.get(CORS).is_some_and(off) {
-        settings.cors = Some(Cors::off());
-    }
-    Ok(settings)
-}
-
-fn optional(config: Any) -> Any {
-    proto::any(&pb::FilterConfig { config: Some(config), is_optional: true, disabled: false })
+    Ok(settings.overrides)
 }
 
 fn decode_filter(
@@ -112,11 +82,9 @@ fn decode_filter(
     }
     let wrapper: pb::FilterConfig = proto::unpack(config)?;
     if wrapper.disabled {
-        match name {
-            fault::FILTER => settings.fault = Some(Fault::default()),
-            // Without settings of its own a route has none of these anyway.
-            CORS | SESSION => {}
-            _ => settings.overrides.push(Arc::new(replaceable::decode_disabled(name)?)),
+        // Without settings of its own a route has no sessions anyway.
+        if name != SESSION {
+            settings.overrides.push(Arc::new(replaceable::decode_disabled(name)?));
         }
         return Ok(());
     }
@@ -132,11 +100,10 @@ fn decode_filter(
 
 /// Takes the settings of a filter; false for one that is not known.
 fn known(name: &str, config: &Any, watched: Option<Duration>, settings: &mut Settings) -> Decoded<bool> {
-    if proto::is::<HttpFault>(config) {
-        settings.fault = Some(fault::decode(proto::unpack(config)?)?);
-    } else if proto::is::<CorsPolicy>(config) {
-        settings.cors = Some(cors::decode(proto::unpack(config)?)?);
-    } else if proto::is::<StatefulSessionPerRoute>(config) {
+    if proto::is::<StatefulSessionPerRoute>(config) {
+        if name != SESSION {
+            return Err(FieldError::new(format!("sessions are known under one name: call it {SESSION}")));
+        }
         settings.session = session::decode(proto::unpack(config)?, watched)?;
     } else if let Some(said) = replaceable::decode_override(name, config)? {
         settings.overrides.push(Arc::new(said));

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, 
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{cors, filters as settings, mirror, policy};
-use crate::model::{FilterOverride, FilterOverrides};
+use crate::model::{FilterOverride, FilterOverrides, FilterSettings};
 use crate::xds::error::{At, Decoded, each, unsupported};
 
 /// What the routes below inherit. All of it has been read once, so that errors name the place where it stands.
@@ -76,7 +76,9 @@ impl Inherited {
     }
 
     fn with_filters(mut self, filters: &HashMap<String, Any>) -> Decoded<Self> {
-        let overrides = settings::decode(filters, None)?.overrides;
+        let mut overrides = settings::decode(filters, None)?.overrides;
+        // Cross-origin rules are inherited field by field.
+        overrides.retain(|said| !matches!(said.settings, Some(FilterSettings::Cors(_))));
         self.overrides.retain(|said| !filters.contains_key(&said.filter));
         let of_filter = |name: &String| overrides.iter().any(|said| said.filter == *name);
         let others = filters.iter().filter(|(name, _)| !of_filter(name));

@@ -26,7 +26,7 @@ use crate::model::{
 };
 
 mod action;
-mod cors;
+pub(super) mod cors;
 pub(super) mod filters;
 pub(super) mod headers;
 mod inherit;
@@ -333,8 +333,6 @@ fn decode_route(route: pb::Route, index: usize) -> Decoded<(Route, Option<Half>)
         action,
         request_headers: changes.request,
         response_headers: changes.response,
-        fault: settings.fault,
-        cors: settings.cors,
         filters: settings.overrides,
     };
     if let RouteAction::Forward(forward) = &mut decoded.action {

@@ -264,27 +264,27 @@ fn authorization_is_never_optional_and_names_of_filters_differ() {
         Authorization { name: "shop".into(), action: Action::Allow, policies: Vec::new(), audit_only: false };
     let bucket = TokenBucket { burst: 1, tokens_per_fill: 1, fill_interval: Duration::from_secs(1) };
     let limit = LocalRateLimit::new("all", bucket);
-    let filters = vec![
+    let mut filters = HttpFilter::for_routes();
+    filters.extend([
         HttpFilter::Authorization(set),
         HttpFilter::LocalRateLimit(limit.clone()),
         HttpFilter::LocalRateLimit(limit),
-    ];
+    ]);
     let filters = manager(&listener(TrafficDirection::Outbound, vec![chain(http(filters))])).http_filters;
     let seen: Vec<_> = filters.iter().map(|filter| (filter.name.as_str(), filter.is_optional)).collect();
     assert_eq!(
         seen,
         [
-            // What routes say of them has no effect without the filters.
             ("envoy.filters.http.cors", true),
             ("envoy.filters.http.fault", true),
+            ("envoy.filters.http.stateful_session", true),
             ("tulle.authorization.shop", false),
             ("tulle.local_rate_limit.all", true),
             ("tulle.local_rate_limit.all#2", true),
-            ("envoy.filters.http.stateful_session", true),
             ("envoy.filters.http.router", false),
         ]
     );
-    let Some(http_pb::http_filter::ConfigType::TypedConfig(config)) = &filters[3].config_type else {
+    let Some(http_pb::http_filter::ConfigType::TypedConfig(config)) = &filters[4].config_type else {
         panic!()
     };
     let limit: rate_limit_pb::LocalRateLimit = proto::unpack(config).unwrap();

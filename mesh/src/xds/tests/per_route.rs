@@ -81,18 +81,19 @@ fn a_backend_says_for_itself() {
         action.cluster_specifier = Some(pb::route_action::ClusterSpecifier::WeightedClusters(weighted));
         route::decode(configuration(&[], &[], vec![message]))
     };
-    let settings = [("a", off()), (fault::FILTER, proto::any(&fault))];
+    let settings = [("a", off()), (FAULT_FILTER, proto::any(&fault))];
     let route = backend(&settings).unwrap().virtual_hosts.remove(0).routes.remove(0);
     let RouteAction::Forward(forward) = &route.action else { panic!("{route:?}") };
-    let [Backend { fault: Some(_), filters, .. }] = &forward.backends[..] else { panic!("{forward:?}") };
+    let [Backend { filters, .. }] = &forward.backends[..] else { panic!("{forward:?}") };
     assert_eq!((filters[0].filter.as_str(), &filters[0].settings), ("a", &None));
+    let is_fault = matches!(filters[1].settings, Some(FilterSettings::Fault(_)));
+    assert_eq!((filters[1].filter.as_str(), is_fault), (FAULT_FILTER, true));
     assert_eq!(route.filters.len(), 1);
     let cors = envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy::default();
     let route = backend(&[("cors", proto::any(&cors))]).unwrap().virtual_hosts.remove(0).routes.remove(0);
     let RouteAction::Forward(forward) = &route.action else { panic!("{route:?}") };
-    assert!(
-        forward.backends[0].cors.as_ref().is_some_and(|cors| cors.forward_unmatched) && route.cors.is_none()
-    );
+    let Some(FilterSettings::Cors(Some(cors))) = &forward.backends[0].filters[0].settings else { panic!() };
+    assert!(cors.forward_unmatched && route.cors().is_none());
 }
 
 #[test]
@@ -113,6 +114,14 @@ fn filters_that_do_nothing_keep_their_place_for_the_routes() {
     };
     let filters = decode_http_filters(vec![disabled]);
     assert!(matches!(&filters[..], [HttpFilter::Replaceable(filter)] if filter.disabled), "{filters:?}");
+    use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
+    let fault = fault_pb::HttpFault::default();
+    let filters = decode_filters(vec![("f", proto::any(&fault)), ("c", proto::any(&Cors::default()))]);
+    let settings = [FilterSettings::Fault(Fault::default()), FilterSettings::Cors(None)];
+    let expected = ["f", "c"].into_iter().zip(settings).map(|(name, settings)| {
+        HttpFilter::Replaceable(ReplaceableFilter { name: name.into(), disabled: false, settings })
+    });
+    assert_eq!(filters, expected.collect::<Vec<_>>());
 }
 
 #[test]

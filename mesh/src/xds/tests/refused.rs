@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as http_rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as http_pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls_pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
@@ -136,6 +137,15 @@ fn a_chain_of_filters_ends_with_the_one_router() {
         "{error}"
     );
     assert!(listener::decode(api_listener(vec![unknown(true), router()])).is_ok());
+    let fault = |name| http_filter(name, proto::any(&fault::encode(&crate::model::Fault::default())), false);
+    let error = refused_filters(vec![fault("a"), fault("b"), router()]);
+    assert!(
+        error.ends_with("http_filters[1]: is a second filter for faults: join it with the first"),
+        "{error}"
+    );
+    let sessions = http_filter("s", proto::any(&StatefulSession::default()), false);
+    let error = refused_filters(vec![sessions, router()]);
+    assert!(error.ends_with("call it envoy.filters.http.stateful_session"), "{error}");
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use tulle_mesh::model::{
-    Action, AdaptiveConcurrency, Authorization, DirectResponse, Fault, FaultAbort, FaultPart, HttpFilter,
-    LocalRateLimit, PerMillion, Permission, Policy, Principal, Redirect, RouteAction, StringMatch,
-    TokenBucket,
+    Action, AdaptiveConcurrency, Authorization, DirectResponse, Fault, FaultAbort, FaultPart, FilterOverride,
+    HttpFilter, LocalRateLimit, PerMillion, Permission, Policy, Principal, Redirect, RouteAction,
+    StringMatch, TokenBucket,
 };
 
 use super::app::{App, Say};
@@ -48,7 +48,9 @@ fn faults_delay_and_abort() {
         let (status, fraction) = (StatusCode::SERVICE_UNAVAILABLE, PerMillion::ALL);
         let delay = FaultPart::fixed(Duration::from_millis(20), fraction);
         let abort = FaultPart::fixed(FaultAbort { status, grpc_status: Some(9) }, fraction);
-        setup.route.fault = Some(Fault { delay: Some(delay), abort: Some(abort), ..Fault::default() });
+        let fault = Fault { delay: Some(delay), abort: Some(abort), ..Fault::default() };
+        setup.route.filters = vec![FilterOverride::fault(fault)];
+        setup.filters = HttpFilter::for_routes();
         let mesh = setup.build();
         let begun = std::time::Instant::now();
         let got = mesh.send(get()).await;

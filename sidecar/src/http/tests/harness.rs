@@ -276,41 +276,31 @@ fn routes(
     let configuration = RouteConfiguration::new("cart", vec![host]);
     let clusters: HashMap<&str, &Arc<Cluster>> =
         [("cart", cluster)].into_iter().chain(mirror.map(|mirror| ("mirror", mirror))).collect();
-    let runtime = match &route.action {
-        RouteAction::Forward(forward) => RouteRuntime {
-            steps: None,
-            draws_first: false,
-            backends: forward
-                .backends
-                .iter()
-                .map(|backend| BackendRuntime {
-                    cluster: clusters.get(backend.cluster.as_str()).map(|cluster| Arc::clone(cluster)),
-                    series: series("all", &backend.cluster),
-                    steps: None,
-                })
-                .collect(),
-            mirrors: forward
-                .mirrors
-                .iter()
-                .map(|mirror| clusters.get(mirror.cluster.as_str()).map(|cluster| Arc::clone(cluster)))
-                .collect(),
-            local: series("all", ""),
-        },
-        _ => RouteRuntime {
-            steps: None,
-            draws_first: false,
-            backends: Vec::new(),
-            mirrors: Vec::new(),
-            local: series("all", ""),
-        },
-    };
     let mut filters = Filters::new(filters, "", None);
+    let (backends, mirrors) = match &route.action {
+        RouteAction::Forward(forward) => (forward.backends.as_slice(), forward.mirrors.as_slice()),
+        _ => Default::default(),
+    };
+    let cluster = |name: &str| clusters.get(name).map(|cluster| Arc::clone(cluster));
+    let backend = |backend: &model::Backend| BackendRuntime {
+        cluster: cluster(&backend.cluster),
+        series: series("all", &backend.cluster),
+        stages: None,
+    };
+    let runtime = RouteRuntime {
+        stages: Some(filters.stages(&[&route.filters], Said::default(), true)),
+        session: None,
+        draws_first: false,
+        backends: backends.iter().map(backend).collect(),
+        mirrors: mirrors.iter().map(|mirror| cluster(&mirror.cluster)).collect(),
+        local: series("all", ""),
+    };
     HttpRoutes {
         settings: HttpConnection {
             client_certificate: ClientCertificate::Identity,
             ..HttpConnection::new(RouteSource::Named("cart".into()))
         },
-        steps: filters.steps(&[], Said::default()),
+        stages: filters.stages(&[], Said::default(), true),
         counts: filters.into_counts(),
         table: Arc::new(RouteTable::compile(&configuration).expect("valid")),
         runtime: vec![runtime],

@@ -201,8 +201,7 @@ fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
         authorization(true).prop_map(HttpFilter::Authorization),
         rate_limit().prop_map(HttpFilter::LocalRateLimit),
         concurrency.prop_map(HttpFilter::AdaptiveConcurrency),
-        // A fault that does nothing is not kept: it stands for "routes may have faults".
-        fault().prop_filter("does something", |f| *f != Fault::default()).prop_map(HttpFilter::Fault),
+        Just(HttpFilter::Sessions),
         replaceable().prop_map(HttpFilter::Replaceable),
     ];
     vec(filter, 0..4)
@@ -215,13 +214,32 @@ fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
                     _ => {}
                 }
             }
+            // Of what a listener has but once, the first.
+            let mut seen = Vec::new();
+            filters.retain(|filter| {
+                let kind = match filter {
+                    HttpFilter::Authorization(_) | HttpFilter::LocalRateLimit(_) => return true,
+                    HttpFilter::AdaptiveConcurrency(_) => 0,
+                    HttpFilter::Sessions => 1,
+                    HttpFilter::Replaceable(filter) => match filter.settings {
+                        FilterSettings::Authorization(_) | FilterSettings::LocalRateLimit(_) => return true,
+                        FilterSettings::AdaptiveConcurrency(_) => 0,
+                        FilterSettings::Fault(_) => 2,
+                        FilterSettings::Cors(_) => 3,
+                    },
+                };
+                let first = !seen.contains(&kind);
+                seen.push(kind);
+                first
+            });
             filters
         })
         .boxed()
 }
 
 fn replaceable() -> BoxedStrategy<ReplaceableFilter> {
-    (name(), any::<bool>(), settings())
+    let settings = prop_oneof![4 => settings(), 1 => Just(FilterSettings::Cors(None))];
+    (name(), any::<bool>(), settings)
         .prop_map(|(name, disabled, settings)| {
             let mut filter = ReplaceableFilter { name: String::new(), disabled, settings };
             rename(&mut filter, &name);
@@ -268,7 +286,7 @@ pub(super) fn settings() -> BoxedStrategy<FilterSettings> {
             ..LocalRateLimit::new(name, bucket)
         }))
     });
-    prop_oneof![sets, limit].boxed()
+    prop_oneof![sets, limit, fault().prop_map(FilterSettings::Fault)].boxed()
 }
 
 fn rate_limit() -> BoxedStrategy<LocalRateLimit> {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::*;
@@ -45,29 +47,31 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
 }
 
 fn route() -> BoxedStrategy<Route> {
+    let plain = (name(), of(origin()), route_match(), action(), mutations(), mutations(), overrides());
     let plain =
-        (name(), of(origin()), route_match(), action(), mutations(), mutations(), of(fault()), of(cors()));
-    let plain =
-        plain.prop_map(|(name, origin, matches, action, request_headers, response_headers, fault, cors)| {
+        plain.prop_map(|(name, origin, matches, action, request_headers, response_headers, filters)| {
             let plain = Route::new(name, matches, action);
-            Route { origin, request_headers, response_headers, fault, cors, ..plain }
+            Route { origin, request_headers, response_headers, filters, ..plain }
         });
-    (plain, overrides())
-        .prop_map(|(mut route, filters)| {
-            if let (Some(far), RouteAction::Forward(forward)) = (&route.cors, &mut route.action) {
-                forward
-                    .backends
-                    .iter_mut()
-                    .filter_map(|backend| backend.cors.as_mut())
-                    .for_each(|near| inherit(near, far));
+    plain
+        .prop_map(|mut route| {
+            if let RouteAction::Forward(forward) = &mut route.action {
+                let near = forward.backends.iter_mut().flat_map(|backend| &mut backend.filters);
+                near.for_each(|near| inherit(near, &route.filters));
             }
-            Route { filters, ..route }
+            route
         })
         .boxed()
 }
 
 /// What is read of a backend's cross-origin rules has from its route what the backend does not say.
-fn inherit(near: &mut Cors, far: &Cors) {
+fn inherit(near: &mut Arc<FilterOverride>, far: &FilterOverrides) {
+    let Some(far) = far.iter().find(|far| far.filter == near.filter) else { return };
+    let (Some(FilterSettings::Cors(Some(near))), Some(FilterSettings::Cors(Some(far)))) =
+        (&mut Arc::make_mut(near).settings, &far.settings)
+    else {
+        return;
+    };
     if near.allow_origins.is_empty() {
         near.allow_origins.clone_from(&far.allow_origins);
     }
@@ -211,14 +215,18 @@ fn one_change() -> BoxedStrategy<HeaderMutations> {
 
 /// What is said of filters, in the order of their names.
 fn overrides() -> BoxedStrategy<FilterOverrides> {
-    vec(of(super::listener::settings()), 0..3)
+    let settings = prop_oneof![
+        2 => super::listener::settings(),
+        1 => cors().prop_map(|rules| FilterSettings::Cors(Some(rules))),
+    ];
+    vec(of(settings), 0..3)
         .prop_map(|said| {
             let said = said.into_iter().enumerate().map(|(index, mut settings)| {
                 let filter = format!("filter{index}");
                 if let Some(FilterSettings::Authorization(sets)) = &mut settings {
                     sets.iter_mut().for_each(|set| set.name.clone_from(&filter));
                 }
-                std::sync::Arc::new(FilterOverride { filter, settings })
+                Arc::new(FilterOverride { filter, settings })
             });
             said.collect()
         })
@@ -227,10 +235,14 @@ fn overrides() -> BoxedStrategy<FilterOverrides> {
 
 fn backends() -> BoxedStrategy<Vec<Backend>> {
     let host = of("[a-z.]{1,9}");
-    let said = (of(fault()), of(cors()), overrides());
-    let backend = (name(), 0..1000_u32, mutations(), mutations(), said, host).prop_map(
-        |(cluster, weight, request_headers, response_headers, (fault, cors, filters), host_rewrite)| {
-            Backend { cors, cluster, weight, request_headers, response_headers, host_rewrite, fault, filters }
+    let backend = (name(), 0..1000_u32, mutations(), mutations(), overrides(), host).prop_map(
+        |(cluster, weight, request_headers, response_headers, filters, host_rewrite)| Backend {
+            cluster,
+            weight,
+            request_headers,
+            response_headers,
+            host_rewrite,
+            filters,
         },
     );
     let plain = name().prop_map(|cluster| Backend::new(cluster, 1));
