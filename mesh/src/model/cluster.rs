@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{LoadAssignment, StringMatch};
+use super::{Http2, LoadAssignment, StringMatch};
 
 /// Where requests to one backend go, and under which limits. What is `None` takes the sidecar's default.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,6 +33,9 @@ pub struct Cluster {
     pub tls: Option<UpstreamTls>,
     /// Which HTTP the endpoints speak.
     pub protocol: UpstreamProtocol,
+    /// Connections to endpoints that speak HTTP/2.
+    #[serde(skip_serializing_if = "is_default")]
+    pub http2: Http2,
     /// The endpoints of a priority are alike, wherever they are; else the weights of their localities hold.
     pub ignores_localities: bool,
     /// When health is not believed any more.
@@ -67,6 +70,7 @@ impl Cluster {
             outlier_detection: None,
             tls: None,
             protocol: UpstreamProtocol::Downstream,
+            http2: Http2::default(),
             ignores_localities: false,
             panic: Panic::LAST_RESORT,
             sessions: SessionHealth::default(),

@@ -132,6 +132,18 @@ fn optional_text<S: Serializer>(value: &Option<HeaderValue>, serializer: S) -> R
     }
 }
 
+/// What is set of HTTP/2 at one end of a connection; `None`: what the sidecar has there by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Http2 {
+    /// The most streams that are open at once; never 0.
+    pub streams: Option<u32>,
+    /// How many bytes of a stream the peer may have on the way; at least 65,535.
+    pub stream_window: Option<u32>,
+    /// How many bytes of all streams it may have on the way; at least 65,535.
+    pub connection_window: Option<u32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

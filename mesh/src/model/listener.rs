@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    AccessLog, Authorization, ClientCertificate, Http10, HttpFilter, PerMillion, RequestIds,
+    AccessLog, Authorization, ClientCertificate, Http2, Http10, HttpFilter, PerMillion, RequestIds,
     RouteConfiguration, ServerHeader, Tracing, Upgrade,
 };
 
@@ -178,8 +178,8 @@ pub struct HttpConnection {
     pub max_request_headers_bytes: Option<u32>,
     /// The most header fields a request may have (431).
     pub max_headers: Option<u32>,
-    /// The most concurrent HTTP/2 streams.
-    pub max_concurrent_streams: Option<u32>,
+    /// Connections of clients that speak HTTP/2.
+    pub http2: Http2,
     /// What is done to paths before anything is decided by them.
     pub paths: PathHandling,
     /// Who the client is where proxies stand before, and what the next hop is told of it.
@@ -222,7 +222,7 @@ impl HttpConnection {
             close_timeout: None,
             max_request_headers_bytes: None,
             max_headers: None,
-            max_concurrent_streams: Some(Self::MESH_STREAMS),
+            http2: Http2 { streams: Some(Self::MESH_STREAMS), ..Http2::default() },
             paths: PathHandling::default(),
             forwarding: Forwarding::default(),
             upgrades: Upgrade::all(),

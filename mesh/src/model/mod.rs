@@ -46,7 +46,7 @@ pub use forward::{Backend, Forward, HashPolicy, HostRewrite, Mirror, MirrorHost,
 pub use headers::{
     HeaderChanges, HeaderMutation, HeaderMutations, HeaderOp, HeaderText, REDACTED, is_secret_header,
 };
-pub use http::{CertificateDetails, ClientCertificate, Http10, RequestIds, ServerHeader, Upgrade};
+pub use http::{CertificateDetails, ClientCertificate, Http2, Http10, RequestIds, ServerHeader, Upgrade};
 pub use listener::{
     ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, Forwarding, HttpConnection, Listener,
     MaxDuration, PathHandling, Protocol, ProxyProtocol, RouteSource, SourceType, TcpProxy, TrafficDirection,

@@ -23,6 +23,7 @@ pub mod dns;
 pub mod endpoint;
 mod error;
 mod fault;
+mod http2;
 pub mod listener;
 mod matching;
 mod proto;

@@ -48,6 +48,7 @@ fn cluster(
         outlier_detection: None,
         tls: None,
         protocol: model::UpstreamProtocol::Downstream,
+        http2: model::Http2::default(),
         ignores_localities: false,
         panic: model::Panic::LAST_RESORT,
         sessions: model::SessionHealth::default(),

@@ -62,6 +62,8 @@ pub(super) struct Slot {
     idle_timeout: Cell<Duration>,
     /// After how many requests a connection takes no more; [`u32::MAX`]: never.
     pub(super) max_requests: Cell<u32>,
+    /// How many streams a connection of HTTP/2 may carry at once, where its peer allows more.
+    pub(super) max_streams: Cell<usize>,
     /// After what idle time the endpoint was seen to close a connection, and when that was.
     closes_after: Cell<Option<(Duration, Instant)>>,
     /// The HTTP/1 connections.
@@ -184,11 +186,13 @@ impl Pools {
             (None, HttpVersion::Http2) => HTTP2_IDLE,
         };
         let max_requests = options.cluster.model.max_requests_per_connection.unwrap_or(u32::MAX);
+        let max_streams = options.cluster.model.http2.streams.map_or(usize::MAX, |most| most as usize);
         let slots = &mut *self.slots.borrow_mut();
         if let Some(slot) = slots.get(&(endpoint.id, version)) {
             if slot.material.as_ref().map(Arc::as_ptr) == material.map(Arc::as_ptr) {
                 slot.idle_timeout.set(idle);
                 slot.max_requests.set(max_requests);
+                slot.max_streams.set(max_streams);
                 if !std::ptr::eq(slot.endpoint.borrow().as_ptr(), Arc::as_ptr(&endpoint.stats)) {
                     *slot.endpoint.borrow_mut() = Arc::downgrade(&endpoint.stats);
                 }
@@ -203,6 +207,7 @@ impl Pools {
             ability: Ability::default(),
             idle_timeout: Cell::new(idle),
             max_requests: Cell::new(max_requests),
+            max_streams: Cell::new(max_streams),
             closes_after: Cell::new(None),
             open: Rc::default(),
             idle: RefCell::default(),

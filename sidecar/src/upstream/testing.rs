@@ -45,10 +45,10 @@ impl Upstream {
         Self::build(address, version, Limits::default(), Some(identity.parse().expect("valid")))
     }
 
-    /// The same with a limit on how many requests a connection carries.
-    pub(crate) fn with_requests_per_connection(self, most: u32) -> Self {
-        let model =
-            model::Cluster { max_requests_per_connection: Some(most), ..(*self.cluster.model).clone() };
+    /// The same with a change to its cluster.
+    pub(crate) fn with(self, change: impl FnOnce(&mut model::Cluster)) -> Self {
+        let mut model = (*self.cluster.model).clone();
+        change(&mut model);
         let assignment = match &model.discovery {
             Discovery::Static(assignment) => assignment.clone(),
             _ => unreachable!("built so"),

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tulle_tests::LIMIT;
-use tulle_tests::oracle::Oracle;
+use tulle_tests::oracle::{Oracle, all_clusters, cluster, endpoints, route_configuration, speaking_http2};
 
 use crate::compare::Tally;
 
@@ -56,6 +56,9 @@ async fn a_stream_without_movement_ends_as_by_envoy() {
 /// MAX_CONCURRENT_STREAMS and INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 const STREAMS: u16 = 3;
 const WINDOW: u16 = 4;
+/// Types of frames (RFC 9113, section 6).
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
 
 #[tokio::test]
 async fn as_many_streams_are_taken_as_by_envoy() {
@@ -67,11 +70,56 @@ async fn as_many_streams_are_taken_as_by_envoy() {
             assert_eq!(setting(end, STREAMS).await, Some(expected), "{options}");
         }
     }
-    // A difference that is meant so: what a connection can make the sidecar hold is bounded more tightly.
+    // A difference that is meant so: unless more is asked for, what a connection can make the sidecar hold is bounded more tightly.
     assert_eq!(
         [setting(ends[0], WINDOW).await, setting(ends[1], WINDOW).await],
         [Some(16 << 20), Some(1 << 20)]
     );
+    oracle.manager(json!({ "http2_protocol_options": { "initial_stream_window_size": 70_000 } })).await;
+    for end in ends {
+        assert_eq!(setting(end, WINDOW).await, Some(70_000));
+    }
+}
+
+#[tokio::test]
+async fn endpoints_are_told_of_the_windows_that_a_cluster_has() {
+    let mut oracle = Oracle::start().await;
+    let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let windows = json!({ "initial_stream_window_size": 70_000, "initial_connection_window_size": 100_000 });
+    let host = json!({ "name": "h", "domains": ["h.test"], "routes": [
+        { "match": { "prefix": "/" }, "route": { "cluster": "windows", "timeout": "5s" } },
+    ] });
+    let address = upstream.local_addr().expect("bound");
+    oracle
+        .push(vec![
+            cluster("windows", speaking_http2(windows)),
+            endpoints("windows", &[address]),
+            route_configuration("routes", &[host, all_clusters()]),
+        ])
+        .await;
+    let request = b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n";
+    for envoy in [true, false] {
+        let seen = async {
+            let (mut socket, _) = upstream.accept().await?;
+            let mut preface = [0; 24];
+            socket.read_exact(&mut preface).await?;
+            let (_, settings) = frame(&mut socket).await?;
+            // The connection's window is opened by an update, by what it is larger than it was to begin with.
+            let update = loop {
+                let (kind, payload) = frame(&mut socket).await?;
+                if kind == WINDOW_UPDATE {
+                    break payload;
+                }
+            };
+            std::io::Result::Ok((setting_of(&settings, WINDOW), update))
+        };
+        let asked = oracle.one_of(envoy, request, "ok");
+        let (seen, outcome) = tokio::join!(timeout(LIMIT, seen), asked);
+        let (window, update) = seen.expect("it comes").expect("it speaks HTTP/2");
+        assert_eq!(window, Some(70_000), "envoy: {envoy}");
+        assert_eq!(update, (100_000_u32 - 65_535).to_be_bytes(), "envoy: {envoy}");
+        assert_ne!(outcome.received.status, 200, "the endpoint says no more");
+    }
 }
 
 /// What a server says of one of its settings in its first frame.
@@ -79,14 +127,23 @@ async fn setting(server: SocketAddr, wanted: u16) -> Option<u32> {
     let read = async {
         let mut socket = TcpStream::connect(server).await?;
         socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
-        let mut head = [0; 9];
-        socket.read_exact(&mut head).await?;
-        assert_eq!(head[3], 4, "SETTINGS come first");
-        let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
-        socket.read_exact(&mut settings).await?;
-        std::io::Result::Ok(settings)
+        frame(&mut socket).await
     };
-    let settings = timeout(LIMIT, read).await.expect("it speaks HTTP/2").expect("it listens");
+    let (kind, settings) = timeout(LIMIT, read).await.expect("it speaks HTTP/2").expect("it listens");
+    assert_eq!(kind, SETTINGS, "they come first");
+    setting_of(&settings, wanted)
+}
+
+/// The next frame of a peer: its type and what it carries.
+async fn frame(socket: &mut TcpStream) -> std::io::Result<(u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    socket.read_exact(&mut head).await?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    socket.read_exact(&mut payload).await?;
+    Ok((head[3], payload))
+}
+
+fn setting_of(settings: &[u8], wanted: u16) -> Option<u32> {
     let mut each = settings.chunks_exact(6).map(|six| {
         (u16::from_be_bytes([six[0], six[1]]), u32::from_be_bytes([six[2], six[3], six[4], six[5]]))
     });

@@ -21,9 +21,9 @@ use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value};
 
 use super::endpoint::{self, ISTIO_TLS_MODE, MESH_TLS_MODE, TLS_MODE};
 use super::error::{At, Decoded, FieldError, is_set, non_empty, refuse, required, unsupported};
-use super::{Kind, XdsError, proto, tls};
+use super::{Kind, XdsError, http2, proto, tls};
 use crate::model::{
-    Cluster, Discovery, DnsFamily, HostPort, LoadBalancer, Panic, UpstreamProtocol, UpstreamTls,
+    Cluster, Discovery, DnsFamily, HostPort, Http2, LoadBalancer, Panic, UpstreamProtocol, UpstreamTls,
 };
 use crate::xds::Client;
 
@@ -81,7 +81,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
     refuse_rest(&message)?;
     let Localities { places, panic_threshold, sessions } =
         localities::decode(message.common_lb_config.as_ref())?;
-    let Http { protocol, idle_timeout, max_requests_per_connection } = decode_http(&message)?;
+    let Http { protocol, http2, idle_timeout, max_requests_per_connection } = decode_http(&message)?;
     let discovery = decode_discovery(&message, &name)?;
     let (keepalive, happy_eyeballs) = connections::decode(message.upstream_connection_options.as_ref())
         .at("upstream_connection_options")?;
@@ -99,6 +99,7 @@ fn decode_cluster(mut message: pb::Cluster) -> Decoded<Cluster> {
         load_balancer,
         connect_timeout: proto::decode_positive(message.connect_timeout, "connect_timeout")?,
         idle_timeout,
+        http2,
         max_requests_per_connection,
         limits: limits::decode(message.circuit_breakers).at("circuit_breakers")?,
         outlier_detection: message
@@ -268,12 +269,12 @@ fn encode_http(cluster: &Cluster) -> Any {
             explicit(ProtocolConfig::HttpProtocolOptions(core::Http1ProtocolOptions::default()))
         }
         UpstreamProtocol::Http2 => {
-            explicit(ProtocolConfig::Http2ProtocolOptions(core::Http2ProtocolOptions::default()))
+            explicit(ProtocolConfig::Http2ProtocolOptions(http2::encode(&cluster.http2)))
         }
         UpstreamProtocol::Downstream => {
             UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
                 http_protocol_options: Some(core::Http1ProtocolOptions::default()),
-                http2_protocol_options: Some(core::Http2ProtocolOptions::default()),
+                http2_protocol_options: Some(http2::encode(&cluster.http2)),
                 http3_protocol_options: None,
             })
         }
@@ -323,6 +324,7 @@ fn refuse_common(common: Option<&core::HttpProtocolOptions>) -> Decoded<()> {
 /// How a cluster's endpoints are spoken to.
 struct Http {
     protocol: UpstreamProtocol,
+    http2: Http2,
     idle_timeout: Option<std::time::Duration>,
     max_requests_per_connection: Option<u32>,
 }
@@ -339,9 +341,11 @@ fn decode_http(message: &pb::Cluster) -> Decoded<Http> {
     let older = older_common.and_then(|common| most(common.max_requests_per_connection));
     let older = older.or(most(message.max_requests_per_connection));
     let Some(config) = options.get(HTTP_OPTIONS) else {
-        let http2 = message.http2_protocol_options.is_some();
+        let http2 = message.http2_protocol_options.as_ref().map(http2::decode).transpose();
+        let http2 = http2.at("http2_protocol_options")?;
         return Ok(Http {
-            protocol: if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
+            protocol: if http2.is_some() { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
+            http2: http2.unwrap_or_default(),
             idle_timeout: proto::decode_duration(
                 older_common.and_then(|common| common.idle_timeout),
                 "common_http_protocol_options.idle_timeout",
@@ -351,6 +355,8 @@ fn decode_http(message: &pb::Cluster) -> Decoded<Http> {
     };
     let options: http_pb::HttpProtocolOptions = proto::unpack(config).at_key(field, HTTP_OPTIONS)?;
     refuse_options(&options).at_key(field, HTTP_OPTIONS)?;
+    let http2 = http2_options(&options).map(http2::decode).transpose();
+    let http2 = http2.at("http2_protocol_options").at_key(field, HTTP_OPTIONS)?.unwrap_or_default();
     let protocol = match options.upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
             Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
@@ -376,11 +382,26 @@ fn decode_http(message: &pb::Cluster) -> Decoded<Http> {
     let idle = proto::decode_duration(common.idle_timeout, "common_http_protocol_options.idle_timeout");
     Ok(Http {
         protocol,
+        http2,
         idle_timeout: idle.at_key(field, HTTP_OPTIONS)?,
         max_requests_per_connection: most(common.max_requests_per_connection)
             .or(older)
             .filter(|most| *most > 0),
     })
+}
+
+/// What is said of connections that speak HTTP/2, wherever it stands.
+fn http2_options(options: &http_pb::HttpProtocolOptions) -> Option<&core::Http2ProtocolOptions> {
+    match options.upstream_protocol_options.as_ref()? {
+        UpstreamProtocolOptions::ExplicitHttpConfig(explicit) => match explicit.protocol_config.as_ref()? {
+            ProtocolConfig::Http2ProtocolOptions(http2) => Some(http2),
+            ProtocolConfig::HttpProtocolOptions(_) | ProtocolConfig::Http3ProtocolOptions(_) => None,
+        },
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(config) => {
+            config.http2_protocol_options.as_ref()
+        }
+        UpstreamProtocolOptions::AutoConfig(config) => config.http2_protocol_options.as_ref(),
+    }
 }
 
 /// gRPC knows no `transport_socket_matches`, so they are written only where plaintext endpoints are among the others. A gRPC

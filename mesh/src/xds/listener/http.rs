@@ -11,10 +11,10 @@ use prost::Message;
 
 use super::{access_log, edge, filters, tracing};
 use crate::model::{
-    EscapedSlashes, Forwarding, HttpConnection, PathHandling, RouteSource, Underscores, Upgrade,
+    EscapedSlashes, Forwarding, Http2, HttpConnection, PathHandling, RouteSource, Underscores, Upgrade,
 };
 use crate::xds::error::{At, Decoded, FieldError, non_empty, refuse, required, unsupported};
-use crate::xds::{Client, proto, route, upgrades};
+use crate::xds::{Client, http2, proto, route, upgrades};
 
 /// The most that Envoy lets a request's head have.
 const MAX_HEADERS_KB: u32 = 8192;
@@ -58,10 +58,7 @@ fn encode(connection: &HttpConnection, stat_prefix: &str) -> pb::HttpConnectionM
         ..Default::default()
     };
     let head_kb = connection.max_request_headers_bytes.map(|bytes| bytes.div_ceil(1024).min(MAX_HEADERS_KB));
-    let http2 = connection.max_concurrent_streams.map(|streams| core::Http2ProtocolOptions {
-        max_concurrent_streams: proto::u32_value(streams),
-        ..Default::default()
-    });
+    let http2 = (connection.http2 != Http2::default()).then(|| http2::encode(&connection.http2));
     let mut manager = pb::HttpConnectionManager {
         codec_type: CodecType::Auto as i32,
         stat_prefix: stat_prefix.into(),
@@ -104,7 +101,7 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
     let idle_timeout =
         proto::decode_duration(common.idle_timeout, "common_http_protocol_options.idle_timeout")?;
     let head_kb = decode_limit(manager.max_request_headers_kb, MAX_HEADERS_KB, "max_request_headers_kb")?;
-    let streams = manager.http2_protocol_options.and_then(|options| options.max_concurrent_streams);
+    let http2 = manager.http2_protocol_options.as_ref().map(http2::decode).transpose();
     Ok(HttpConnection {
         routes: decode_routes(required(manager.route_specifier, "rds")?)?,
         filters: filters::decode(manager.http_filters)?,
@@ -127,11 +124,7 @@ pub(super) fn decode(manager: pb::HttpConnectionManager) -> Decoded<HttpConnecti
             u32::MAX,
             "common_http_protocol_options.max_headers_count",
         )?,
-        max_concurrent_streams: decode_limit(
-            streams,
-            i32::MAX.unsigned_abs(),
-            "http2_protocol_options.max_concurrent_streams",
-        )?,
+        http2: http2.at("http2_protocol_options")?.unwrap_or_default(),
         paths: PathHandling {
             normalize: manager.normalize_path.is_some_and(|normalize| normalize.value),
             merge_slashes: manager.merge_slashes,
@@ -168,9 +161,6 @@ fn refuse_rest(manager: &pb::HttpConnectionManager) -> Decoded<()> {
         "common_http_protocol_options.max_requests_per_connection",
         "set it on clusters",
     )?;
-    let http2 = manager.http2_protocol_options.as_ref();
-    let custom = http2.is_some_and(|options| !options.custom_settings_parameters.is_empty());
-    unsupported(custom, "http2_protocol_options.custom_settings_parameters", "leave them out")?;
     Ok(())
 }
 

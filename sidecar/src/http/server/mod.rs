@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use tulle_mesh::model::{Http10, HttpConnection};
+use tulle_mesh::model::{Http2, Http10, HttpConnection};
 
 pub(crate) use self::h1::{RequestBody, serve as serve_http1};
 pub(crate) use self::h2::{StreamBody, serve as serve_http2};
@@ -69,8 +69,8 @@ pub(crate) struct ServerOptions {
     pub(crate) close_timeout: Duration,
     /// How large a head may be.
     pub(crate) head: HeadLimits,
-    /// The most concurrent streams of an HTTP/2 connection.
-    pub(crate) max_concurrent_streams: u32,
+    /// What is set of HTTP/2; of how many streams there may be, something always is.
+    pub(crate) http2: Http2,
     /// Whether old clients are served.
     pub(crate) http_10: Http10,
 }
@@ -89,7 +89,7 @@ impl ServerOptions {
     /// Envoy's default.
     const MAX_HEAD_FIELDS: u32 = 100;
     /// Envoy's default.
-    const MAX_CONCURRENT_STREAMS: u32 = 1024;
+    pub(crate) const MAX_CONCURRENT_STREAMS: u32 = 1024;
 }
 
 impl Default for ServerOptions {
@@ -102,7 +102,7 @@ impl Default for ServerOptions {
             head_timeout: Self::HEAD_TIMEOUT,
             close_timeout: Self::CLOSE_TIMEOUT,
             head: HeadLimits { bytes: size(Self::MAX_HEAD_BYTES), fields: size(Self::MAX_HEAD_FIELDS) },
-            max_concurrent_streams: HttpConnection::MESH_STREAMS,
+            http2: Http2 { streams: Some(HttpConnection::MESH_STREAMS), ..Http2::default() },
             http_10: Http10 { accepted: true, default_host: None },
         }
     }
@@ -124,7 +124,7 @@ impl From<&HttpConnection> for ServerOptions {
                 bytes: size(model.max_request_headers_bytes, Self::MAX_HEAD_BYTES),
                 fields: size(model.max_headers, Self::MAX_HEAD_FIELDS),
             },
-            max_concurrent_streams: model.max_concurrent_streams.unwrap_or(Self::MAX_CONCURRENT_STREAMS),
+            http2: model.http2,
             http_10: model.http_10.clone(),
         }
     }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
-use tulle_mesh::model::Http10;
+use tulle_mesh::model::{Http2, Http10};
 
 use super::{Handler, Interim, Reply, ServerOptions, serve_http1, serve_http2};
 use crate::http::body::Body;
@@ -52,9 +52,14 @@ pub(crate) fn options() -> ServerOptions {
         head_timeout: Duration::from_secs(10),
         close_timeout: Duration::from_secs(1),
         head: HeadLimits { bytes: 32 * 1024, fields: 20 },
-        max_concurrent_streams: 100,
+        http2: streams(100),
         http_10: Http10 { accepted: true, default_host: None },
     }
+}
+
+/// So many streams at once on a connection.
+pub(crate) fn streams(most: u32) -> Http2 {
+    Http2 { streams: Some(most), ..Http2::default() }
 }
 
 /// Runs a test where tasks can be local.

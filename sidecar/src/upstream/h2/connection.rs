@@ -25,7 +25,8 @@ use crate::tls::Alpn;
 use crate::upstream::pool::{Slot, permit};
 use crate::upstream::{ConnectError, DEFAULT_CONNECT_TIMEOUT, SendError};
 
-/// Connections per endpoint and worker. When all of them carry what their peer allows, streams wait.
+/// Connections per endpoint and worker, where a cluster does not say how many streams one may carry. When all of them carry what
+/// their peer allows, streams wait.
 const MAX_CONNECTIONS: usize = 8;
 /// The largest head of a response, in bytes, as HTTP/2 counts them.
 const MAX_HEAD: u32 = 256 * 1024;
@@ -73,7 +74,7 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
     let pool = &slot.multiplexed;
     let mut pending = None;
     loop {
-        if let Some(lease) = pool.pick(slot.max_requests.get()) {
+        if let Some(lease) = pool.pick(slot.max_requests.get(), slot.max_streams.get()) {
             return Ok(lease);
         }
         if pending.is_none() {
@@ -105,12 +106,12 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
 
 impl Multiplexed {
     /// A place on a connection that has room; `None` when one more connection should be made. One that has carried
-    /// `most` streams takes no more.
-    fn pick(&self, most: u32) -> Option<Lease> {
+    /// `most` streams takes no more, nor does one that carries `at_once`.
+    fn pick(&self, most: u32, at_once: usize) -> Option<Lease> {
         let connections = &mut *self.connections.borrow_mut();
         connections.retain(|connection| !connection.state.closed.get() && connection.served.get() < most);
-        let with_room = connections.iter().find(|connection| connection.has_room());
-        if with_room.is_none() && connections.len() >= MAX_CONNECTIONS {
+        let with_room = connections.iter().find(|connection| connection.has_room(at_once));
+        if with_room.is_none() && connections.len() >= MAX_CONNECTIONS && at_once == usize::MAX {
             return least_loaded(connections);
         }
         with_room.map(Lease::new)
@@ -135,8 +136,8 @@ impl Multiplexed {
 }
 
 impl Shared {
-    fn has_room(&self) -> bool {
-        self.state.streams.get() < self.sender.current_max_send_streams()
+    fn has_room(&self, at_once: usize) -> bool {
+        self.state.streams.get() < self.sender.current_max_send_streams().min(at_once)
     }
 }
 
@@ -220,9 +221,10 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         None => {}
     }
     let (stream, first) = Watched::new(connection.stream);
+    let http2 = &cluster.model.http2;
     let handshake = Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(http2.stream_window.unwrap_or(STREAM_WINDOW))
+        .initial_connection_window_size(http2.connection_window.unwrap_or(CONNECTION_WINDOW))
         .max_frame_size(MAX_FRAME)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEAD)

@@ -345,7 +345,8 @@ async fn requests_wait_for_a_connection_where_they_are_limited_and_no_more_than_
 async fn a_connection_carries_no_more_requests_than_its_cluster_says() {
     local(async {
         let origin = Origin::new().await;
-        let upstream = Upstream::new(origin.address(), HttpVersion::Http1).with_requests_per_connection(2);
+        let upstream = Upstream::new(origin.address(), HttpVersion::Http1)
+            .with(|cluster| cluster.max_requests_per_connection = Some(2));
         for _ in 0..3 {
             let mut connection = warm(&origin, &upstream, EMPTY).await;
             let serve = async {

@@ -1,9 +1,10 @@
 //! HTTP/2 to an origin: our own server, or one of the `h2` crate that does as the test wants.
 
 use std::cell::{Cell, RefCell};
-use std::future::{pending, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use tulle_mesh::model::Limits;
 
 use crate::http::body::{Body, BodyError};
 use crate::http::server::ServerOptions;
-use crate::http::server::testing::{Client, Serve, Speak, local, ok, options, server, talk, text};
+use crate::http::server::testing::{Client, Serve, Speak, local, ok, options, server, streams, talk, text};
 use crate::upstream::testing::{Origin, Upstream, get, post};
 use crate::upstream::{Answer, HttpVersion, SendError};
 use crate::worker::drain::Phase;
@@ -93,7 +94,7 @@ async fn a_head_takes_the_form_of_http_2() {
 #[tokio::test]
 async fn requests_share_a_connection_until_it_is_full() {
     local(async {
-        let limits = ServerOptions { max_concurrent_streams: 2, ..options() };
+        let limits = ServerOptions { http2: streams(2), ..options() };
         let handler = Serve(|request: Request<Body>, _| async move {
             match request.uri().path() {
                 "/never" => pending().await,
@@ -121,6 +122,32 @@ async fn requests_share_a_connection_until_it_is_full() {
                 }
             } => answer,
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cluster_says_how_many_streams_a_connection_carries() {
+    local(async {
+        let handler = Serve(|request: Request<Body>, _| async move {
+            match request.uri().path() {
+                "/never" => pending().await,
+                _ => text("x"),
+            }
+        });
+        let (address, _) = server(Speak::Http2, handler, options()).await;
+        let upstream = Upstream::new(address, HttpVersion::Http2).with(|cluster| cluster.http2 = streams(2));
+        let connections = || upstream.cluster.state.series.connections.value();
+        let busy: Vec<_> = (0..20).map(|_| upstream.clone()).collect();
+        let mut busy = Box::pin(join_all(busy.iter().map(|upstream| upstream.send(get("/never")))));
+        let all = poll_fn(|cx| {
+            assert!(busy.as_mut().poll(cx).is_pending());
+            // The others are begun as fast as connections come to stand.
+            if connections() == 10 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::time::timeout(Duration::from_secs(60), all)
+            .await
+            .expect("ten connections of two streams each");
     })
     .await;
 }

@@ -67,7 +67,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
         limits(),
         of(outliers()),
         of(tls()),
-        (protocol, any::<[bool; 5]>(), 0..=100_u32, connections()),
+        ((protocol, http2()), any::<[bool; 5]>(), 0..=100_u32, connections()),
     )
         .prop_map(
             |(
@@ -80,7 +80,7 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                 outlier_detection,
                 tls,
                 (
-                    protocol,
+                    (protocol, http2),
                     [ignores_localities, fails_requests, healthy, draining, unhealthy],
                     threshold,
                     (keepalive, happy_eyeballs),
@@ -102,6 +102,8 @@ pub(in super::super) fn cluster() -> BoxedStrategy<Cluster> {
                     limits,
                     outlier_detection,
                     tls,
+                    // It stands where HTTP/2 is spoken.
+                    http2: if protocol == UpstreamProtocol::Http1 { Http2::default() } else { http2 },
                     protocol,
                     ignores_localities,
                     // Envoy has a field for it only where localities have no weights.

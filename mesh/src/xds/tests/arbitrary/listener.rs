@@ -89,7 +89,7 @@ fn http() -> BoxedStrategy<HttpConnection> {
         1 => route_configuration().prop_map(RouteSource::Inline),
     ];
     let timeouts = (of(duration()), of(duration()), of(duration()), of(duration()), of(duration()));
-    let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), of(1..=0x7fff_ffff_u32));
+    let limits = (of((1..=8192_u32).prop_map(|kb| kb * 1024)), of(1..=u32::MAX), http2());
     let value = prop_oneof![
         name().prop_map(TagValue::Literal),
         (select(vec!["x-a", "x-b"]), "[a-z]{0,3}").prop_map(|(name, default)| TagValue::Header {
@@ -131,7 +131,7 @@ fn http() -> BoxedStrategy<HttpConnection> {
                 close_timeout: timeouts.4,
                 max_request_headers_bytes: limits.0,
                 max_headers: limits.1,
-                max_concurrent_streams: limits.2,
+                http2: limits.2,
                 paths,
                 forwarding,
                 upgrades,

@@ -130,3 +130,13 @@ fn header_match() -> BoxedStrategy<HeaderMatch> {
         })
         .boxed()
 }
+
+fn http2() -> BoxedStrategy<Http2> {
+    (of(1..=0x7fff_ffff_u32), of(65_535..=0x7fff_ffff_u32), of(65_535..=0x7fff_ffff_u32))
+        .prop_map(|(streams, stream_window, connection_window)| Http2 {
+            streams,
+            stream_window,
+            connection_window,
+        })
+        .boxed()
+}

@@ -35,12 +35,12 @@ pub(crate) async fn serve<H: Handler>(
 ) {
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(options.http2.stream_window.unwrap_or(STREAM_WINDOW))
+        .initial_connection_window_size(options.http2.connection_window.unwrap_or(CONNECTION_WINDOW))
         .max_frame_size(MAX_FRAME)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(u32::try_from(options.head.bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(options.max_concurrent_streams)
+        .max_concurrent_streams(options.http2.streams.unwrap_or(ServerOptions::MAX_CONCURRENT_STREAMS))
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .enable_connect_protocol();
     let handshake = builder.handshake::<_, Bytes>(stream);

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::http::body::{Body, BodyError};
-use crate::http::server::testing::{Client, Serve, Speak, local, ok, options, server, text};
+use crate::http::server::testing::{Client, Serve, Speak, local, ok, options, server, streams, text};
 use crate::http::server::{Handler, Interim, Reply, ServerOptions};
 use crate::worker::drain::Phase;
 
@@ -386,7 +386,7 @@ const GET: [u8; 6] = [0x82, 0x86, 0x84, 0x41, 1, b'a'];
 #[tokio::test]
 async fn streams_beyond_the_limit_are_refused() {
     local(async {
-        let limits = ServerOptions { max_concurrent_streams: 5, ..options() };
+        let limits = ServerOptions { http2: streams(5), ..options() };
         let (address, _) = server(Speak::Http2, Serve(|_, _| pending()), limits).await;
         let seen = burst(address, 6, |stream| frame(1, 5, stream, &GET), RST_STREAM).await;
         assert_eq!(seen.last(), Some(&(RST_STREAM, 11, Reason::REFUSED_STREAM.into())), "{seen:?}");
