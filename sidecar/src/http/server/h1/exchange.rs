@@ -44,6 +44,9 @@ pub(crate) struct Exchange {
     /// How long nothing may move, and how long for this request.
     idle_timeout: Option<Duration>,
     idle: Option<Duration>,
+    /// Its route has said so: from the head of the answer on it is timed with the answer, in both directions at once.
+    by_route: bool,
+    answered: bool,
 }
 
 impl Exchange {
@@ -60,6 +63,8 @@ impl Exchange {
             progress: Instant::now(),
             idle_timeout,
             idle: idle_timeout,
+            by_route: false,
+            answered: false,
         }
     }
 
@@ -67,7 +72,7 @@ impl Exchange {
     pub(super) fn begin(&mut self, framing: Framing, version: Version, expects_continue: bool) -> u64 {
         self.decoder = Decoder::new(framing);
         self.number += 1;
-        self.idle = self.idle_timeout;
+        (self.idle, self.by_route, self.answered) = (self.idle_timeout, false, false);
         self.interim = version == Version::HTTP_11;
         self.expects_continue = expects_continue;
         self.waiting = None;
@@ -89,13 +94,14 @@ impl Exchange {
     /// In exchange `number` nothing may move for so long.
     pub(in crate::http::server) fn set_idle_timeout(&mut self, number: u64, limit: Option<Duration>) {
         if self.number == number {
-            self.idle = limit;
+            (self.idle, self.by_route) = (limit, true);
         }
     }
 
-    /// From now on there are none.
+    /// From now on there are none: the answer itself begins.
     pub(super) fn end_interim(&mut self) {
         self.interim = false;
+        self.answered = true;
     }
 
     /// Sends what is queued.
@@ -128,6 +134,9 @@ impl Exchange {
     /// When the body's reader has waited for too long.
     pub(super) fn body_due(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
+        if self.by_route && self.answered {
+            return None;
+        }
         Some(self.progress + self.idle?)
     }
 

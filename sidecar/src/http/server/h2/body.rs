@@ -35,7 +35,7 @@ impl StreamBody {
             self.stream.moved();
         }
         self.waiting = polled.is_pending();
-        match (polled, self.stream.idle_timeout()) {
+        match (polled, self.stream.reading_timeout()) {
             (Poll::Pending, Some(idle)) => {
                 let timer = self.timer.get_or_insert_with(|| Timer::new(idle));
                 timer.poll(cx, self.stream.last_moved() + idle).map(|()| Some(Err(BodyError::Idle)))

@@ -30,6 +30,9 @@ pub(in crate::http::server) struct Stream {
     /// When a frame last moved, in either direction.
     moved: Cell<Instant>,
     idle_timeout: Cell<Option<Duration>>,
+    /// The request's route has set it: from the head of the answer on it is timed with the answer, in both directions at once.
+    by_route: Cell<bool>,
+    answered: Cell<bool>,
 }
 
 /// Answers a request. Returns early when the client resets the stream.
@@ -99,6 +102,8 @@ impl Stream {
             respond: RefCell::new(respond),
             moved: Cell::new(Instant::now()),
             idle_timeout: Cell::new(idle_timeout),
+            by_route: Cell::new(false),
+            answered: Cell::new(false),
         }
     }
 
@@ -112,13 +117,14 @@ impl Stream {
         self.moved.get()
     }
 
-    /// How long none may move; `None`: however long.
-    pub(super) fn idle_timeout(&self) -> Option<Duration> {
-        self.idle_timeout.get()
+    /// How long none of the client's may be waited for; `None`: however long.
+    pub(super) fn reading_timeout(&self) -> Option<Duration> {
+        self.idle_timeout.get().filter(|_| !(self.by_route.get() && self.answered.get()))
     }
 
     pub(in crate::http::server) fn set_idle_timeout(&self, limit: Option<Duration>) {
         self.idle_timeout.set(limit);
+        self.by_route.set(true);
     }
 
     /// Sends an interim response.
@@ -147,6 +153,7 @@ impl Stream {
 
     /// Sends a head; `None` when the stream is gone.
     fn send_head(&self, response: Response<()>, end: bool) -> Option<SendStream<Bytes>> {
+        self.answered.set(true);
         self.respond.borrow_mut().send_response(response, end).ok()
     }
 
