@@ -346,26 +346,18 @@ impl Compiler<'_> {
         filters: &mut Filters<'_>,
         of_listener: &[Stage],
     ) -> RouteRuntime {
-        let (backends, mirrors) = match &route.action {
-            RouteAction::Forward(forward) => (forward.backends.as_slice(), forward.mirrors.as_slice()),
-            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
-                Default::default()
-            }
+        let forward = match &route.action {
+            RouteAction::Forward(forward) => Some(forward),
+            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => None,
         };
-        let rates = match &route.action {
-            RouteAction::Forward(forward) => Said { route: Some(&forward.rate_limits), host: of_host },
-            RouteAction::Redirect(_) | RouteAction::Respond(_) | RouteAction::NonForwarding => {
-                Said::default()
-            }
-        };
+        let (backends, mirrors) =
+            forward.map_or_else(Default::default, |forward| (&forward.backends[..], &forward.mirrors[..]));
+        let rates = forward
+            .map_or_else(Said::default, |forward| Said { route: Some(&forward.rate_limits), host: of_host });
+        let session = forward.filter(|_| filters.have_sessions()).and_then(|forward| forward.session.clone());
         let says_rates = rates.route.is_some_and(|said| !said.is_empty()) || !of_host.is_empty();
-        let session = match &route.action {
-            RouteAction::Forward(forward) if filters.have_sessions() => forward.session.clone(),
-            _ => None,
-        };
-        let forwards = matches!(route.action, RouteAction::Forward(_));
         let has_own = !route.filters.is_empty() || (says_rates && filters.have_descriptors());
-        let stages = has_own.then(|| filters.stages(&[&route.filters], rates, forwards));
+        let stages = has_own.then(|| filters.stages(&[&route.filters], rates, forward.is_some()));
         let names_cluster = name_cluster(stages.as_deref().unwrap_or(of_listener));
         let draws_first = backends.iter().any(|backend| !backend.filters.is_empty())
             || (backends.len() > 1 && names_cluster);
