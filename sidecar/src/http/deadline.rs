@@ -23,7 +23,7 @@ pub(crate) type Named = (&'static str, Duration);
 
 /// A connection manager that gives a stream this long or longer to move bounds clients that stall, and no waits for what an
 /// endpoint has to say: a timer per request would be for nothing.
-const UNTIMED: Duration = Duration::from_secs(3600);
+const UNTIMED: Duration = HttpConnection::MESH_STREAM_IDLE;
 
 /// A route's timeouts, where the connection manager says how long a stream may last, and be without movement, unless the route does.
 pub(super) fn timeouts(route: &Timeouts, manager: &HttpConnection) -> Timeouts {

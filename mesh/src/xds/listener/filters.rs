@@ -21,7 +21,7 @@ use super::{rate_limit, rbac, replaceable};
 use crate::model::{AdaptiveConcurrency, FilterSettings, HttpFilter};
 use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::proto;
-use crate::xds::route::filters::SESSION;
+use crate::xds::route::filters::{SESSION, check_session_name};
 
 const ROUTER: &str = "envoy.filters.http.router";
 pub(super) const ADAPTIVE_CONCURRENCY: &str = "envoy.filters.http.adaptive_concurrency";
@@ -151,9 +151,7 @@ fn decode_config(filter: &pb::HttpFilter, config: &Any) -> Decoded<Step> {
         return Ok(Step::Filters(filters));
     }
     if is_empty_session(config)? {
-        if name != SESSION {
-            return Err(FieldError::new(format!("sessions are known under one name: call it {SESSION}")));
-        }
+        check_session_name(name)?;
         // Where it is disabled, what routes say of it switches it on.
         return Ok(Step::Filters(vec![HttpFilter::Sessions]));
     }

@@ -101,9 +101,7 @@ fn decode_filter(
 /// Takes the settings of a filter; false for one that is not known.
 fn known(name: &str, config: &Any, watched: Option<Duration>, settings: &mut Settings) -> Decoded<bool> {
     if proto::is::<StatefulSessionPerRoute>(config) {
-        if name != SESSION {
-            return Err(FieldError::new(format!("sessions are known under one name: call it {SESSION}")));
-        }
+        check_session_name(name)?;
         settings.session = session::decode(proto::unpack(config)?, watched)?;
     } else if let Some(said) = replaceable::decode_override(name, config)? {
         settings.overrides.push(Arc::new(said));
@@ -111,6 +109,14 @@ fn known(name: &str, config: &Any, watched: Option<Duration>, settings: &mut Set
         return Ok(false);
     }
     Ok(true)
+}
+
+/// Sessions are settings of one filter, which a listener has or not.
+pub(in crate::xds) fn check_session_name(name: &str) -> Decoded<()> {
+    match name {
+        SESSION => Ok(()),
+        _ => Err(FieldError::new(format!("sessions are known under one name: call it {SESSION}"))),
+    }
 }
 
 fn unknown(config: &Any) -> FieldError {

@@ -10,6 +10,7 @@
 
 mod h1;
 mod h2;
+mod idle;
 mod interim;
 mod timer;
 
@@ -69,7 +70,7 @@ pub(crate) struct ServerOptions {
     pub(crate) close_timeout: Duration,
     /// How large a head may be.
     pub(crate) head: HeadLimits,
-    /// What is set of HTTP/2; of how many streams there may be, something always is.
+    /// What is set of HTTP/2.
     pub(crate) http2: Http2,
     /// Whether old clients are served.
     pub(crate) http_10: Http10,

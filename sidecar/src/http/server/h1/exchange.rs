@@ -19,6 +19,7 @@ use crate::http::h1::decode::{Decoded, Decoder};
 use crate::http::h1::encode::write_interim;
 use crate::http::h1::framing::Framing;
 use crate::http::h1::transport::Transport;
+use crate::http::server::idle::Idle;
 use crate::io::Stream;
 
 /// How much is read ahead only to see whether the client is still there.
@@ -43,10 +44,7 @@ pub(crate) struct Exchange {
     progress: Instant,
     /// How long nothing may move, and how long for this request.
     idle_timeout: Option<Duration>,
-    idle: Option<Duration>,
-    /// Its route has said so: from the head of the answer on it is timed with the answer, in both directions at once.
-    by_route: bool,
-    answered: bool,
+    idle: Idle,
 }
 
 impl Exchange {
@@ -62,9 +60,7 @@ impl Exchange {
             failed: None,
             progress: Instant::now(),
             idle_timeout,
-            idle: idle_timeout,
-            by_route: false,
-            answered: false,
+            idle: Idle::of_listener(idle_timeout),
         }
     }
 
@@ -72,7 +68,7 @@ impl Exchange {
     pub(super) fn begin(&mut self, framing: Framing, version: Version, expects_continue: bool) -> u64 {
         self.decoder = Decoder::new(framing);
         self.number += 1;
-        (self.idle, self.by_route, self.answered) = (self.idle_timeout, false, false);
+        self.idle = Idle::of_listener(self.idle_timeout);
         self.interim = version == Version::HTTP_11;
         self.expects_continue = expects_continue;
         self.waiting = None;
@@ -94,14 +90,14 @@ impl Exchange {
     /// In exchange `number` nothing may move for so long.
     pub(in crate::http::server) fn set_idle_timeout(&mut self, number: u64, limit: Option<Duration>) {
         if self.number == number {
-            (self.idle, self.by_route) = (limit, true);
+            self.idle = self.idle.of_route(limit);
         }
     }
 
     /// From now on there are none: the answer itself begins.
     pub(super) fn end_interim(&mut self) {
         self.interim = false;
-        self.answered = true;
+        self.idle = self.idle.answered();
     }
 
     /// Sends what is queued.
@@ -134,15 +130,12 @@ impl Exchange {
     /// When the body's reader has waited for too long.
     pub(super) fn body_due(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
-        if self.by_route && self.answered {
-            return None;
-        }
-        Some(self.progress + self.idle?)
+        Some(self.progress + self.idle.reading()?)
     }
 
     /// When the client has not taken what is queued for too long.
     pub(super) fn write_due(&self) -> Option<Instant> {
-        if self.transport.write.is_empty() { None } else { Some(self.progress + self.idle?) }
+        if self.transport.write.is_empty() { None } else { Some(self.progress + self.idle.writing()?) }
     }
 
     /// Gives the request's body up.

@@ -21,6 +21,7 @@ use crate::http::h1::framing::status_is_bodiless;
 use crate::http::h2::recv::RecvBody;
 use crate::http::h2::send::{SendBody, SendFailure};
 use crate::http::h2::{reset_reason, strip_connection_fields};
+use crate::http::server::idle::Idle;
 use crate::http::server::{Handler, Interim, Reply, ServerOptions, Timer};
 use crate::http::upgrade::TunnelEnd;
 
@@ -29,10 +30,7 @@ pub(in crate::http::server) struct Stream {
     respond: RefCell<SendResponse<Bytes>>,
     /// When a frame last moved, in either direction.
     moved: Cell<Instant>,
-    idle_timeout: Cell<Option<Duration>>,
-    /// The request's route has set it: from the head of the answer on it is timed with the answer, in both directions at once.
-    by_route: Cell<bool>,
-    answered: Cell<bool>,
+    idle: Cell<Idle>,
 }
 
 /// Answers a request. Returns early when the client resets the stream.
@@ -101,9 +99,7 @@ impl Stream {
         Self {
             respond: RefCell::new(respond),
             moved: Cell::new(Instant::now()),
-            idle_timeout: Cell::new(idle_timeout),
-            by_route: Cell::new(false),
-            answered: Cell::new(false),
+            idle: Cell::new(Idle::of_listener(idle_timeout)),
         }
     }
 
@@ -119,12 +115,11 @@ impl Stream {
 
     /// How long none of the client's may be waited for; `None`: however long.
     pub(super) fn reading_timeout(&self) -> Option<Duration> {
-        self.idle_timeout.get().filter(|_| !(self.by_route.get() && self.answered.get()))
+        self.idle.get().reading()
     }
 
     pub(in crate::http::server) fn set_idle_timeout(&self, limit: Option<Duration>) {
-        self.idle_timeout.set(limit);
-        self.by_route.set(true);
+        self.idle.set(self.idle.get().of_route(limit));
     }
 
     /// Sends an interim response.
@@ -153,7 +148,7 @@ impl Stream {
 
     /// Sends a head; `None` when the stream is gone.
     fn send_head(&self, response: Response<()>, end: bool) -> Option<SendStream<Bytes>> {
-        self.answered.set(true);
+        self.idle.set(self.idle.get().answered());
         self.respond.borrow_mut().send_response(response, end).ok()
     }
 
@@ -177,7 +172,7 @@ impl Stream {
                 sent = send.sent();
                 self.moved();
             }
-            let Some(idle) = self.idle_timeout.get().filter(|_| send.is_blocked()) else {
+            let Some(idle) = self.idle.get().writing().filter(|_| send.is_blocked()) else {
                 return Poll::Pending;
             };
             let timer = timer.get_or_insert_with(|| Timer::new(idle));
