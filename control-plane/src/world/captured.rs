@@ -34,14 +34,7 @@ impl Inbound<'_> {
         // How peers ask for a port of this address, whatever its number.
         let names = [format!("*._.{}", sni_host(ip))];
         chains.extend(self.chains(workload, services, &any_port(0), &names, report));
-        Listener {
-            proxy_protocol: None,
-            has_default: false,
-            name: captured_listener(ip),
-            direction: TrafficDirection::Inbound,
-            address: None,
-            chains,
-        }
+        Listener::new(captured_listener(ip), TrafficDirection::Inbound, chains)
     }
 
     /// Whether peers speak mTLS to the ports of a workload that no manifest names.

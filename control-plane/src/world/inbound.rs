@@ -137,14 +137,9 @@ impl Inbound<'_> {
         report: &mut Report,
     ) -> Listener {
         let names = server_names(workload, services, port, address);
-        Listener {
-            proxy_protocol: None,
-            has_default: false,
-            name: inbound_listener(address),
-            direction: TrafficDirection::Inbound,
-            address: Some(address),
-            chains: self.chains(workload, services, port, &names, report),
-        }
+        let chains = self.chains(workload, services, port, &names, report);
+        let listener = Listener::new(inbound_listener(address), TrafficDirection::Inbound, chains);
+        Listener { address: Some(address), ..listener }
     }
 
     /// How connections to a port are treated; `names` are those under which peers ask for it.
@@ -412,7 +407,7 @@ fn mesh_tls(alpn: &[&str]) -> DownstreamTls {
 /// is for plaintext must say so.
 pub(super) fn detected_http() -> ChainMatch {
     ChainMatch {
-        application_protocols: ["http/1.1", "h2c"].map(Into::into).into(),
+        application_protocols: ["http/1.0", "http/1.1", "h2c"].map(Into::into).into(),
         ..starts_with(Transport::Plaintext)
     }
 }

@@ -42,12 +42,8 @@ pub(super) fn listener(
     };
     let address = service.cluster_ips.first().map(|ip| SocketAddr::new(*ip, port.number));
     let made = |chains| Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: port.service.to_string(),
-        direction: TrafficDirection::Outbound,
         address,
-        chains,
+        ..Listener::new(port.service.to_string(), TrafficDirection::Outbound, chains)
     };
     let policy = builder.policies.of_port(&service.key, port.name.as_deref());
     let policy = policy.map(|(_, policy)| &policy.spec);
@@ -78,18 +74,15 @@ pub(super) fn direct_listener(address: SocketAddr, protocol: Protocol, telemetry
     let routes = RouteConfiguration::new(cluster.clone(), vec![host]);
     let http = http_chain(RouteSource::Inline(routes), None, telemetry);
     let tcp = TcpRule { name: "default".into(), server_names: Vec::new(), backends: vec![(cluster, 1)] };
+    let chains = match protocol {
+        Protocol::Http | Protocol::Http2 => vec![http],
+        Protocol::Tcp => vec![tcp_chain(tcp, None, telemetry)],
+        Protocol::Detect => detected(http, tcp_chain(tcp, None, telemetry)),
+    };
     Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: address.to_string(),
-        direction: TrafficDirection::Outbound,
         // All ports of an address are no place to listen on.
         address: Some(address).filter(|address| address.port() != 0),
-        chains: match protocol {
-            Protocol::Http | Protocol::Http2 => vec![http],
-            Protocol::Tcp => vec![tcp_chain(tcp, None, telemetry)],
-            Protocol::Detect => detected(http, tcp_chain(tcp, None, telemetry)),
-        },
+        ..Listener::new(address.to_string(), TrafficDirection::Outbound, chains)
     }
 }
 

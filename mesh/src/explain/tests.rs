@@ -67,14 +67,9 @@ impl Mesh {
         if !strict {
             chains.push(chain(None, http(Vec::new(), filters)));
         }
-        self.inbound.push(Listener {
-            proxy_protocol: None,
-            has_default: false,
-            name: crate::address::inbound_listener(address),
-            direction: TrafficDirection::Inbound,
-            address: Some(address),
-            chains,
-        });
+        let name = crate::address::inbound_listener(address);
+        let listener = Listener::new(name, TrafficDirection::Inbound, chains);
+        self.inbound.push(Listener { address: Some(address), ..listener });
         self
     }
 }
@@ -121,14 +116,7 @@ fn http(routes: Vec<Route>, filters: Vec<HttpFilter>) -> Protocol {
 }
 
 fn outbound(protocol: Protocol) -> Listener {
-    Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: "cart:80".into(),
-        direction: TrafficDirection::Outbound,
-        address: None,
-        chains: vec![chain(None, protocol)],
-    }
+    Listener::new("cart:80", TrafficDirection::Outbound, vec![chain(None, protocol)])
 }
 
 fn route(name: &str, path: PathMatch, action: RouteAction) -> Route {

@@ -26,12 +26,37 @@ pub struct Listener {
     /// The last of `chains` is the default: for what none of the others takes, and without a condition of its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub has_default: bool,
+    /// The first bytes of plaintext are looked at for HTTP; else plaintext is of no application protocol. Whether a
+    /// connection starts with TLS, and what that asks for, is seen in either case.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub http_inspector: bool,
     /// A proxy in front tells whose connection it is, before its first byte; `None`: there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl Listener {
+    /// Chains without a default among them, at no address. It looks for HTTP where one of them asks for that.
+    pub fn new(name: impl Into<String>, direction: TrafficDirection, chains: Vec<FilterChain>) -> Self {
+        Self {
+            name: name.into(),
+            direction,
+            address: None,
+            has_default: false,
+            http_inspector: chains.iter().any(FilterChain::asks_for_http),
+            proxy_protocol: None,
+            chains,
+        }
+    }
+
+    /// Whether it makes a difference which HTTP plaintext is, or whether it is any.
+    pub fn looks_for_http(&self) -> bool {
+        let asks = |chain: &FilterChain| {
+            !chain.matches.application_protocols.is_empty() && chain.matches.transport != Some(Transport::Tls)
+        };
+        self.http_inspector && self.chains.iter().any(asks)
+    }
+
     /// The chains that are chosen by their conditions, and the one for all that none of them takes.
     pub fn split_default(&self) -> (&[FilterChain], Option<&FilterChain>) {
         match self.chains.split_last() {
@@ -80,6 +105,15 @@ pub struct FilterChain {
     pub protocol: Protocol,
 }
 
+impl FilterChain {
+    /// Whether it takes plaintext by its application protocol. With TLS that stands in a ClientHello.
+    pub fn asks_for_http(&self) -> bool {
+        !self.matches.application_protocols.is_empty()
+            && self.matches.transport != Some(Transport::Tls)
+            && self.tls.is_none()
+    }
+}
+
 /// Which connections a chain is for; an empty condition matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -91,7 +125,8 @@ pub struct ChainMatch {
     pub destination_ranges: Vec<IpNet>,
     /// Whether the connection starts with a TLS ClientHello.
     pub transport: Option<Transport>,
-    /// One of these was negotiated by ALPN, or (in plaintext) detected: `http/1.1`, `h2c`.
+    /// ALPN offers one of these, or the listener's `http_inspector` has found it in plaintext: `http/1.0`, `http/1.1`,
+    /// `h2c`.
     pub application_protocols: Vec<String>,
     /// One of these is the SNI; `*.suffix` matches one or more labels in front.
     pub server_names: Vec<String>,

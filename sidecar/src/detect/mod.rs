@@ -24,7 +24,9 @@ use crate::upstream::HttpVersion;
 /// What a client speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Spoken {
-    /// HTTP/1.
+    /// HTTP/1.0, or an HTTP/1 that nobody knows.
+    Http10,
+    /// HTTP/1.1.
     Http1,
     /// HTTP/2, with prior knowledge.
     Http2,
@@ -42,6 +44,8 @@ pub(crate) enum Spoken {
 #[derive(Default)]
 pub(crate) struct Detector {
     read: BytesMut,
+    /// Only TLS is told from all else.
+    only_tls: bool,
     /// When the first byte came.
     begun: Option<Instant>,
     /// How much of what was read did not tell yet.
@@ -51,6 +55,11 @@ pub(crate) struct Detector {
 }
 
 impl Detector {
+    /// One that looks for HTTP in what is no TLS only where `http` says so.
+    pub(crate) fn looking_for(http: bool) -> Self {
+        Self { only_tls: !http, ..Self::default() }
+    }
+
     /// Reads until it is clear what the client speaks. A client that stops in the middle of something is waited for no
     /// longer than [`PATIENCE`]. Cancel-safe: what was read is kept, and calling again goes on.
     ///
@@ -59,7 +68,11 @@ impl Detector {
     pub(crate) async fn detect(&mut self, socket: &mut TcpStream) -> io::Result<Spoken> {
         loop {
             if self.read.len() >= self.wanted {
-                match classify(&self.read, self.seen) {
+                let told = match self.read.first() {
+                    Some(first) if self.only_tls && *first != client_hello::HANDSHAKE => Ok(Spoken::Other),
+                    _ => classify(&self.read, self.seen),
+                };
+                match told {
                     Ok(spoken) => return Ok(spoken),
                     Err(More(wanted)) => (self.seen, self.wanted) = (self.read.len(), wanted),
                 }
@@ -229,9 +242,11 @@ fn classify_text(bytes: &[u8], seen: usize) -> Option<Spoken> {
             let line = &bytes[..from + end];
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let version = line.len().checked_sub(VERSION_LEN).map(|at| &line[at..]);
-            let http =
-                version.is_some_and(|v| v.starts_with(b" HTTP/1.") && v[VERSION_LEN - 1].is_ascii_digit());
-            Some(if http { Spoken::Http1 } else { Spoken::Other })
+            Some(match version.and_then(|version| version.strip_prefix(b" HTTP/1.")) {
+                Some([b'1']) => Spoken::Http1,
+                Some([b'0'..=b'9']) => Spoken::Http10,
+                _ => Spoken::Other,
+            })
         }
         None if bytes.len() >= LONGEST_LINE => {
             let known = METHODS.contains(&&bytes[..method]);

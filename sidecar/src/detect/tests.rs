@@ -11,7 +11,9 @@ use super::*;
 fn http_is_known_by_its_whole_request_line() {
     for (bytes, expected) in [
         (&b"GET / HTTP/1.1\r\n"[..], Some(Spoken::Http1)),
-        (b"GET / HTTP/1.0\n", Some(Spoken::Http1)),
+        (b"GET / HTTP/1.0\n", Some(Spoken::Http10)),
+        (b"GET / HTTP/1.7\r\n", Some(Spoken::Http10)),
+        (b"GET / HTTP/1.\r\n", Some(Spoken::Other)),
         (b"PROPFIND /a HTTP/1.1\r\nHost: x", Some(Spoken::Http1)),
         (b"GET key\r\n", Some(Spoken::Other)),
         (b"SET a b\r\n", Some(Spoken::Other)),

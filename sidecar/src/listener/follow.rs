@@ -17,7 +17,7 @@ use tulle_mesh::model::{TrafficDirection, Transport};
 use super::chain::{self, Early, Ends, Facts};
 use super::connection::Connection;
 use super::refusal::Refusal;
-use crate::detect::{Detector, Spoken};
+use crate::detect::{Detector, PATIENCE, Spoken};
 use crate::http::client_certificate;
 use crate::http::proxy::Target;
 use crate::http::server::ServerOptions;
@@ -48,7 +48,7 @@ impl Connection {
         listener: &Arc<Listener>,
         silence: Duration,
     ) {
-        let mut detector = Detector::default();
+        let mut detector = Detector::looking_for(listener.model.looks_for_http());
         let behind;
         let connection = match listener.model.proxy_protocol {
             None => self,
@@ -97,7 +97,7 @@ impl Connection {
         };
         match spoken {
             Some(Ok(spoken)) => {
-                self.spoken(detector.into_stream(socket), &spoken, current, listener).await;
+                self.spoken((socket, detector), &spoken, current, listener).await;
             }
             Some(Err(error)) => tracing::debug!(client = %self.client, %error, "the client left"),
             None => self.refused(Refusal::Silent),
@@ -210,12 +210,13 @@ impl Connection {
             }
         };
         // From here on, what was opened in vain is closed: its server would have it for as long as the client stays.
-        let stream = detector.into_stream(socket);
         let connected = match outcome {
-            Raced::Elsewhere(spoken) => return self.spoken(stream, &spoken, current, listener).await,
+            Raced::Elsewhere(spoken) => {
+                return self.spoken((socket, detector), &spoken, current, listener).await;
+            }
             Raced::Here(connected) => connected,
         };
-        let mut client = Stream::Tcp(stream);
+        let mut client = Stream::Tcp(detector.into_stream(socket));
         let ending = match connected {
             Ok(upstream) => session.carry(&mut client, &route, upstream).await,
             Err(error) => session.refuse(&route, &error),
@@ -224,19 +225,37 @@ impl Connection {
     }
 
     /// Follows the chain for what the client speaks.
-    async fn spoken(&self, stream: Prefixed, spoken: &Spoken, current: &Current, listener: &Arc<Listener>) {
+    async fn spoken(
+        &self,
+        (mut socket, mut detector): (TcpStream, Detector),
+        spoken: &Spoken,
+        current: &Current,
+        listener: &Arc<Listener>,
+    ) {
         let Some(index) = self.choose(listener, spoken) else {
             self.refused(match spoken {
                 Spoken::Unfinished => Refusal::Silent,
                 _ => Refusal::NoChain,
             });
-            return Stream::Tcp(stream).reset();
+            return Stream::from(socket).reset();
         };
+        let version = match (super::http::version(spoken), &listener.chains[index].protocol) {
+            // Nobody has asked which HTTP it is.
+            (None, ChainProtocol::Http(_))
+                if *spoken == Spoken::Other && listener.model.chains[index].tls.is_none() =>
+            {
+                let said = self.while_idle(PATIENCE, detector.http_version(&mut socket)).await;
+                let Some(Ok(version)) = said else { return };
+                version
+            }
+            (version, _) => version,
+        };
+        let stream = detector.into_stream(socket);
         let server_name = match spoken {
             Spoken::Tls(hello) => hello.server_name.as_deref().map(Arc::from),
             _ => None,
         };
-        self.enter(stream, super::http::version(spoken), server_name, current, listener, index).await;
+        self.enter(stream, version, server_name, current, listener, index).await;
     }
 
     /// Follows a chain: ends its TLS, asks its policies, and hands over to what it carries.
@@ -288,12 +307,14 @@ impl Connection {
     fn choose(&self, listener: &Listener, spoken: &Spoken) -> Option<usize> {
         let offered: Vec<&str>;
         let (transport, server_name, protocols) = match spoken {
-            Spoken::Http1 => (Transport::Plaintext, None, &["http/1.1"][..]),
-            Spoken::Http2 => (Transport::Plaintext, None, &["h2c"][..]),
             Spoken::Tls(hello) => {
                 offered = hello.alpn.iter().map(String::as_str).collect();
                 (Transport::Tls, hello.server_name.as_deref(), &offered[..])
             }
+            _ if !listener.model.http_inspector => (Transport::Plaintext, None, &[][..]),
+            Spoken::Http10 => (Transport::Plaintext, None, &["http/1.0"][..]),
+            Spoken::Http1 => (Transport::Plaintext, None, &["http/1.1"][..]),
+            Spoken::Http2 => (Transport::Plaintext, None, &["h2c"][..]),
             Spoken::Other | Spoken::Unfinished | Spoken::Nothing => (Transport::Plaintext, None, &[][..]),
         };
         let facts = Facts { ends: self.ends(), transport, server_name, protocols };

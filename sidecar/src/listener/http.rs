@@ -15,7 +15,7 @@ use crate::upstream::HttpVersion;
 /// Which HTTP a client speaks, if it does.
 pub(super) fn version(spoken: &Spoken) -> Option<HttpVersion> {
     match spoken {
-        Spoken::Http1 => Some(HttpVersion::Http1),
+        Spoken::Http10 | Spoken::Http1 => Some(HttpVersion::Http1),
         Spoken::Http2 => Some(HttpVersion::Http2),
         Spoken::Tls(_) | Spoken::Other | Spoken::Unfinished | Spoken::Nothing => None,
     }

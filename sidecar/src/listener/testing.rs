@@ -88,14 +88,7 @@ impl TcpChain {
 /// A listener of such chains.
 pub(crate) fn listener(metrics: &Registry, chains: Vec<TcpChain>) -> Listener {
     let (chains, models) = chains.into_iter().map(|chain| build(metrics, chain)).unzip();
-    let model = model::Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: "test".into(),
-        direction: TrafficDirection::Outbound,
-        address: None,
-        chains: models,
-    };
+    let model = model::Listener::new("test", TrafficDirection::Outbound, models);
     Listener { name: "test".into(), model: Arc::new(model), chains, last_use: Arc::default() }
 }
 

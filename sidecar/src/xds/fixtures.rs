@@ -10,20 +10,15 @@ use super::testing::CART;
 /// An HTTP listener whose routes are in the route configuration of this name.
 pub(crate) fn http_listener(name: &str, direction: TrafficDirection, routes: RouteSource) -> Listener {
     let http = HttpConnection::new(routes);
-    Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: name.into(),
-        direction,
-        address: tulle_mesh::address::parse_inbound_listener(name),
-        chains: vec![FilterChain {
-            name: "http".into(),
-            matches: ChainMatch::default(),
-            tls: None,
-            authorization: Vec::new(),
-            protocol: Protocol::Http(http),
-        }],
-    }
+    let chain = FilterChain {
+        name: "http".into(),
+        matches: ChainMatch::default(),
+        tls: None,
+        authorization: Vec::new(),
+        protocol: Protocol::Http(http),
+    };
+    let address = tulle_mesh::address::parse_inbound_listener(name);
+    Listener { address, ..Listener::new(name, direction, vec![chain]) }
 }
 
 /// Routes of one host that send everything to these clusters.

@@ -232,6 +232,21 @@ impl Oracle {
         [self.through(envoy, way, request, script).await, self.through(tulle, way, request, script).await]
     }
 
+    /// What both answer to bytes that come by some way to where they take peers: up to where it is `enough`, or to the end.
+    pub async fn both_to_bytes(
+        &self,
+        way: &Way<'_>,
+        bytes: &[u8],
+        enough: impl Fn(&str) -> bool,
+    ) -> [String; 2] {
+        let mut answers = [String::new(), String::new()];
+        for (side, answer) in self.inbound.into_iter().zip(&mut answers) {
+            let door = Door::open(side.address, way, self.folder.path()).await;
+            *answer = outcome::answer_to_bytes(door.address, bytes, &enough).await;
+        }
+        answers
+    }
+
     async fn through(&self, side: Side, way: &Way<'_>, request: &[u8], script: &str) -> Outcome {
         let door = Door::open(side.address, way, self.folder.path()).await;
         self.one(Side { address: door.address, ..side }, request, script).await

@@ -85,6 +85,26 @@ pub(super) async fn send_in_turn(address: SocketAddr, requests: &[Vec<u8>]) -> V
     all
 }
 
+/// What is answered to bytes, up to where it is `enough`, or to the end of the connection.
+pub(super) async fn answer_to_bytes(
+    address: SocketAddr,
+    bytes: &[u8],
+    enough: impl Fn(&str) -> bool,
+) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let read = async {
+        loop {
+            let said = String::from_utf8_lossy(&answer).into_owned();
+            if enough(&said) || !matches!(stream.read_buf(&mut answer).await, Ok(1..)) {
+                return said;
+            }
+        }
+    };
+    timeout(LIMIT, read).await.unwrap_or_else(|_| panic!("no answer within {LIMIT:?} to {bytes:?}"))
+}
+
 struct Reader {
     stream: TcpStream,
     bytes: Vec<u8>,

@@ -14,6 +14,7 @@ fn says(name: &str) -> Value {
     let mut manager = manager("routes", json!({}));
     manager.as_object_mut().expect("a message").remove("rds");
     let hosts = json!([{ "name": "all", "domains": ["*"], "routes": [route] }]);
+    manager["http_protocol_options"] = json!({ "accept_http_10": true });
     manager["route_config"] = json!({ "name": name, "virtual_hosts": hosts });
     manager
 }
@@ -37,6 +38,17 @@ fn default_chain() -> Value {
     json!({ "default_filter_chain": chain("default", json!({}), None, &says("default")) })
 }
 
+/// Which chain has answered bytes; else with which status, or that none has.
+fn who(answer: &str) -> String {
+    let named = |at: usize| answer[at..].chars().take("chain 0".len()).collect::<String>();
+    let status = || answer.strip_prefix("HTTP/1.1 ").map_or("0", |rest| &rest[..3]).to_owned();
+    answer.find("chain ").or_else(|| answer.find("default")).map_or_else(status, named)
+}
+
+fn is_named(answer: &str) -> bool {
+    answer.contains("chain ") || answer.contains("default")
+}
+
 /// Which chain has answered; else that none has, or how it has refused.
 fn taken(outcome: &Outcome) -> String {
     match outcome.received.status {
@@ -45,17 +57,17 @@ fn taken(outcome: &Outcome) -> String {
     }
 }
 
-/// What a proxy in front says is read, and HTTP in plaintext is known.
-fn inspected(proxied: bool) -> Value {
+/// What a proxy in front says is read, or HTTP in plaintext is known.
+fn inspected(proxied: bool, http: bool) -> Value {
     let filter = |name: &str, kind: &str, config: Value| {
         json!({ "name": format!("envoy.filters.listener.{name}"),
             "typed_config": typed(&format!("envoy.extensions.filters.listener.{name}.v3.{kind}"), config) })
     };
     let proxy = json!({ "allow_requests_without_proxy_protocol": true });
-    let mut filters = vec![
-        filter("tls_inspector", "TlsInspector", json!({})),
-        filter("http_inspector", "HttpInspector", json!({})),
-    ];
+    let mut filters = vec![filter("tls_inspector", "TlsInspector", json!({}))];
+    if http {
+        filters.push(filter("http_inspector", "HttpInspector", json!({})));
+    }
     if proxied {
         filters.insert(0, filter("proxy_protocol", "ProxyProtocol", proxy));
     }
@@ -63,6 +75,12 @@ fn inspected(proxied: bool) -> Value {
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n";
+const OLD: &[u8] = b"GET / HTTP/1.0\r\nhost: h.test\r\n\r\n";
+/// HTTP/2 with prior knowledge: the preface, settings, and a request for `/` at h.test.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
+    \0\0\0\x04\0\0\0\0\0\
+    \0\0\x0b\x01\x05\0\0\0\x01\x82\x86\x84\x41\x06h.test";
+const NO_HTTP: &[u8] = b"\0\x01\x02\x03\r\n\r\n";
 
 #[tokio::test]
 async fn generated_chains_take_what_envoys_take() {
@@ -74,11 +92,11 @@ async fn generated_chains_take_what_envoys_take() {
     let (mut answered, mut by_default, mut closed, mut refused, mut differ) = (0, 0, 0, 0, Vec::new());
     for index in 0..sets {
         let matches = generator.chains(ports, sources);
-        let mut more = inspected(index % 3 == 0);
+        let mut more = inspected(index % 3 == 0, index % 5 < 3);
         if index % 2 == 0 {
             more["default_filter_chain"] = default_chain()["default_filter_chain"].take();
         }
-        let errors = oracle.offer_peers(&chains(&matches), more).await;
+        let errors = oracle.offer_peers(&chains(&matches), more.clone()).await;
         let [envoy, tulle] = errors.each_ref().map(|error| !error.is_empty());
         if envoy || tulle {
             refused += 1;
@@ -89,14 +107,19 @@ async fn generated_chains_take_what_envoys_take() {
         }
         for _ in 0..12 {
             let way = generator.way(sources, index % 3 == 0);
-            let [envoy, tulle] = oracle.both_by(&way, REQUEST, "ok").await.map(|outcome| taken(&outcome));
+            let said = generator.pick(&[REQUEST, OLD, HTTP2, NO_HTTP]);
+            let said = if way.tls.is_some() { REQUEST } else { said };
+            let [envoy, tulle] = oracle.both_to_bytes(&way, said, is_named).await.map(|answer| who(&answer));
             match envoy.as_str() {
                 "default" => by_default += 1,
                 "0" => closed += 1,
                 _ => answered += 1,
             }
             if envoy != tulle {
-                differ.push(format!("{way:?}: envoy {envoy}, tulle {tulle}\n{matches:#?}"));
+                differ.push(format!(
+                    "{way:?} {}: envoy {envoy}, tulle {tulle}\n{matches:#?}\n{more}",
+                    said.escape_ascii()
+                ));
             }
         }
     }
@@ -151,6 +174,38 @@ async fn the_more_specific_chain_wins_and_there_is_no_way_back() {
     for (way, expected) in cases {
         let taken = oracle.both_by(&way, REQUEST, "ok").await.map(|outcome| taken(&outcome));
         assert_eq!(taken, [expected; 2], "{way:?}");
+    }
+}
+
+/// Plaintext is of an application protocol only where the listener looks for it, and HTTP/1.0 is one of its own.
+#[tokio::test]
+async fn plaintext_has_a_protocol_where_it_is_looked_for() {
+    let mut oracle = Oracle::start().await;
+    let plaintext = |protocols: &[&str]| {
+        let mut condition = json!({ "transport_protocol": "raw_buffer" });
+        if !protocols.is_empty() {
+            condition["application_protocols"] = json!(protocols);
+        }
+        (condition, false)
+    };
+    let of = [plaintext(&["http/1.0"]), plaintext(&["http/1.1"]), plaintext(&["h2c"]), plaintext(&[])];
+    let said = [REQUEST, OLD, HTTP2, NO_HTTP, b"GET key\r\n\r\n"];
+    for (http, expected) in [
+        (true, ["chain 1", "chain 0", "chain 2", "400", "400"]),
+        (false, ["chain 3", "chain 3", "chain 3", "400", "400"]),
+    ] {
+        let errors = oracle.offer_peers(&numbered(&of), inspected(false, http)).await;
+        assert_eq!(errors, ["", ""]);
+        for (said, expected) in said.into_iter().zip(expected) {
+            let answers = oracle.both_to_bytes(&Way::default(), said, is_named).await;
+            let who = answers.each_ref().map(|answer| who(answer));
+            assert_eq!(who, [expected; 2], "{http} {}: {answers:?}", said.escape_ascii());
+        }
+        // Beside a chain for what is no HTTP there need be none.
+        let errors = oracle.offer_peers(&numbered(&of[..1]), inspected(false, http)).await;
+        assert_eq!(errors, ["", ""]);
+        let answers = oracle.both_to_bytes(&Way::default(), OLD, is_named).await;
+        assert_eq!(answers.map(|answer| who(&answer)), [if http { "chain 0" } else { "0" }; 2]);
     }
 }
 

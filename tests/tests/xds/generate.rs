@@ -252,7 +252,7 @@ impl Generator {
         self.pick(&["/a.*", "/[^/]+", "/(a|b)/.*", ".*b", "/", "/A{1,2}b?", "(?i)/ab/?.*"])
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.0.usize(..of.len())]
     }
 

@@ -76,13 +76,10 @@ impl View {
                 Listener { name: name.into(), address: Some(address), ..(**listener).clone() }
             }
             Some(_) => return None,
-            None => left_alone(&self.world).any(|left| left == address).then(|| Listener {
-                proxy_protocol: None,
-                has_default: false,
-                name: name.into(),
-                direction: TrafficDirection::Outbound,
-                address: Some(address),
-                chains: vec![to_cluster("left-alone", unknown(policy), None)],
+            None => left_alone(&self.world).any(|left| left == address).then(|| {
+                let chains = vec![to_cluster("left-alone", unknown(policy), None)];
+                let listener = Listener::new(name, TrafficDirection::Outbound, chains);
+                Listener { address: Some(address), ..listener }
             })?,
         };
         // Connections over loopback are not redirected.

@@ -169,14 +169,7 @@ pub(super) fn encode(resource: &Resource, client: &Client) -> Arc<Encoded> {
 fn client_end(listener: &Listener, name: &str) -> Option<Listener> {
     let chain = listener.chains.iter().find(|chain| matches!(chain.protocol, Protocol::Http(_)))?;
     let chain = FilterChain { matches: ChainMatch::default(), ..chain.clone() };
-    Some(Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: name.into(),
-        address: None,
-        chains: vec![chain],
-        direction: listener.direction,
-    })
+    Some(Listener::new(name, listener.direction, vec![chain]))
 }
 
 /// Such a server can't tell plaintext from mTLS: where both may come, it takes mTLS alone. `None` for what is no HTTP.
@@ -198,14 +191,7 @@ fn server(listener: &Listener, name: &str, address: SocketAddr) -> Option<Listen
         protocol: Protocol::Http(HttpConnection { filters, routes, ..connection.clone() }),
         ..chain.clone()
     };
-    Some(Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: name.into(),
-        address: Some(address),
-        chains: vec![chain],
-        direction: listener.direction,
-    })
+    Some(Listener { address: Some(address), ..Listener::new(name, listener.direction, vec![chain]) })
 }
 
 /// The inbound listener for a port at all addresses: that of the workload which is `identity` and has the port, if all that

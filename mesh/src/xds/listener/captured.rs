@@ -52,7 +52,8 @@ impl Captured<'_> {
         // First: `use_original_dst` alone would look last, and never where the client waits for its server to speak.
         let original = proto::any(&OriginalDst::default());
         let mut filters = vec![listener_filter("envoy.filters.listener.original_dst", original)];
-        filters.extend(inspectors(self.chains.iter().map(|(_, chain)| *chain)));
+        let chains = || self.chains.iter().map(|(_, chain)| *chain);
+        filters.extend(inspectors(chains(), chains().any(FilterChain::asks_for_http)));
         inspect(&mut message, filters);
         proto::any(&message)
     }

@@ -19,6 +19,8 @@ use super::{Kind, XdsError, proto};
 use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection, Transport};
 use crate::xds::Client;
 
+use self::proxied::Finds;
+
 mod access_log;
 pub mod captured;
 mod chain;
@@ -68,7 +70,8 @@ pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
         message.default_filter_chain = default.map(encode);
         // A proxy's header stands before all that the others look at.
         let proxied = listener.proxy_protocol.map(proxied::encode);
-        inspect(&mut message, proxied.into_iter().chain(inspectors(&listener.chains)).collect());
+        let inspectors = inspectors(&listener.chains, listener.http_inspector);
+        inspect(&mut message, proxied.into_iter().chain(inspectors).collect());
     }
     message
 }
@@ -91,7 +94,11 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
     unsupported(message.listener_specifier.is_some(), "internal_listener", "use an address")?;
     refuse!(message; additional_addresses; switches transparent)?;
     let filters = each("listener_filters", message.listener_filters, proxied::decode)?;
-    let proxy_protocol = filters.into_iter().flatten().next();
+    let http_inspector = filters.contains(&Finds::Http);
+    let proxy_protocol = filters.into_iter().find_map(|finds| match finds {
+        Finds::Client(how) => Some(how),
+        Finds::Http | Finds::Other => None,
+    });
     // What names no direction and is no gRPC client's listener takes connections in.
     let direction = match core::TrafficDirection::try_from(message.traffic_direction) {
         Ok(core::TrafficDirection::Outbound) => TrafficDirection::Outbound,
@@ -109,7 +116,7 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
         }
         None => decode_chains(message.filter_chains, message.default_filter_chain)?,
     };
-    Ok(Listener { name, direction, address, chains, has_default, proxy_protocol })
+    Ok(Listener { name, direction, address, chains, has_default, http_inspector, proxy_protocol })
 }
 
 /// The name of the chain is the connection manager's prefix for statistics.
@@ -120,6 +127,7 @@ fn encode_api_listener(listener: &Listener, client: &Client) -> Option<Any> {
                 && *matches == ChainMatch::default()
                 && listener.proxy_protocol.is_none()
                 && !listener.has_default
+                && !listener.http_inspector
                 && authorization.is_empty() =>
         {
             Some(http::encode_any(http, name, client))
@@ -188,7 +196,7 @@ fn listener_filter(name: &str, config: Any) -> pb::ListenerFilter {
     }
 }
 
-fn inspectors<'a>(chains: impl IntoIterator<Item = &'a FilterChain> + Clone) -> Vec<pb::ListenerFilter> {
+fn inspectors<'a>(chains: impl IntoIterator<Item = &'a FilterChain>, http: bool) -> Vec<pb::ListenerFilter> {
     // ALPN stands in a ClientHello where the chain ends TLS; elsewhere the first bytes tell HTTP.
     let asks_alpn = |chain: &FilterChain| {
         !chain.matches.application_protocols.is_empty()
@@ -199,19 +207,14 @@ fn inspectors<'a>(chains: impl IntoIterator<Item = &'a FilterChain> + Clone) -> 
             || !chain.matches.server_names.is_empty()
             || (asks_alpn(chain) && chain.tls.is_some())
     };
-    let asks_http = |chain: &FilterChain| {
-        !chain.matches.application_protocols.is_empty()
-            && chain.matches.transport != Some(Transport::Tls)
-            && chain.tls.is_none()
-    };
     let mut filters = Vec::new();
-    if chains.clone().into_iter().any(asks_tls) {
+    if chains.into_iter().any(asks_tls) {
         let config = proto::any(&TlsInspector::default());
         filters.push(listener_filter("envoy.filters.listener.tls_inspector", config));
     }
-    if chains.into_iter().any(asks_http) {
+    if http {
         let config = proto::any(&HttpInspector::default());
-        filters.push(listener_filter("envoy.filters.listener.http_inspector", config));
+        filters.push(listener_filter(proxied::HTTP_INSPECTOR, config));
     }
     filters
 }

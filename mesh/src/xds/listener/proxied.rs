@@ -1,8 +1,10 @@
 //! Listener filters: what is known of a connection before its chain is chosen. Of them only the one for connections behind
-//! another proxy changes what becomes of a connection; what the others find out is always found out.
+//! another proxy and the one that looks for HTTP in plaintext change what becomes of a connection; what the others find
+//! out is always found out.
 
 use envoy_types::pb::envoy::config::listener::v3::ListenerFilter;
 use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as pb;
 
 use crate::model::ProxyProtocol;
@@ -10,6 +12,18 @@ use crate::xds::error::{At, Decoded, FieldError, refuse, required, unsupported};
 use crate::xds::proto;
 
 const NAME: &str = "envoy.filters.listener.proxy_protocol";
+pub(super) const HTTP_INSPECTOR: &str = "envoy.filters.listener.http_inspector";
+
+/// What a filter finds out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finds {
+    /// Whose connection it is.
+    Client(ProxyProtocol),
+    /// Whether plaintext is HTTP, and which.
+    Http,
+    /// What is always found out, or makes no difference.
+    Other,
+}
 
 pub(super) fn encode(how: ProxyProtocol) -> ListenerFilter {
     let disallowed = [(how.version_1, V1), (how.version_2, V2)];
@@ -29,20 +43,27 @@ pub(super) fn encode(how: ProxyProtocol) -> ListenerFilter {
     }
 }
 
-/// `None` for a filter of another kind.
-pub(super) fn decode(filter: ListenerFilter) -> Decoded<Option<ProxyProtocol>> {
+pub(super) fn decode(filter: ListenerFilter) -> Decoded<Finds> {
     let config = match filter.config_type {
-        Some(ConfigType::TypedConfig(config)) if proto::is::<pb::ProxyProtocol>(&config) => config,
-        Some(ConfigType::TypedConfig(_)) => return Ok(None),
+        Some(ConfigType::TypedConfig(config)) => config,
         Some(ConfigType::ConfigDiscovery(_)) => {
             unsupported(true, "config_discovery", "use typed_config")?;
-            return Ok(None);
+            return Ok(Finds::Other);
         }
-        None if filter.name == NAME => return required(None, "typed_config"),
-        None => return Ok(None),
+        None if [NAME, HTTP_INSPECTOR].contains(&filter.name.as_str()) => {
+            return required(None, "typed_config");
+        }
+        None => return Ok(Finds::Other),
     };
+    let (proxied, http) = (proto::is::<pb::ProxyProtocol>(&config), proto::is::<HttpInspector>(&config));
+    if !proxied && !http {
+        return Ok(Finds::Other);
+    }
     unsupported(filter.filter_disabled.is_some(), "filter_disabled", "make a listener for each case")?;
-    decode_config(proto::unpack(&config).at("typed_config")?).at("typed_config").map(Some)
+    if http {
+        return Ok(Finds::Http);
+    }
+    decode_config(proto::unpack(&config).at("typed_config")?).at("typed_config").map(Finds::Client)
 }
 
 fn decode_config(config: pb::ProxyProtocol) -> Decoded<ProxyProtocol> {

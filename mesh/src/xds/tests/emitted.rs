@@ -351,14 +351,7 @@ fn cluster(load_balancer: LoadBalancer) -> Cluster {
 }
 
 fn listener(direction: TrafficDirection, chains: Vec<FilterChain>) -> Listener {
-    Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: "a.b:80".into(),
-        direction,
-        address: None,
-        chains,
-    }
+    Listener::new("a.b:80", direction, chains)
 }
 
 fn chain(protocol: Protocol) -> FilterChain {

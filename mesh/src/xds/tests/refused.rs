@@ -194,14 +194,7 @@ fn a_condition_on_a_request_is_refused_for_a_connection() {
         authorization: vec![set],
         protocol: Protocol::Tcp(proxy),
     };
-    let listener = Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: "l".into(),
-        direction: TrafficDirection::Inbound,
-        address: None,
-        chains: vec![chain],
-    };
+    let listener = Listener::new("l", TrafficDirection::Inbound, vec![chain]);
     let error = listener::decode(listener::encode(&listener)).unwrap_err().to_string();
     let expected = "filter_chains[0].filters[0].typed_config.policies[\"p\"]: a connection has neither headers nor a path";
     assert!(error.contains(expected), "{error}");

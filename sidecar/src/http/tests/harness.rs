@@ -311,14 +311,7 @@ fn routes(
 }
 
 fn listener(direction: TrafficDirection, routes: HttpRoutes) -> Listener {
-    let model = model::Listener {
-        proxy_protocol: None,
-        has_default: false,
-        name: "cart.shop:80".into(),
-        direction,
-        address: None,
-        chains: Vec::new(),
-    };
+    let model = model::Listener::new("cart.shop:80", direction, Vec::new());
     let chain = Chain {
         authorizer: Authorizer::compile(Vec::new()),
         protocol: ChainProtocol::Http(Arc::new(routes)),

@@ -153,14 +153,7 @@ fn net(text: &str) -> IpNet {
 }
 
 fn listener(chains: impl Into<Vec<FilterChain>>) -> Listener {
-    Listener {
-        name: "test".into(),
-        direction: TrafficDirection::Inbound,
-        address: None,
-        chains: chains.into(),
-        has_default: false,
-        proxy_protocol: None,
-    }
+    Listener::new("test", TrafficDirection::Inbound, chains.into())
 }
 
 fn chain(set: impl FnOnce(&mut ChainMatch)) -> FilterChain {

@@ -12,7 +12,7 @@ const ASKED: [&str; 6] = ["a.test", "z.test", "y.b.test", "x.b.test", "x.y.b.tes
 /// All offer what a chain can speak: which one is best makes no difference after a chain is chosen.
 const OFFERS: [&[&str]; 5] =
     [&[], &["http/1.1"], &["h2", "http/1.1"], &["x", "http/1.1"], &["http/1.1", "x", "h2"]];
-const PROTOCOLS: [&str; 4] = ["http/1.1", "h2", "h2c", "x"];
+const PROTOCOLS: [&str; 5] = ["http/1.1", "http/1.0", "h2", "h2c", "x"];
 /// Ranges in which some of [`SOURCES`] are, or none.
 const RANGES: [(&str, u32); 6] = [
     ("127.0.0.0", 8),

@@ -14,8 +14,9 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
     ]);
     let proxied =
         proxied.prop_map(|[optional, version_1, version_2]| ProxyProtocol { optional, version_1, version_2 });
-    (name(), direction, of(socket()), vec(chain(), 1..4), any::<bool>(), of(proxied))
-        .prop_map(|(name, direction, address, mut chains, has_default, proxy_protocol)| {
+    let filters = (any::<bool>(), of(proxied));
+    (name(), direction, of(socket()), vec(chain(), 1..4), any::<bool>(), filters)
+        .prop_map(|(name, direction, address, mut chains, has_default, (http_inspector, proxy_protocol))| {
             // No two chains have the same condition; the only one may have none.
             let single = chains.len() == 1;
             for (port, chain) in (1_u16..).zip(&mut chains) {
@@ -32,7 +33,7 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
             if let Some(default) = chains.last_mut().filter(|_| has_default) {
                 default.matches = ChainMatch::default();
             }
-            Listener { name, direction, address, chains, has_default, proxy_protocol }
+            Listener { name, direction, address, chains, has_default, http_inspector, proxy_protocol }
         })
         .boxed()
 }
