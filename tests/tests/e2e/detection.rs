@@ -143,6 +143,21 @@ async fn bytes_arrive_as_they_were_whatever_they_look_like_and_however_they_are_
 }
 
 #[tokio::test]
+async fn an_old_client_of_http_is_known_for_one() {
+    let app = App::fixed(200, "old").await;
+    let pair = Pair::start_untold(app.address).await;
+    // Through both sidecars, and in plaintext through the server's alone.
+    for address in [pair.port(), pair.server.inbound[0]] {
+        let answer = exchange(address, b"GET /old HTTP/1.0\r\nhost: echo.shop\r\n\r\n").await;
+        assert_eq!(answer.status(), 200, "{}", answer.text);
+        assert!(answer.text.ends_with("old"), "{}", answer.text);
+        let seen = app.seen().pop().expect("it got there");
+        let has_id = seen.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("x-request-id"));
+        assert!(has_id, "it was carried as bytes, not as a request: {seen:?}");
+    }
+}
+
+#[tokio::test]
 async fn http_is_found_where_nothing_is_told_of_it() {
     let app = App::fixed(200, "found").await;
     let pair = Pair::start_untold(app.address).await;

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_pb;
 use envoy_types::pb::envoy::config::listener::v3 as listener_pb;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
+use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_pb;
 use envoy_types::pb::google::protobuf;
 
@@ -47,6 +48,35 @@ fn a_proxy_in_front_is_heard_in_the_versions_that_are_allowed() {
     assert!(listener(Some(rules), |_| ()).unwrap_err().contains("typed_config.rules: is not supported"));
     let error = listener(Some(both), |filter| filter.filter_disabled = Some(Default::default())).unwrap_err();
     assert!(error.contains("listener_filters[0].filter_disabled: is not supported"), "{error}");
+}
+
+#[test]
+fn http_is_looked_for_where_the_listener_says_so() {
+    let listener = |change: fn(&mut listener_pb::ListenerFilter)| {
+        let config = proto::any(&HttpInspector::default());
+        let mut filter = listener_pb::ListenerFilter {
+            name: "any name".into(),
+            config_type: Some(listener_pb::listener_filter::ConfigType::TypedConfig(config)),
+            ..Default::default()
+        };
+        change(&mut filter);
+        let mut message = listener::encode(&super::foreign::any_listener());
+        message.listener_filters = vec![filter];
+        listener::decode(message).map(|listener| listener.http_inspector).map_err(|error| error.to_string())
+    };
+    assert_eq!(listener(|_| ()), Ok(true));
+    assert_eq!(
+        listener::decode(listener::encode(&super::foreign::any_listener())).map(|l| l.http_inspector),
+        Ok(false)
+    );
+    let error = listener(|filter| filter.filter_disabled = Some(Default::default())).unwrap_err();
+    assert!(error.contains("listener_filters[0].filter_disabled: is not supported"), "{error}");
+    let error = listener(|filter| {
+        filter.name = "envoy.filters.listener.http_inspector".into();
+        filter.config_type = None;
+    });
+    let error = error.unwrap_err();
+    assert!(error.contains("listener_filters[0].typed_config: is missing"), "{error}");
 }
 
 #[test]
