@@ -26,8 +26,11 @@ pub struct Listener {
     /// The last of `chains` is the default: for what none of the others takes, and without a condition of its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub has_default: bool,
-    /// The first bytes of plaintext are looked at for HTTP; else plaintext is of no application protocol. Whether a
-    /// connection starts with TLS, and what that asks for, is seen in either case.
+    /// The first bytes are looked at for a ClientHello and what that asks for; else each connection is plaintext to the
+    /// conditions of chains.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tls_inspector: bool,
+    /// The first bytes of plaintext are looked at for HTTP; else plaintext is of no application protocol.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub http_inspector: bool,
     /// A proxy in front tells whose connection it is, before its first byte; `None`: there is none.
@@ -36,13 +39,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Chains without a default among them, at no address. It looks for HTTP where one of them asks for that.
+    /// Chains without a default among them, at no address. It looks for TLS and for HTTP where one of them asks for that.
     pub fn new(name: impl Into<String>, direction: TrafficDirection, chains: Vec<FilterChain>) -> Self {
         Self {
             name: name.into(),
             direction,
             address: None,
             has_default: false,
+            tls_inspector: chains.iter().any(FilterChain::asks_for_tls),
             http_inspector: chains.iter().any(FilterChain::asks_for_http),
             proxy_protocol: None,
             chains,
@@ -51,10 +55,7 @@ impl Listener {
 
     /// Whether it makes a difference which HTTP plaintext is, or whether it is any.
     pub fn looks_for_http(&self) -> bool {
-        let asks = |chain: &FilterChain| {
-            !chain.matches.application_protocols.is_empty() && chain.matches.transport != Some(Transport::Tls)
-        };
-        self.http_inspector && self.chains.iter().any(asks)
+        self.http_inspector && self.chains.iter().any(FilterChain::asks_for_http)
     }
 
     /// The chains that are chosen by their conditions, and the one for all that none of them takes.
@@ -106,11 +107,15 @@ pub struct FilterChain {
 }
 
 impl FilterChain {
-    /// Whether it takes plaintext by its application protocol. With TLS that stands in a ClientHello.
+    /// Whether it goes by what a ClientHello tells, or by whether there is one.
+    pub fn asks_for_tls(&self) -> bool {
+        let by_alpn = !self.matches.application_protocols.is_empty() && self.tls.is_some();
+        self.matches.transport.is_some() || !self.matches.server_names.is_empty() || by_alpn
+    }
+
+    /// Whether it goes by the application protocol of plaintext. With TLS that stands in a ClientHello.
     pub fn asks_for_http(&self) -> bool {
-        !self.matches.application_protocols.is_empty()
-            && self.matches.transport != Some(Transport::Tls)
-            && self.tls.is_none()
+        !self.matches.application_protocols.is_empty() && self.matches.transport != Some(Transport::Tls)
     }
 }
 

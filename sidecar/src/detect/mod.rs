@@ -44,8 +44,10 @@ pub(crate) enum Spoken {
 #[derive(Default)]
 pub(crate) struct Detector {
     read: BytesMut,
-    /// Only TLS is told from all else.
-    only_tls: bool,
+    /// A ClientHello is something else.
+    no_tls: bool,
+    /// So is HTTP.
+    no_http: bool,
     /// When the first byte came.
     begun: Option<Instant>,
     /// How much of what was read did not tell yet.
@@ -55,9 +57,9 @@ pub(crate) struct Detector {
 }
 
 impl Detector {
-    /// One that looks for HTTP in what is no TLS only where `http` says so.
-    pub(crate) fn looking_for(http: bool) -> Self {
-        Self { only_tls: !http, ..Self::default() }
+    /// One that looks for TLS only where `tls` says so, and for HTTP where `http` does.
+    pub(crate) fn looking_for(tls: bool, http: bool) -> Self {
+        Self { no_tls: !tls, no_http: !http, ..Self::default() }
     }
 
     /// Reads until it is clear what the client speaks. A client that stops in the middle of something is waited for no
@@ -68,10 +70,11 @@ impl Detector {
     pub(crate) async fn detect(&mut self, socket: &mut TcpStream) -> io::Result<Spoken> {
         loop {
             if self.read.len() >= self.wanted {
-                let told = match self.read.first() {
-                    Some(first) if self.only_tls && *first != client_hello::HANDSHAKE => Ok(Spoken::Other),
-                    _ => classify(&self.read, self.seen),
-                };
+                let unasked = self.read.first().is_some_and(|first| match *first {
+                    client_hello::HANDSHAKE => self.no_tls,
+                    _ => self.no_http,
+                });
+                let told = if unasked { Ok(Spoken::Other) } else { classify(&self.read, self.seen) };
                 match told {
                     Ok(spoken) => return Ok(spoken),
                     Err(More(wanted)) => (self.seen, self.wanted) = (self.read.len(), wanted),

@@ -138,7 +138,7 @@ async fn where_http_makes_no_difference_nobody_waits_for_its_end() {
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
         let (mut socket, _) = listener.accept().await.expect("a client");
         client.write_all(said).await.expect("open");
-        let mut detector = Detector::looking_for(false);
+        let mut detector = Detector::looking_for(true, false);
         let Some(expected) = expected else {
             let wait = tokio::time::timeout(Duration::from_millis(20), detector.detect(&mut socket)).await;
             assert!(wait.is_err(), "a part of a ClientHello tells nothing");

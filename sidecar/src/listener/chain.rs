@@ -57,15 +57,16 @@ pub(super) fn choose(listener: &Listener, facts: &Facts<'_>) -> Option<usize> {
 /// What can be told where nothing that a client says can make a difference.
 pub(super) fn undisputed(listener: &Listener, ends: &Ends) -> Early {
     let left = Left::of(listener, ends);
-    let silent = |matches: &ChainMatch| {
-        matches.transport.is_none()
-            && matches.application_protocols.is_empty()
-            && matches.server_names.is_empty()
+    let asks = |matches: &ChainMatch| {
+        let by_protocol = !matches.application_protocols.is_empty();
+        let by_hello = matches.transport.is_some() || !matches.server_names.is_empty() || by_protocol;
+        (listener.tls_inspector && by_hello) || (listener.http_inspector && by_protocol)
     };
-    if !left.chains.iter().all(|index| silent(&listener.chains[*index].matches)) {
+    if left.chains.iter().any(|index| asks(&listener.chains[*index].matches)) {
         return Early::Disputed;
     }
-    left.by_client(ends).map_or(Early::Refused, Early::Takes)
+    let unseen = Facts { ends: *ends, transport: Transport::Plaintext, server_name: None, protocols: &[] };
+    choose(listener, &unseen).map_or(Early::Refused, Early::Takes)
 }
 
 /// The chains that are not out yet.

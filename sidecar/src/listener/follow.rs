@@ -48,9 +48,10 @@ impl Connection {
         listener: &Arc<Listener>,
         silence: Duration,
     ) {
-        let mut detector = Detector::looking_for(listener.model.looks_for_http());
+        let model = &listener.model;
+        let mut detector = Detector::looking_for(model.tls_inspector, model.looks_for_http());
         let behind;
-        let connection = match listener.model.proxy_protocol {
+        let connection = match model.proxy_protocol {
             None => self,
             Some(how) => {
                 let told = self.while_idle(silence, detector.proxied(&mut socket, how)).await;

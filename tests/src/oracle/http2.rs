@@ -10,6 +10,7 @@
 //! - `reset:CODE`: the stream is reset in place of an answer; `cut:CODE`: in the middle of one.
 //! - `unseen:CODE`: GOAWAY, which says that this request was not looked at, and the end of the connection; `seen:CODE`: that it was.
 //! - `last`: GOAWAY, which says that this is the last request, and its answer.
+//! - `101`: a stream that has switched, on which everything comes back.
 //! - `fin`, `rst`: the connection ends; `hang`: no answer; `half`: an answer that does not end.
 
 use std::future::pending;
@@ -78,7 +79,9 @@ async fn serve(socket: TcpStream, cluster: Arc<str>, scripts: Scripts) {
     let (near, far) = duplex(1 << 20);
     let (raw, commands) = mpsc::channel(1);
     let streams = async move {
-        let Ok(mut connection) = h2::server::handshake(near).await else { return };
+        let mut server = h2::server::Builder::new();
+        server.enable_connect_protocol();
+        let Ok(mut connection) = server.handshake(near).await else { return };
         let mut answers = JoinSet::new();
         while let Some(Ok((request, respond))) = connection.accept().await {
             answers.spawn(answer(request, respond, cluster.clone(), scripts.clone(), raw.clone()));
@@ -143,9 +146,13 @@ async fn answer(
         .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
     seen.headers = fields.collect();
     seen.headers.extend(head.uri.authority().map(|authority| ("host".to_owned(), authority.to_string())));
-    while let Some(Ok(data)) = body.data().await {
-        let _ = body.flow_control().release_capacity(data.len());
-        seen.body.extend_from_slice(&data);
+    let protocol = head.extensions.get::<h2::ext::Protocol>();
+    seen.headers.extend(protocol.map(|protocol| ("protocol".to_owned(), protocol.as_str().to_owned())));
+    if protocol.is_none() {
+        while let Some(Ok(data)) = body.data().await {
+            let _ = body.flow_control().release_capacity(data.len());
+            seen.body.extend_from_slice(&data);
+        }
     }
     let word = scripts.next(&cluster, seen);
     let id = respond.stream_id().as_u32();
@@ -167,6 +174,14 @@ async fn answer(
         "fin" => say(Vec::new(), After::Fin).await,
         "rst" => say(Vec::new(), After::Rst).await,
         "hang" => pending().await,
+        "101" => {
+            let Ok(mut stream) = respond.send_response(status("200"), false) else { return };
+            while let Some(Ok(data)) = body.data().await {
+                let _ = body.flow_control().release_capacity(data.len());
+                let _ = stream.send_data(data, false);
+            }
+            let _ = stream.send_data(Bytes::new(), true);
+        }
         "cut" | "half" => {
             let Ok(mut stream) = respond.send_response(status("200"), false) else { return };
             let _ = stream.send_data(Bytes::from_static(b"half"), false);

@@ -9,6 +9,7 @@ mod door;
 mod envoy;
 mod http2;
 mod outcome;
+mod peers;
 mod resources;
 mod scripted;
 mod valve;
@@ -158,100 +159,6 @@ impl Oracle {
         self.push(vec![listener]).await;
     }
 
-    /// Puts filter chains for peers in force with both, and waits until new connections take them.
-    ///
-    /// # Panics
-    /// When one of the two rejects them.
-    pub async fn peers(&mut self, chains: &[Value]) {
-        let errors = self.offer_peers(chains, json!({})).await;
-        assert!(errors.iter().all(String::is_empty), "{errors:?}");
-    }
-
-    /// Offers filter chains for peers, and more fields of their listener: why either rejects them, Envoy first. Where both take
-    /// them, new connections do.
-    pub async fn offer_peers(&mut self, chains: &[Value], more: Value) -> [String; 2] {
-        self.changes += 1;
-        if self.changes == 1 {
-            self.ads.set(resources::secrets(self.folder.path())).await;
-        }
-        let sign = format!("change-{}.test", self.changes);
-        let open: Vec<_> = resources::signs(chains, &sign)
-            .into_iter()
-            .map(|matches| chain(&sign, matches, Some(false), &manager("routes", json!({}))))
-            .collect();
-        let name = format!("tulle/inbound/{}", self.inbound[1].address);
-        let chains = [chains, &open].concat();
-        let listener = resources::inbound(&name, self.inbound[0].address, &chains, more);
-        let answers = self.offer(vec![listener]).await;
-        let errors = ["envoy", "tulle"].map(|agent| {
-            let of = answers.iter().filter(|answered| answered.agent.starts_with(agent));
-            of.map(|answered| answered.error.as_str()).collect::<String>()
-        });
-        if errors.iter().any(|error| !error.is_empty()) {
-            return errors;
-        }
-        let way = Way { tls: Some(Hello::to(&sign, None)), ..Way::default() };
-        for side in self.inbound {
-            let taken = || async {
-                connect(side.address).await?;
-                let request = format!("GET /a HTTP/1.1\r\nhost: {ALL}\r\n\r\n");
-                let outcome = self.through(side, &way, request.as_bytes(), "ok").await;
-                if outcome.received.status == 200 { Ok(()) } else { Err(outcome.to_string()) }
-            };
-            let taken = wait_for(LIMIT, taken).await;
-            taken.unwrap_or_else(|error| panic!("{}: {error}\n{:#}", side.name, json!(chains)));
-        }
-        errors
-    }
-
-    /// Two ports from which nobody connects who is not told to.
-    pub fn source_ports(&self) -> [u16; 2] {
-        [0; 2].map(|_: u16| crate::Ground::default().free_port().port())
-    }
-
-    /// The ports where they take peers, Envoy's first.
-    pub fn inbound_ports(&self) -> [u16; 2] {
-        self.inbound.map(|side| side.address.port())
-    }
-
-    /// As [`Oracle::both`], over TLS to where they take peers: as one of [`CALLERS`], or as nobody, and by the name `server`.
-    pub async fn both_as(
-        &self,
-        caller: Option<&str>,
-        server: &str,
-        request: &[u8],
-        script: &str,
-    ) -> [Outcome; 2] {
-        let way = Way { tls: Some(Hello::to(server, caller)), ..Way::default() };
-        self.both_by(&way, request, script).await
-    }
-
-    /// As [`Oracle::both`], by some way to where they take peers.
-    pub async fn both_by(&self, way: &Way<'_>, request: &[u8], script: &str) -> [Outcome; 2] {
-        let [envoy, tulle] = self.inbound;
-        [self.through(envoy, way, request, script).await, self.through(tulle, way, request, script).await]
-    }
-
-    /// What both answer to bytes that come by some way to where they take peers: up to where it is `enough`, or to the end.
-    pub async fn both_to_bytes(
-        &self,
-        way: &Way<'_>,
-        bytes: &[u8],
-        enough: impl Fn(&str) -> bool,
-    ) -> [String; 2] {
-        let mut answers = [String::new(), String::new()];
-        for (side, answer) in self.inbound.into_iter().zip(&mut answers) {
-            let door = Door::open(side.address, way, self.folder.path()).await;
-            *answer = outcome::answer_to_bytes(door.address, bytes, &enough).await;
-        }
-        answers
-    }
-
-    async fn through(&self, side: Side, way: &Way<'_>, request: &[u8], script: &str) -> Outcome {
-        let door = Door::open(side.address, way, self.folder.path()).await;
-        self.one(Side { address: door.address, ..side }, request, script).await
-    }
-
     /// Puts resources in force with both, and waits until both have taken them.
     ///
     /// # Panics
@@ -325,17 +232,17 @@ impl Oracle {
 
     /// As [`Oracle::both`], over HTTP/2.
     pub async fn both_over_http2(&self, request: &Request<Bytes>, script: &str) -> [Outcome; 2] {
-        let one = |side: Side| async move {
-            let case = self.case(side, script);
-            let received = http2::send(side.address, request.clone(), &case).await;
-            Outcome { received, upstream: self.scripts.take(&case) }.normalised(
-                side.address,
-                &self.upstreams,
-                self.compared,
-            )
-        };
-        let [envoy, tulle] = self.sides;
-        [one(envoy).await, one(tulle).await]
+        [self.one_over_http2(true, request, script).await, self.one_over_http2(false, request, script).await]
+    }
+
+    /// The same, to Envoy, or to the sidecar.
+    pub async fn one_over_http2(&self, envoy: bool, request: &Request<Bytes>, script: &str) -> Outcome {
+        let [theirs, ours] = self.sides;
+        let side = if envoy { theirs } else { ours };
+        let case = self.case(side, script);
+        let received = http2::send(side.address, request.clone(), &case).await;
+        let outcome = Outcome { received, upstream: self.scripts.take(&case) };
+        outcome.normalised(side.address, &self.upstreams, self.compared)
     }
 
     /// Another upstream, which speaks HTTP/2 and knows scripts of its own.

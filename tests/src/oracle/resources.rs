@@ -45,16 +45,16 @@ pub(super) fn inbound(name: &str, address: SocketAddr, chains: &[Value], more: V
     named(name, typed("envoy.config.listener.v3.Listener", fields))
 }
 
-/// Conditions for one more chain, or for several, by which the server name `sign` is always taken, whatever the chains are: a
-/// chain for all destinations is out where there is one for just the right.
-pub(super) fn signs(chains: &[Value], sign: &str) -> Vec<Value> {
-    let mut signs = vec![json!({ "server_names": [sign] })];
+/// Conditions for one more chain, or for several, by which what `sign` tells is always taken, whatever the chains are: a chain
+/// for all destinations is out where there is one for just the right.
+pub(super) fn signs(chains: &[Value], sign: &Value) -> Vec<Value> {
+    let mut signs = vec![sign.clone()];
     for chain in chains {
         let matches = &chain["filter_chain_match"];
         let ranges = matches["prefix_ranges"].as_array().into_iter().flatten();
         // A port's chains may all be for addresses that are dialled by nobody.
         for range in ranges.map(Some).chain([None]) {
-            let mut sign = json!({ "server_names": [sign] });
+            let mut sign = sign.clone();
             if let Some(range) = range {
                 sign["prefix_ranges"] = json!([range]);
             }

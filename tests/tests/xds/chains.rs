@@ -57,14 +57,17 @@ fn taken(outcome: &Outcome) -> String {
     }
 }
 
-/// What a proxy in front says is read, or HTTP in plaintext is known.
-fn inspected(proxied: bool, http: bool) -> Value {
+/// What a proxy in front says is read, TLS is seen, or HTTP in plaintext is known.
+fn inspected(proxied: bool, tls: bool, http: bool) -> Value {
     let filter = |name: &str, kind: &str, config: Value| {
         json!({ "name": format!("envoy.filters.listener.{name}"),
             "typed_config": typed(&format!("envoy.extensions.filters.listener.{name}.v3.{kind}"), config) })
     };
     let proxy = json!({ "allow_requests_without_proxy_protocol": true });
-    let mut filters = vec![filter("tls_inspector", "TlsInspector", json!({}))];
+    let mut filters = Vec::new();
+    if tls {
+        filters.push(filter("tls_inspector", "TlsInspector", json!({})));
+    }
     if http {
         filters.push(filter("http_inspector", "HttpInspector", json!({})));
     }
@@ -92,7 +95,7 @@ async fn generated_chains_take_what_envoys_take() {
     let (mut answered, mut by_default, mut closed, mut refused, mut differ) = (0, 0, 0, 0, Vec::new());
     for index in 0..sets {
         let matches = generator.chains(ports, sources);
-        let mut more = inspected(index % 3 == 0, index % 5 < 3);
+        let mut more = inspected(index % 3 == 0, index % 7 > 1, index % 5 < 3);
         if index % 2 == 0 {
             more["default_filter_chain"] = default_chain()["default_filter_chain"].take();
         }
@@ -194,7 +197,7 @@ async fn plaintext_has_a_protocol_where_it_is_looked_for() {
         (true, ["chain 1", "chain 0", "chain 2", "400", "400"]),
         (false, ["chain 3", "chain 3", "chain 3", "400", "400"]),
     ] {
-        let errors = oracle.offer_peers(&numbered(&of), inspected(false, http)).await;
+        let errors = oracle.offer_peers(&numbered(&of), inspected(false, true, http)).await;
         assert_eq!(errors, ["", ""]);
         for (said, expected) in said.into_iter().zip(expected) {
             let answers = oracle.both_to_bytes(&Way::default(), said, is_named).await;
@@ -202,10 +205,54 @@ async fn plaintext_has_a_protocol_where_it_is_looked_for() {
             assert_eq!(who, [expected; 2], "{http} {}: {answers:?}", said.escape_ascii());
         }
         // Beside a chain for what is no HTTP there need be none.
-        let errors = oracle.offer_peers(&numbered(&of[..1]), inspected(false, http)).await;
+        let errors = oracle.offer_peers(&numbered(&of[..1]), inspected(false, true, http)).await;
         assert_eq!(errors, ["", ""]);
         let answers = oracle.both_to_bytes(&Way::default(), OLD, is_named).await;
         assert_eq!(answers.map(|answer| who(&answer)), [if http { "chain 0" } else { "0" }; 2]);
+    }
+}
+
+/// Where a listener does not look for TLS, all is plaintext to its conditions, and the chain that is chosen ends TLS or does not.
+#[tokio::test]
+async fn tls_is_told_from_plaintext_where_it_is_looked_for() {
+    let mut oracle = Oracle::start().await;
+    let of = [
+        (json!({ "transport_protocol": "tls" }), true),
+        (json!({ "server_names": ["a.test"] }), true),
+        (json!({ "application_protocols": ["http/1.1"] }), true),
+        (json!({ "transport_protocol": "raw_buffer", "source_type": "EXTERNAL" }), true),
+        (json!({ "transport_protocol": "raw_buffer" }), false),
+    ];
+    let http = &["http/1.1"][..];
+    let tls = |server, alpn| Some(Hello { server, alpn, caller: None });
+    let far = SocketAddr::from(([127, 0, 0, 9], 0));
+    let near = Way::default().from;
+    for (of, seen, unseen) in [
+        (
+            &of[..],
+            ["chain 0", "chain 1", "chain 0", "chain 4", "400"],
+            ["0", "0", "chain 3", "chain 4", "400"],
+        ),
+        (&of[3..], ["0", "0", "0", "chain 1", "400"], ["0", "0", "chain 0", "chain 1", "400"]),
+        (&of[2..3], ["chain 0", "chain 0", "chain 0", "0", "0"], ["0"; 5]),
+    ] {
+        for (looks, expected) in [(true, seen), (false, unseen)] {
+            let errors = oracle.offer_peers(&numbered(of), inspected(false, looks, false)).await;
+            assert_eq!(errors, ["", ""]);
+            let ways = [
+                (near, tls(None, http), REQUEST),
+                (near, tls(Some("a.test"), http), REQUEST),
+                (far, tls(Some("b.test"), http), REQUEST),
+                (near, None, REQUEST),
+                (near, None, NO_HTTP),
+            ];
+            for ((from, tls, said), expected) in ways.into_iter().zip(expected) {
+                let way = Way { from, tls, ..Way::default() };
+                let answers = oracle.both_to_bytes(&way, said, is_named).await;
+                let who = answers.each_ref().map(|answer| who(answer));
+                assert_eq!(who, [expected; 2], "{looks} {way:?} of {}: {answers:?}", of.len());
+            }
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::Ori
 use envoy_types::pb::google::protobuf::Any;
 use ipnet::IpNet;
 
-use super::{Client, chain, encode_for, inspect, inspectors, listener_filter, proto};
+use super::listener_filter::{self, inspectors};
+use super::{Client, chain, encode_for, inspect, proto};
 use crate::model::{FilterChain, Listener, TrafficDirection};
 use crate::xds::matching;
 
@@ -51,9 +52,9 @@ impl Captured<'_> {
         message.use_original_dst = proto::bool_value(self.direction == TrafficDirection::Outbound);
         // First: `use_original_dst` alone would look last, and never where the client waits for its server to speak.
         let original = proto::any(&OriginalDst::default());
-        let mut filters = vec![listener_filter("envoy.filters.listener.original_dst", original)];
-        let chains = || self.chains.iter().map(|(_, chain)| *chain);
-        filters.extend(inspectors(chains(), chains().any(FilterChain::asks_for_http)));
+        let mut filters = vec![listener_filter::typed("envoy.filters.listener.original_dst", original)];
+        let any = |asks: fn(&FilterChain) -> bool| self.chains.iter().any(|(_, chain)| asks(chain));
+        filters.extend(inspectors(any(FilterChain::asks_for_tls), any(FilterChain::asks_for_http)));
         inspect(&mut message, filters);
         proto::any(&message)
     }

@@ -9,17 +9,15 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
-use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
-use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::error::{At, Decoded, FieldError, each, non_empty, refuse, required, unsupported};
 use super::{Kind, XdsError, proto};
-use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection, Transport};
+use crate::model::{ChainMatch, FilterChain, Listener, Protocol, TrafficDirection};
 use crate::xds::Client;
 
-use self::proxied::Finds;
+use self::listener_filter::{Finds, inspectors};
 
 mod access_log;
 pub mod captured;
@@ -28,8 +26,8 @@ mod chain_match;
 mod edge;
 mod filters;
 mod http;
+mod listener_filter;
 mod log_filter;
-mod proxied;
 mod rate_limit;
 mod rbac;
 pub(super) mod replaceable;
@@ -69,8 +67,8 @@ pub fn encode_for(listener: &Listener, client: &Client) -> pb::Listener {
         message.filter_chains = chains.iter().map(encode).collect();
         message.default_filter_chain = default.map(encode);
         // A proxy's header stands before all that the others look at.
-        let proxied = listener.proxy_protocol.map(proxied::encode);
-        let inspectors = inspectors(&listener.chains, listener.http_inspector);
+        let proxied = listener.proxy_protocol.map(listener_filter::proxy_protocol);
+        let inspectors = inspectors(listener.tls_inspector, listener.http_inspector);
         inspect(&mut message, proxied.into_iter().chain(inspectors).collect());
     }
     message
@@ -93,11 +91,11 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
     unsupported(message.udp_listener_config.is_some(), "udp_listener_config", "only TCP is served")?;
     unsupported(message.listener_specifier.is_some(), "internal_listener", "use an address")?;
     refuse!(message; additional_addresses; switches transparent)?;
-    let filters = each("listener_filters", message.listener_filters, proxied::decode)?;
-    let http_inspector = filters.contains(&Finds::Http);
+    let filters = each("listener_filters", message.listener_filters, listener_filter::decode)?;
+    let [tls_inspector, http_inspector] = [Finds::Tls, Finds::Http].map(|finds| filters.contains(&finds));
     let proxy_protocol = filters.into_iter().find_map(|finds| match finds {
         Finds::Client(how) => Some(how),
-        Finds::Http | Finds::Other => None,
+        Finds::Tls | Finds::Http | Finds::Other => None,
     });
     // What names no direction and is no gRPC client's listener takes connections in.
     let direction = match core::TrafficDirection::try_from(message.traffic_direction) {
@@ -116,7 +114,16 @@ fn decode_listener(message: pb::Listener) -> Decoded<Listener> {
         }
         None => decode_chains(message.filter_chains, message.default_filter_chain)?,
     };
-    Ok(Listener { name, direction, address, chains, has_default, http_inspector, proxy_protocol })
+    Ok(Listener {
+        name,
+        direction,
+        address,
+        chains,
+        has_default,
+        tls_inspector,
+        http_inspector,
+        proxy_protocol,
+    })
 }
 
 /// The name of the chain is the connection manager's prefix for statistics.
@@ -127,6 +134,7 @@ fn encode_api_listener(listener: &Listener, client: &Client) -> Option<Any> {
                 && *matches == ChainMatch::default()
                 && listener.proxy_protocol.is_none()
                 && !listener.has_default
+                && !listener.tls_inspector
                 && !listener.http_inspector
                 && authorization.is_empty() =>
         {
@@ -186,35 +194,4 @@ fn inspect(message: &mut pb::Listener, filters: Vec<pb::ListenerFilter>) {
     message.listener_filters = filters;
     message.listener_filters_timeout = Some(proto::duration(INSPECTION_TIMEOUT));
     message.continue_on_listener_filters_timeout = true;
-}
-
-fn listener_filter(name: &str, config: Any) -> pb::ListenerFilter {
-    pb::ListenerFilter {
-        name: name.into(),
-        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(config)),
-        ..Default::default()
-    }
-}
-
-fn inspectors<'a>(chains: impl IntoIterator<Item = &'a FilterChain>, http: bool) -> Vec<pb::ListenerFilter> {
-    // ALPN stands in a ClientHello where the chain ends TLS; elsewhere the first bytes tell HTTP.
-    let asks_alpn = |chain: &FilterChain| {
-        !chain.matches.application_protocols.is_empty()
-            && chain.matches.transport != Some(Transport::Plaintext)
-    };
-    let asks_tls = |chain: &FilterChain| {
-        chain.matches.transport == Some(Transport::Tls)
-            || !chain.matches.server_names.is_empty()
-            || (asks_alpn(chain) && chain.tls.is_some())
-    };
-    let mut filters = Vec::new();
-    if chains.into_iter().any(asks_tls) {
-        let config = proto::any(&TlsInspector::default());
-        filters.push(listener_filter("envoy.filters.listener.tls_inspector", config));
-    }
-    if http {
-        let config = proto::any(&HttpInspector::default());
-        filters.push(listener_filter(proxied::HTTP_INSPECTOR, config));
-    }
-    filters
 }

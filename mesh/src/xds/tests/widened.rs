@@ -9,7 +9,8 @@ use envoy_types::pb::envoy::config::listener::v3 as listener_pb;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_pb;
-use envoy_types::pb::google::protobuf;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::google::protobuf::{self, Any};
 
 use super::*;
 use crate::model::*;
@@ -51,32 +52,39 @@ fn a_proxy_in_front_is_heard_in_the_versions_that_are_allowed() {
 }
 
 #[test]
-fn http_is_looked_for_where_the_listener_says_so() {
-    let listener = |change: fn(&mut listener_pb::ListenerFilter)| {
-        let config = proto::any(&HttpInspector::default());
-        let mut filter = listener_pb::ListenerFilter {
-            name: "any name".into(),
-            config_type: Some(listener_pb::listener_filter::ConfigType::TypedConfig(config)),
-            ..Default::default()
+fn tls_and_http_are_looked_for_where_the_listener_says_so() {
+    let listener = |configs: &[&Any], change: fn(&mut listener_pb::ListenerFilter)| {
+        let filter = |config: &&Any| {
+            let mut filter = listener_pb::ListenerFilter {
+                name: "any name".into(),
+                config_type: Some(listener_pb::listener_filter::ConfigType::TypedConfig((*config).clone())),
+                ..Default::default()
+            };
+            change(&mut filter);
+            filter
         };
-        change(&mut filter);
         let mut message = listener::encode(&super::foreign::any_listener());
-        message.listener_filters = vec![filter];
-        listener::decode(message).map(|listener| listener.http_inspector).map_err(|error| error.to_string())
+        message.listener_filters = configs.iter().map(filter).collect();
+        let looks = |listener: Listener| [listener.tls_inspector, listener.http_inspector];
+        listener::decode(message).map(looks).map_err(|error| error.to_string())
     };
-    assert_eq!(listener(|_| ()), Ok(true));
-    assert_eq!(
-        listener::decode(listener::encode(&super::foreign::any_listener())).map(|l| l.http_inspector),
-        Ok(false)
-    );
-    let error = listener(|filter| filter.filter_disabled = Some(Default::default())).unwrap_err();
-    assert!(error.contains("listener_filters[0].filter_disabled: is not supported"), "{error}");
-    let error = listener(|filter| {
-        filter.name = "envoy.filters.listener.http_inspector".into();
-        filter.config_type = None;
-    });
-    let error = error.unwrap_err();
-    assert!(error.contains("listener_filters[0].typed_config: is missing"), "{error}");
+    let [tls, http] = [proto::any(&TlsInspector::default()), proto::any(&HttpInspector::default())];
+    assert_eq!(listener(&[], |_| ()), Ok([false, false]));
+    assert_eq!(listener(&[&tls], |_| ()), Ok([true, false]));
+    assert_eq!(listener(&[&http], |_| ()), Ok([false, true]));
+    assert_eq!(listener(&[&http, &tls], |_| ()), Ok([true, true]));
+    for (config, name) in
+        [(&tls, "envoy.filters.listener.tls_inspector"), (&http, "envoy.filters.listener.http_inspector")]
+    {
+        let error =
+            listener(&[config], |filter| filter.filter_disabled = Some(Default::default())).unwrap_err();
+        assert!(error.contains("listener_filters[0].filter_disabled: is not supported"), "{error}");
+        let mut message = listener::encode(&super::foreign::any_listener());
+        message.listener_filters =
+            vec![listener_pb::ListenerFilter { name: name.into(), ..Default::default() }];
+        let error = listener::decode(message).unwrap_err().to_string();
+        assert!(error.contains("listener_filters[0].typed_config: is missing"), "{error}");
+    }
 }
 
 #[test]

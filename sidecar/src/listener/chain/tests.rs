@@ -120,6 +120,28 @@ fn who_the_client_is_decides_after_all_else() {
 }
 
 #[test]
+fn what_is_not_looked_for_is_undisputed() {
+    let tls = chain(|m| m.transport = Some(Transport::Tls));
+    let named = chain(|m| m.server_names = vec!["a.shop".into()]);
+    let plaintext = chain(|m| m.transport = Some(Transport::Plaintext));
+    let http = chain(|m| m.application_protocols = vec!["http/1.1".into()]);
+    let of = |[tls_inspector, http_inspector]: [bool; 2], chains: [&FilterChain; 3]| Listener {
+        tls_inspector,
+        http_inspector,
+        ..listener(chains.map(Clone::clone))
+    };
+    for (chains, looks, expected) in [
+        ([&tls, &named, &plaintext], [true, false], Early::Disputed),
+        ([&tls, &named, &plaintext], [false, true], Early::Takes(2)),
+        ([&tls, &http, &plaintext], [false, true], Early::Disputed),
+        ([&tls, &http, &plaintext], [false, false], Early::Takes(2)),
+        ([&tls, &http, &named], [false, false], Early::Refused),
+    ] {
+        assert_eq!(undisputed(&of(looks, chains), &to(80)), expected, "{looks:?}");
+    }
+}
+
+#[test]
 fn the_default_takes_what_has_lost_its_way() {
     let of_port = chain(|m| {
         m.destination_port = Some(80);

@@ -14,9 +14,10 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
     ]);
     let proxied =
         proxied.prop_map(|[optional, version_1, version_2]| ProxyProtocol { optional, version_1, version_2 });
-    let filters = (any::<bool>(), of(proxied));
+    let filters = (any::<bool>(), any::<bool>(), of(proxied));
     (name(), direction, of(socket()), vec(chain(), 1..4), any::<bool>(), filters)
-        .prop_map(|(name, direction, address, mut chains, has_default, (http_inspector, proxy_protocol))| {
+        .prop_map(|(name, direction, address, mut chains, has_default, filters)| {
+            let (tls_inspector, http_inspector, proxy_protocol) = filters;
             // No two chains have the same condition; the only one may have none.
             let single = chains.len() == 1;
             for (port, chain) in (1_u16..).zip(&mut chains) {
@@ -33,7 +34,16 @@ pub(in super::super) fn listener() -> BoxedStrategy<Listener> {
             if let Some(default) = chains.last_mut().filter(|_| has_default) {
                 default.matches = ChainMatch::default();
             }
-            Listener { name, direction, address, chains, has_default, http_inspector, proxy_protocol }
+            Listener {
+                name,
+                direction,
+                address,
+                chains,
+                has_default,
+                tls_inspector,
+                http_inspector,
+                proxy_protocol,
+            }
         })
         .boxed()
 }
