@@ -358,7 +358,7 @@ impl Exchange {
         self.request.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
     }
 
-    /// How fast the body of its answer may go; with it goes the fault.
+    /// How fast the body of its answer, or what comes after a switch, may go; with it goes the fault.
     pub(super) fn take_pace(&mut self) -> Option<Pace> {
         let (suffering, rate) = self.fault.take_if(|(_, rate)| rate.is_some())?;
         rate.map(|rate| Pace::new(rate, suffering))

@@ -1,6 +1,7 @@
-//! Bodies that go no faster than they may (an injected fault).
+//! Answers that go no faster than they may (an injected fault).
 //!
-//! In: frames. Out: the same bytes in slices of a sixteenth of a second's worth, as Envoy has them, and the trailers behind the last.
+//! In: frames, or what comes after a switch of protocols. Out: the same bytes in slices of a sixteenth of a second's worth, as Envoy
+//! has them, and the trailers behind the last.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::body::BodyError;
 use super::fault::Suffering;
 
-/// How fast a body goes, and what of it has to wait.
+/// How fast an answer goes, and what of its body has to wait.
 pub(super) struct Pace {
     /// Bytes a second.
     rate: u64,
@@ -47,17 +48,27 @@ impl Pace {
                 other => return Poll::Ready(other),
             }
         }
-        let now = Instant::now();
-        if self.next > now {
+        let most = ready!(self.poll_turn(cx));
+        let slice = self.held.split_to(self.held.len().min(most));
+        self.went(slice.len());
+        Poll::Ready(Some(Ok(Frame::data(slice))))
+    }
+
+    /// When more may go, how many bytes of it.
+    pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        if self.next > Instant::now() {
             self.sleep.as_mut().reset(self.next);
             ready!(self.sleep.as_mut().poll(cx));
         }
-        let slice = (self.rate / SLICES).max(1);
-        let slice = self.held.split_to(self.held.len().min(usize::try_from(slice).unwrap_or(usize::MAX)));
+        Poll::Ready(usize::try_from((self.rate / SLICES).max(1)).unwrap_or(usize::MAX))
+    }
+
+    /// So many bytes of a turn have gone.
+    pub(super) fn went(&mut self, bytes: usize) {
+        let now = Instant::now();
         // What was not used is lost after a second.
         let since = self.next.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now));
-        self.next = since + Duration::from_secs_f64(slice.len() as f64 / self.rate as f64);
-        Poll::Ready(Some(Ok(Frame::data(slice))))
+        self.next = since + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
     }
 
     /// How many bytes wait.

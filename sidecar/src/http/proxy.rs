@@ -362,6 +362,10 @@ impl Handler for Proxy {
         {
             tunnel.set_idle_timeout(idle);
         }
+        let tunnel = tunnel.map(|tunnel| match exchange.take_pace() {
+            Some(pace) => tunnel.slowed(pace),
+            None => tunnel,
+        });
         let bodiless = tunnel.is_some() || headers::is_bodiless(&exchange.request.method, response.status());
         let response = response.map(|body| Accounted::new(body, exchange, bodiless));
         Reply { response, tunnel, close }

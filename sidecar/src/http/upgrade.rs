@@ -15,6 +15,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::pace::Pace;
 use crate::io::{Bare, Stream};
 use crate::tcp::copy::{Relayed, relay};
 use crate::upstream::Hold;
@@ -53,6 +54,11 @@ impl Tunnel {
         self.idle = Some(idle);
     }
 
+    /// The same, from which the client gets no more at a time than `pace` says.
+    pub(super) fn slowed(self, pace: Pace) -> Self {
+        Self { end: self.end.slowed(pace), ..self }
+    }
+
     /// Carries bytes between the downstream end and this one until both have closed, one has failed, or nothing has
     /// moved for `idle` (where the route says nothing else).
     pub(crate) async fn run(mut self, mut downstream: TunnelEnd, idle: Option<Duration>) {
@@ -69,6 +75,8 @@ pub(crate) enum TunnelEnd {
     Http1(Bytes, Stream),
     /// An HTTP/2 stream.
     Http2(Http2End),
+    /// One of these that may not be read as fast as it speaks.
+    Slowed(Box<Slowed>),
 }
 
 impl TunnelEnd {
@@ -81,13 +89,17 @@ impl TunnelEnd {
     pub(crate) fn http2(send: SendStream<Bytes>, recv: RecvStream) -> Self {
         Self::Http2(Http2End { send, recv, read: Bytes::new(), ended: false })
     }
+
+    fn slowed(self, pace: Pace) -> Self {
+        Self::Slowed(Box::new(Slowed { end: self, pace }))
+    }
 }
 
 impl Bare for TunnelEnd {
     fn bare(&self) -> Option<&TcpStream> {
         match self {
             Self::Http1(read, stream) if read.is_empty() => stream.bare(),
-            Self::Http1(..) | Self::Http2(_) => None,
+            Self::Http1(..) | Self::Http2(_) | Self::Slowed(_) => None,
         }
     }
 }
@@ -101,6 +113,7 @@ impl AsyncRead for TunnelEnd {
                 Poll::Ready(Ok(()))
             }
             Self::Http2(end) => end.poll_read(cx, buf),
+            Self::Slowed(slowed) => slowed.poll_read(cx, buf),
         }
     }
 }
@@ -110,6 +123,7 @@ impl AsyncWrite for TunnelEnd {
         match self.get_mut() {
             Self::Http1(_, stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Http2(end) => end.poll_write(cx, buf),
+            Self::Slowed(slowed) => Pin::new(&mut slowed.end).poll_write(cx, buf),
         }
     }
 
@@ -117,6 +131,7 @@ impl AsyncWrite for TunnelEnd {
         match self.get_mut() {
             Self::Http1(_, stream) => Pin::new(stream).poll_flush(cx),
             Self::Http2(_) => Poll::Ready(Ok(())),
+            Self::Slowed(slowed) => Pin::new(&mut slowed.end).poll_flush(cx),
         }
     }
 
@@ -124,6 +139,7 @@ impl AsyncWrite for TunnelEnd {
         match self.get_mut() {
             Self::Http1(_, stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Http2(end) => Poll::Ready(end.shutdown()),
+            Self::Slowed(slowed) => Pin::new(&mut slowed.end).poll_shutdown(cx),
         }
     }
 }
@@ -175,6 +191,24 @@ impl Http2End {
     }
 }
 
+/// An end that is read no faster than it may.
+pub(crate) struct Slowed {
+    end: TunnelEnd,
+    pace: Pace,
+}
+
+impl Slowed {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = ready!(self.pace.poll_turn(cx)).min(buf.remaining());
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut self.end).poll_read(cx, &mut part))?;
+        let read = part.filled().len();
+        buf.advance(read);
+        self.pace.went(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// Moves as much as fits; says how much.
 fn take(from: &mut Bytes, into: &mut ReadBuf<'_>) -> usize {
     let count = from.len().min(into.remaining());
@@ -188,5 +222,34 @@ fn into_io(error: h2::Error) -> io::Error {
         error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
     } else {
         io::Error::new(io::ErrorKind::ConnectionReset, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::http::fault::Active;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_slowed_is_read_slice_by_slice() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let socket = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+        let said = Bytes::from(vec![b'x'; 2048]);
+        let end = TunnelEnd::http1(Stream::from(socket), said.clone());
+        let suffering = Active::default().begin(None).expect("unlimited");
+        let mut end = end.slowed(Pace::new(1, suffering));
+        let begun = tokio::time::Instant::now();
+        let (mut all, mut buffer) = (Vec::new(), [0; 1000]);
+        while all.len() < said.len() {
+            let length = end.read(&mut buffer).await.expect("open");
+            assert!(length <= 64, "{length} bytes at once");
+            all.extend_from_slice(&buffer[..length]);
+        }
+        assert_eq!(all, said);
+        let took = begun.elapsed();
+        assert!(took > Duration::from_millis(1900) && took < Duration::from_millis(2100), "{took:?}");
     }
 }

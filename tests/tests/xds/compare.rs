@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use tulle_tests::Seen;
 use tulle_tests::oracle::{Outcome, Then};
 
 /// A difference that is meant so.
@@ -23,7 +24,10 @@ pub(crate) const KEPT: &[Kept] = &[
         name: "safe retries",
         reason: "a policy adds to what is safe anyway: a GET is tried again after a failure that the mesh itself saw",
         forgive: |envoy, tulle| {
-            let safe = envoy.upstream.first().is_some_and(|(_, seen)| seen.line.starts_with("GET "));
+            // What has asked for a WebSocket is a GET, too.
+            let safe = envoy.upstream.first().is_some_and(|(_, seen)| {
+                seen.line.starts_with("GET ") || !seen.header("protocol").is_empty()
+            });
             let there = safe
                 && tulle.upstream.len() > envoy.upstream.len()
                 && ENVOYS_WORDS.iter().any(|words| envoy.received.body.starts_with(words));
@@ -90,18 +94,22 @@ pub(crate) const KEPT: &[Kept] = &[
     },
     Kept {
         name: "keys of WebSockets",
-        reason: "RFC 6455, section 4.1: a server of HTTP/1.1 is asked with a key, which HTTP/2 has none of (RFC 8441); Envoy asks without",
+        reason: "RFC 6455, section 4.1: a server of HTTP/1.1 is asked with a key, and its client is told that it was read; HTTP/2 has \
+                 neither (RFC 8441). Envoy passes on what there is",
         forgive: |envoy, tulle| {
-            let pairs = envoy.upstream.iter().zip(&mut tulle.upstream);
-            let mut there = false;
+            let pairs = envoy.upstream.iter_mut().zip(&mut tulle.upstream);
+            let [mut there, mut told] = [false; 2];
             for ((_, theirs), (_, ours)) in pairs {
-                if theirs.header("upgrade") == "websocket" && theirs.header("sec-websocket-key").is_empty() {
-                    let before = ours.headers.len();
-                    ours.headers.retain(|(name, _)| name != "sec-websocket-key");
-                    there |= ours.headers.len() < before;
+                let [asked, stream] = ["upgrade", "protocol"].map(|name| theirs.header(name) == "websocket");
+                let without = asked && theirs.header("sec-websocket-key").is_empty();
+                for seen in [theirs, ours] {
+                    let before = seen.headers.len();
+                    seen.headers.retain(|(name, _)| !(stream || without) || name != "sec-websocket-key");
+                    there |= seen.headers.len() < before;
                 }
+                told |= stream;
             }
-            there
+            (told && remove(tulle, "sec-websocket-accept")) || there
         },
     },
     Kept {
@@ -122,7 +130,8 @@ pub(crate) const KEPT: &[Kept] = &[
         reason: "RFC 9110, section 7.8: who does not switch answers as ever, and the connection takes another request; Envoy \
                  closes it, and leaves out the body of a 200",
         forgive: |envoy, tulle| {
-            let asked = envoy.upstream.first().is_some_and(|(_, seen)| !seen.header("upgrade").is_empty());
+            let asks = |seen: &Seen| ["upgrade", "protocol"].iter().any(|name| !seen.header(name).is_empty());
+            let asked = envoy.upstream.first().is_some_and(|(_, seen)| asks(seen));
             let [theirs, ours] = [&envoy.received, &tulle.received];
             let there = asked
                 && theirs.status == ours.status

@@ -3,10 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tulle_tests::oracle::{Oracle, typed};
 
 use crate::compare::Tally;
+use crate::upgrades::extended_connect;
 
 fn fault(config: &Value) -> Value {
     typed("envoy.extensions.filters.http.fault.v3.HTTPFault", config.clone())
@@ -184,6 +186,31 @@ async fn answers_come_as_slowly_as_they_are_to() {
         }
     }
     tally.end(&[]);
+}
+
+/// A WebSocket is an answer, too.
+#[tokio::test]
+async fn what_has_switched_comes_as_slowly() {
+    let mut oracle = Oracle::start().await;
+    let limit = json!({ "fixed_limit": { "limit_kbps": 160 }, "percentage": { "numerator": 100 } });
+    let faults = [json!({ "response_rate_limit": limit })];
+    let mut settings = filters(&json!({}));
+    settings["upgrade_configs"] = json!([{ "upgrade_type": "websocket" }]);
+    settings["http2_protocol_options"] = json!({ "allow_connect": true });
+    oracle.manager(settings).await;
+    oracle.routes(&[host(&faults, &json!({ "cluster": "a" }))]).await;
+    let request = extended_connect("http://h.test/0", Bytes::from(vec![b'x'; 80 << 10]));
+    let (oracle, request) = (&oracle, &request);
+    let timed = |envoy: bool| async move {
+        let begun = Instant::now();
+        (oracle.one_over_http2(envoy, request, "101").await, begun.elapsed())
+    };
+    let [(envoy, theirs), (tulle, ours)] = [timed(true).await, timed(false).await];
+    let least = Duration::from_millis(350);
+    assert!(theirs >= least && ours >= least, "{theirs:?}, {ours:?}");
+    let mut tally = Tally::default();
+    tally.compare(&"a WebSocket", [envoy, tulle]);
+    tally.end(&["keys of WebSockets"]);
 }
 
 #[tokio::test]

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use http::Request;
 use serde_json::{Value, json};
-use tulle_tests::oracle::Oracle;
+use tulle_tests::oracle::{Oracle, speaking_http2};
 
 use crate::compare::Tally;
+use crate::http2::behind;
 
 /// Routes that say nothing of upgrades, enable or disable them, and one that answers by itself.
 fn host() -> Value {
@@ -69,10 +70,7 @@ async fn websockets_come_over_http2() {
         for path in ["/plain", "/on", "/off", "/other", "/none"] {
             for script in ["101", "403"] {
                 let uri = format!("http://h.test{path}");
-                let mut request = Request::connect(uri).header("sec-websocket-version", "13");
-                let extensions = request.extensions_mut().expect("it is valid");
-                extensions.insert(h2::ext::Protocol::from_static("websocket"));
-                let request = request.body(Bytes::from_static(b"hi")).expect("a valid request");
+                let request = extended_connect(&uri, Bytes::from_static(b"hi"));
                 let outcomes = oracle.both_over_http2(&request, script).await;
                 let upstream = outcomes[0].upstream.first();
                 let came = upstream.is_some_and(|(_, seen)| seen.header("upgrade") == "websocket");
@@ -83,6 +81,44 @@ async fn websockets_come_over_http2() {
     }
     assert_eq!(switched, 4, "on the one route, and where the listener says so on three more");
     tally.end(&["local replies", "keys of WebSockets"]);
+}
+
+/// What an upstream of HTTP/2 alone is asked is an extended CONNECT, whatever its client speaks.
+#[tokio::test]
+async fn websockets_go_over_http2() {
+    let mut oracle = Oracle::start().await;
+    let off = json!([{ "upgrade_type": "websocket", "enabled": false }]);
+    let actions = [json!({}), json!({ "upgrade_configs": off })];
+    let options = json!({ "allow_connect": true });
+    let _two = behind(&mut oracle, &actions, &speaking_http2(options.clone())).await;
+    oracle.manager(json!({ "http2_protocol_options": options })).await;
+    let mut tally = Tally::default();
+    let mut switched = 0;
+    for host in 0..actions.len() {
+        for script in ["101", "403", "503", "reset:8", "reset:7", "fin", "unseen:0"] {
+            let request = format!(
+                "GET /x HTTP/1.1\r\nhost: h{host}.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            );
+            let outcomes = oracle.both(request.as_bytes(), script).await;
+            switched += usize::from(outcomes[0].received.body == "after the upgrade");
+            tally.compare(&format!("{request:?} {script}"), outcomes);
+            let request = extended_connect(&format!("http://h{host}.test/x"), Bytes::from_static(b"hi"));
+            let outcomes = oracle.both_over_http2(&request, script).await;
+            switched += usize::from(outcomes[0].received.body == "hi");
+            tally.compare(&format!("{host} over HTTP/2 {script}"), outcomes);
+        }
+    }
+    assert_eq!(switched, 2, "on the one route, by either version");
+    tally.end(&["local replies", "keys of WebSockets"]);
+}
+
+/// A WebSocket that is asked for over HTTP/2 (RFC 8441), and what is said on it.
+pub(crate) fn extended_connect(uri: &str, says: Bytes) -> Request<Bytes> {
+    let mut request = Request::connect(uri).header("sec-websocket-version", "13");
+    let extensions = request.extensions_mut().expect("it is valid");
+    extensions.insert(h2::ext::Protocol::from_static("websocket"));
+    request.body(says).expect("a valid request")
 }
 
 /// A difference that is meant so: clients that ask for TLS in passing (as some do of every server) are served, as RFC 9110, section
@@ -134,6 +170,27 @@ async fn old_clients_are_served_where_the_listener_takes_them() {
         }
     }
     tally.end(&["local replies"]);
+}
+
+/// A difference that is meant so: nobody has said what HTTP/1.2 would be, so that it is refused as RFC 9110, section 15.6.6, says;
+/// to Envoy it is one more that is too old.
+#[tokio::test]
+async fn versions_that_nobody_knows_are_refused() {
+    let mut oracle = Oracle::start().await;
+    oracle.routes(&[host()]).await;
+    for (version, expected) in [
+        ("0.9", [426, 505]),
+        ("1.2", [426, 505]),
+        ("1.9", [426, 505]),
+        ("2.0", [426, 505]),
+        ("3.0", [426, 505]),
+        ("1", [400, 505]),
+        ("1.11", [400; 2]),
+    ] {
+        let request = format!("GET /plain HTTP/{version}\r\nhost: h.test\r\n\r\n");
+        let outcomes = oracle.both(request.as_bytes(), "ok").await;
+        assert_eq!(outcomes.map(|outcome| outcome.received.status), expected, "{version}");
+    }
 }
 
 /// A difference that is meant so: HTTP/1.0 knows no Host, and a request of it may name none (RFC 1945). It takes a route of whatever
