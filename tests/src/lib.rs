@@ -40,7 +40,7 @@ pub use ports::free_port;
 use program::python_program;
 pub use program::{Program, curl, output_of, python};
 pub use raw::{Answer, exchange, read_head, read_to_end};
-pub use raw_h2::{End, RawH2};
+pub use raw_h2::{End, Frame, RawH2};
 pub use servers::{Ground, Server};
 pub use tulle_cli::local::{fetch, wait_for};
 

@@ -1,5 +1,6 @@
 //! HTTP/2 frames as a hostile client writes them: nothing is checked before it is sent.
 
+use std::io;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,6 +30,33 @@ pub enum End {
     Reset,
     /// The end of the connection.
     Connection,
+}
+
+/// A frame of a peer (RFC 9113, section 4.1).
+pub struct Frame {
+    /// Its type.
+    pub kind: u8,
+    /// What its type has flags for.
+    pub flags: u8,
+    /// Whose it is; 0 for the connection's.
+    pub stream: u32,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The next one.
+    ///
+    /// # Errors
+    /// When the connection fails or ends.
+    pub async fn read(socket: &mut TcpStream) -> io::Result<Self> {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await?;
+        let [a, b, c, kind, flags, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        socket.read_exact(&mut payload).await?;
+        Ok(Self { kind, flags, stream: u32::from_be_bytes(stream), payload })
+    }
 }
 
 impl RawH2 {
@@ -67,20 +95,12 @@ impl RawH2 {
 
     async fn read_end_of(&mut self, stream: u32) -> End {
         loop {
-            let mut head = [0; 9];
-            if self.0.read_exact(&mut head).await.is_err() {
-                return End::Connection;
-            }
-            let [a, b, c, kind, flags, id @ ..] = head;
-            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-            if self.0.read_exact(&mut payload).await.is_err() {
-                return End::Connection;
-            }
-            match kind {
-                SETTINGS if flags & ACK == 0 => self.frame(SETTINGS, ACK, 0, &[]).await,
+            let Ok(frame) = Frame::read(&mut self.0).await else { return End::Connection };
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => self.frame(SETTINGS, ACK, 0, &[]).await,
                 GOAWAY => return End::Connection,
-                RST_STREAM if u32::from_be_bytes(id) == stream => return End::Reset,
-                HEADERS if u32::from_be_bytes(id) == stream => return End::Answer(status(&payload)),
+                RST_STREAM if frame.stream == stream => return End::Reset,
+                HEADERS if frame.stream == stream => return End::Answer(status(&frame.payload)),
                 _ => {}
             }
         }

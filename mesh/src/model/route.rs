@@ -3,10 +3,10 @@
 use http::{HeaderName, StatusCode};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::filter::{CORS_FILTER, FAULT_FILTER};
+use super::filter::FAULT_FILTER;
 use super::{
-    Cors, Fault, FilterOverrides, FilterSettings, Forward, HeaderChanges, HeaderMatch, HeaderMutations,
-    PathMatch, PathRewrite, PerMillion, QueryMatch, RateLimitRule,
+    Fault, FilterOverrides, FilterSettings, Forward, HeaderChanges, HeaderMatch, HeaderMutations, PathMatch,
+    PathRewrite, PerMillion, QueryMatch, RateLimitRule,
 };
 
 /// The routes of one listener.
@@ -167,14 +167,6 @@ impl Route {
     pub fn fault(&self) -> Option<&Fault> {
         self.filters.iter().find_map(|said| match &said.settings {
             Some(FilterSettings::Fault(fault)) if said.filter == FAULT_FILTER => Some(fault),
-            _ => None,
-        })
-    }
-
-    /// Which pages of other origins may use it, where it says something of that.
-    pub fn cors(&self) -> Option<&Cors> {
-        self.filters.iter().find_map(|said| match &said.settings {
-            Some(FilterSettings::Cors(rules)) if said.filter == CORS_FILTER => rules.as_ref(),
             _ => None,
         })
     }

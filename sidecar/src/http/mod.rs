@@ -22,7 +22,7 @@ mod paths;
 mod problem;
 pub(crate) mod proxy;
 pub(crate) mod refusal;
-mod request_id;
+pub(crate) mod request_id;
 mod respond;
 pub(crate) mod server;
 mod server_header;

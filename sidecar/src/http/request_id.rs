@@ -9,7 +9,7 @@ use tulle_mesh::model::RequestIds;
 use super::exchange::Exchange;
 
 /// `x-request-id`
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives a request an ID where it needs one. `external`: it comes from outside, whose word for it does not count.
 pub(super) fn assign(exchange: &mut Exchange, ids: RequestIds, external: bool) {

@@ -22,6 +22,7 @@ use tulle_mesh::route::RequestView;
 use super::metrics::{Counter, Registry};
 use super::operators::{hostname, protocol, write_address, write_path};
 use super::record::{ConnectionRecord, RequestRecord, RetrySkipped};
+use crate::http::request_id::REQUEST_ID;
 
 /// How many lines wait at most.
 const QUEUE: usize = 8192;
@@ -122,8 +123,7 @@ fn request_json(record: &RequestRecord<'_>) -> String {
     put("trace_id", json!(record.trace.map(|trace| format!("{:032x}", trace.trace_id))));
     put("span_id", json!(record.trace.map(|trace| format!("{:016x}", trace.span_id))));
     put("user_agent.original", json!(header(&record.request.headers, &USER_AGENT)));
-    let request_id = HeaderName::from_static("x-request-id");
-    put("http.request.header.x-request-id", json!(header(&record.request.headers, &request_id)));
+    put("http.request.header.x-request-id", json!(header(&record.request.headers, &REQUEST_ID)));
     Value::Object(line).to_string()
 }
 
@@ -198,7 +198,7 @@ fn request_field(record: &RequestRecord<'_>, operator: &Operator) -> Option<Stri
             let view = RequestView::new(&request.method, "", path, &request.headers);
             view.query_value(name).map(|value| value.into_owned())
         }
-        Operator::StreamId => header(&request.headers, &HeaderName::from_static("x-request-id")),
+        Operator::StreamId => header(&request.headers, &REQUEST_ID),
         Operator::PeerUriSan if record.direction == TrafficDirection::Inbound => {
             record.peer.map(|peer| peer.to_string())
         }

@@ -31,7 +31,8 @@ pub use door::{Hello, Way};
 pub use http2::Http2;
 pub use outcome::{Outcome, Received, Then};
 pub use resources::{
-    chain, cluster, endpoints, listener, manager, route_configuration, speaking_http2, typed,
+    chain, cluster, endpoints, listener, manager, manager_of, merged, route_configuration, speaking_http2,
+    typed,
 };
 pub use scripted::{Scripted, Scripts};
 pub use valve::Valve;

@@ -3,16 +3,14 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// The name of the field that [`named`] adds.
 const NAME: &str = "name@wire";
 
 /// A message of Envoy's API as an `Any`.
 pub fn typed(kind: &str, fields: Value) -> Value {
-    let mut message = json!({ "@type": format!("type.googleapis.com/{kind}") });
-    merge(&mut message, fields);
-    message
+    merged(json!({ "@type": format!("type.googleapis.com/{kind}") }), fields)
 }
 
 /// A listener of one chain, whose only filter is `manager`.
@@ -31,17 +29,19 @@ pub fn listener(name: &str, address: SocketAddr, manager: &Value) -> Value {
 
 /// A listener for peers, with filter chains as [`chain`] makes them; `more` is put over it.
 pub(super) fn inbound(name: &str, address: SocketAddr, chains: &[Value], more: Value) -> Value {
-    let mut fields = json!({
-        "name": name,
-        "traffic_direction": "INBOUND",
-        "address": socket(address),
-        "listener_filters": [{
-            "name": "envoy.filters.listener.tls_inspector",
-            "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({})),
-        }],
-        "filter_chains": chains,
-    });
-    merge(&mut fields, more);
+    let fields = merged(
+        json!({
+            "name": name,
+            "traffic_direction": "INBOUND",
+            "address": socket(address),
+            "listener_filters": [{
+                "name": "envoy.filters.listener.tls_inspector",
+                "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({})),
+            }],
+            "filter_chains": chains,
+        }),
+        more,
+    );
     named(name, typed("envoy.config.listener.v3.Listener", fields))
 }
 
@@ -116,31 +116,43 @@ pub(super) fn secrets(folder: &Path) -> Vec<Value> {
 
 /// A connection manager as a mesh sets it up, with the routes of a name; `more` is put over it.
 pub fn manager(routes: &str, more: Value) -> Value {
-    let mut fields = json!({
-        "stat_prefix": "oracle",
-        "rds": { "route_config_name": routes, "config_source": ads() },
-        "stream_idle_timeout": "300s",
-        // Envoy leaves a connection that it is done with open for 1 s else.
-        "delayed_close_timeout": "0.05s",
-        "upgrade_configs": [{ "upgrade_type": "websocket" }],
-        "http_filters": [{
-            "name": "envoy.filters.http.router",
-            "typed_config": typed("envoy.extensions.filters.http.router.v3.Router", json!({})),
-        }],
-    });
-    merge(&mut fields, more);
+    let fields = merged(
+        json!({
+            "stat_prefix": "oracle",
+            "rds": { "route_config_name": routes, "config_source": ads() },
+            "stream_idle_timeout": "300s",
+            // Envoy leaves a connection that it is done with open for 1 s else.
+            "delayed_close_timeout": "0.05s",
+            "upgrade_configs": [{ "upgrade_type": "websocket" }],
+            "http_filters": [{
+                "name": "envoy.filters.http.router",
+                "typed_config": typed("envoy.extensions.filters.http.router.v3.Router", json!({})),
+            }],
+        }),
+        more,
+    );
     typed("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", fields)
+}
+
+/// The same, with routes of its own, of these virtual hosts.
+pub fn manager_of(hosts: &[Value], more: Value) -> Value {
+    let mut manager = manager("", more);
+    manager.as_object_mut().expect("a message").remove("rds");
+    manager["route_config"] = json!({ "name": "own", "virtual_hosts": hosts });
+    manager
 }
 
 /// A cluster with endpoints of its name; `more` is put over it.
 pub fn cluster(name: &str, more: Value) -> Value {
-    let mut fields = json!({
-        "name": name,
-        "type": "EDS",
-        "eds_cluster_config": { "eds_config": ads() },
-        "connect_timeout": "5s",
-    });
-    merge(&mut fields, more);
+    let fields = merged(
+        json!({
+            "name": name,
+            "type": "EDS",
+            "eds_cluster_config": { "eds_config": ads() },
+            "connect_timeout": "5s",
+        }),
+        more,
+    );
     named(name, typed("envoy.config.cluster.v3.Cluster", fields))
 }
 
@@ -182,9 +194,14 @@ fn named(name: &str, mut resource: Value) -> Value {
 }
 
 /// Top-level fields replace.
-fn merge(message: &mut Value, more: Value) {
-    if let (Value::Object(fields), Value::Object(more)) = (message, more) {
-        let more: Map<String, Value> = more;
-        fields.extend(more);
-    }
+/// A message with the fields of `more` over its own.
+///
+/// # Panics
+/// When one of the two is none.
+pub fn merged(mut message: Value, more: Value) -> Value {
+    let (Value::Object(fields), Value::Object(more)) = (&mut message, more) else {
+        panic!("{message} is no message, or what is put over it")
+    };
+    fields.extend(more);
+    message
 }

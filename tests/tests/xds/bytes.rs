@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, Way, chain, cluster, endpoints, typed};
+use tulle_tests::oracle::{Oracle, Way, chain, cluster, endpoints, merged, typed};
 
 use crate::shares::upstream;
 
@@ -12,8 +12,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: h.test\r\n\r\n";
 
 /// Has peers' connections carried as bytes to a cluster; `more` is what else is said of it.
 async fn carry(oracle: &mut Oracle, cluster: &str, more: Value) {
-    let mut proxy = json!({ "stat_prefix": "bytes", "cluster": cluster });
-    proxy.as_object_mut().expect("a message").extend(more.as_object().expect("fields").clone());
+    let proxy = merged(json!({ "stat_prefix": "bytes", "cluster": cluster }), more);
     let proxy = typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy);
     let mut bytes = chain("bytes", json!({ "transport_protocol": "raw_buffer" }), None, &proxy);
     bytes["filters"][0]["name"] = json!("envoy.filters.network.tcp_proxy");

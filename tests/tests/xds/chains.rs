@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Hello, Oracle, Outcome, Way, chain, manager, typed};
+use tulle_tests::oracle::{Hello, Oracle, Outcome, Way, chain, manager_of, typed};
 
 use crate::generate::{self, Generator};
 
@@ -11,12 +11,8 @@ use crate::generate::{self, Generator};
 fn says(name: &str) -> Value {
     let answer = json!({ "status": 200, "body": { "inline_string": name } });
     let route = json!({ "match": { "prefix": "/" }, "direct_response": answer });
-    let mut manager = manager("routes", json!({}));
-    manager.as_object_mut().expect("a message").remove("rds");
-    let hosts = json!([{ "name": "all", "domains": ["*"], "routes": [route] }]);
-    manager["http_protocol_options"] = json!({ "accept_http_10": true });
-    manager["route_config"] = json!({ "name": name, "virtual_hosts": hosts });
-    manager
+    let host = json!({ "name": "all", "domains": ["*"], "routes": [route] });
+    manager_of(&[host], json!({ "http_protocol_options": { "accept_http_10": true } }))
 }
 
 /// Chains by what they say, whom they are for, and whether they end TLS.

@@ -1,7 +1,7 @@
 //! `x-forwarded-client-cert`: what an application is told of who its client has proved to be.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{CALLERS, Oracle, Outcome, chain, manager, typed};
+use tulle_tests::oracle::{CALLERS, Oracle, Outcome, chain, manager_of, typed};
 
 const HEADER: &str = "x-forwarded-client-cert";
 const FORGED: &str = "By=spiffe://evil/x;Hash=00;URI=spiffe://evil/root";
@@ -13,11 +13,7 @@ fn told(outcome: &Outcome) -> &str {
 /// A connection manager with a route of its own.
 fn all(more: Value) -> Value {
     let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "a" } });
-    let hosts = json!([{ "name": "all", "domains": ["*"], "routes": [route] }]);
-    let mut manager = manager("routes", more);
-    manager.as_object_mut().expect("a message").remove("rds");
-    manager["route_config"] = json!({ "name": "all", "virtual_hosts": hosts });
-    manager
+    manager_of(&[json!({ "name": "all", "domains": ["*"], "routes": [route] })], more)
 }
 
 fn request(fields: &str) -> String {

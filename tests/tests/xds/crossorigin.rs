@@ -1,7 +1,7 @@
 //! Cross-origin requests: preflight requests, marks on answers, and which of several levels of rules holds.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, all_clusters, route_configuration, typed};
+use tulle_tests::oracle::{Oracle, all_clusters, merged, route_configuration, typed};
 
 use crate::compare::Tally;
 use crate::shares::check;
@@ -52,11 +52,7 @@ fn requests() -> Vec<(&'static str, String)> {
 
 fn rules() -> Vec<Value> {
     let origins = json!([{ "exact": "http://a.test" }]);
-    let with = |more: Value| {
-        let mut rules = json!({ "allow_origin_string_match": origins });
-        rules.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
-        rules
-    };
+    let with = |more: Value| merged(json!({ "allow_origin_string_match": origins }), more);
     let share = |numerator: u32| json!({ "default_value": { "numerator": numerator } });
     vec![
         json!({}),

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tulle_tests::LIMIT;
-use tulle_tests::oracle::{Oracle, all_clusters, cluster, endpoints, route_configuration, speaking_http2};
+use tulle_tests::oracle::{
+    Oracle, all_clusters, cluster, endpoints, merged, route_configuration, speaking_http2,
+};
+use tulle_tests::{Frame, LIMIT};
 
 use crate::compare::Tally;
 
@@ -15,8 +17,7 @@ use crate::compare::Tally;
 async fn a_stream_without_movement_ends_as_by_envoy() {
     let mut oracle = Oracle::start().await;
     let route = |path: &str, more: Value| {
-        let mut action = json!({ "cluster": "a", "timeout": "0s" });
-        action.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
+        let action = merged(json!({ "cluster": "a", "timeout": "0s" }), more);
         json!({ "match": { "path": path }, "route": action })
     };
     let at_last = json!({ "max_stream_duration": "1s" });
@@ -103,12 +104,12 @@ async fn endpoints_are_told_of_the_windows_that_a_cluster_has() {
             let (mut socket, _) = upstream.accept().await?;
             let mut preface = [0; 24];
             socket.read_exact(&mut preface).await?;
-            let (_, settings) = frame(&mut socket).await?;
+            let settings = Frame::read(&mut socket).await?.payload;
             // The connection's window is opened by an update, by what it is larger than it was to begin with.
             let update = loop {
-                let (kind, payload) = frame(&mut socket).await?;
-                if kind == WINDOW_UPDATE {
-                    break payload;
+                let frame = Frame::read(&mut socket).await?;
+                if frame.kind == WINDOW_UPDATE {
+                    break frame.payload;
                 }
             };
             std::io::Result::Ok((setting_of(&settings, WINDOW), update))
@@ -127,20 +128,11 @@ async fn setting(server: SocketAddr, wanted: u16) -> Option<u32> {
     let read = async {
         let mut socket = TcpStream::connect(server).await?;
         socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
-        frame(&mut socket).await
+        Frame::read(&mut socket).await
     };
-    let (kind, settings) = timeout(LIMIT, read).await.expect("it speaks HTTP/2").expect("it listens");
-    assert_eq!(kind, SETTINGS, "they come first");
-    setting_of(&settings, wanted)
-}
-
-/// The next frame of a peer: its type and what it carries.
-async fn frame(socket: &mut TcpStream) -> std::io::Result<(u8, Vec<u8>)> {
-    let mut head = [0; 9];
-    socket.read_exact(&mut head).await?;
-    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-    socket.read_exact(&mut payload).await?;
-    Ok((head[3], payload))
+    let first = timeout(LIMIT, read).await.expect("it speaks HTTP/2").expect("it listens");
+    assert_eq!(first.kind, SETTINGS, "they come first");
+    setting_of(&first.payload, wanted)
 }
 
 fn setting_of(settings: &[u8], wanted: u16) -> Option<u32> {

@@ -1,7 +1,7 @@
 //! Who a peer proves to be, and by what name it asks: which rules hold for it and which chain takes it.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Hello, Oracle, Outcome, Way, chain, manager, typed};
+use tulle_tests::oracle::{Hello, Oracle, Outcome, Way, chain, manager_of, typed};
 
 use crate::generate::{self, Generator};
 
@@ -15,11 +15,7 @@ fn verdict(outcome: &Outcome) -> (u16, Vec<(&str, &str)>) {
 /// A connection manager whose only route leads to a cluster.
 fn to(cluster: &str, more: Value) -> Value {
     let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": cluster } });
-    let hosts = json!([{ "name": "all", "domains": ["*"], "routes": [route] }]);
-    let mut manager = manager("routes", more);
-    manager.as_object_mut().expect("a message").remove("rds");
-    manager["route_config"] = json!({ "name": cluster, "virtual_hosts": hosts });
-    manager
+    manager_of(&[json!({ "name": "all", "domains": ["*"], "routes": [route] })], more)
 }
 
 /// Chains for TLS and for plaintext, which both begin with these filters.

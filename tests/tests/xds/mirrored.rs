@@ -1,15 +1,14 @@
 //! Copies of requests: where they go, and what their heads become.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::Oracle;
+use tulle_tests::oracle::{Oracle, merged};
 
 use crate::compare::Tally;
 
 /// What is said of copies for `b`, and of the request itself.
 fn actions() -> Vec<Value> {
     let copied = |more: Value| {
-        let mut policy = json!({ "cluster": "b" });
-        policy.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let policy = merged(json!({ "cluster": "b" }), more);
         json!({ "cluster": "a", "request_mirror_policies": [policy] })
     };
     let header = |key: &str, value: &str, how: &str| json!({ "append": { "header": { "key": key, "value": value }, "append_action": how } });

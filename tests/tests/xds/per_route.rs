@@ -2,7 +2,7 @@
 //! configuration and by weighted cluster.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, all_clusters, route_configuration, typed};
+use tulle_tests::oracle::{Oracle, all_clusters, merged, route_configuration, typed};
 
 use crate::compare::Tally;
 
@@ -241,13 +241,15 @@ fn wrapped(config: Value) -> Value {
 
 pub(crate) fn bucket(name: &str, tokens: u32, more: Value) -> Value {
     let always = json!({ "default_value": { "numerator": 100 } });
-    let mut fields = json!({
-        "stat_prefix": name,
-        "token_bucket": { "max_tokens": tokens, "tokens_per_fill": 1, "fill_interval": "60s" },
-        "filter_enabled": always,
-        "filter_enforced": always,
-    });
-    fields.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
+    let fields = merged(
+        json!({
+            "stat_prefix": name,
+            "token_bucket": { "max_tokens": tokens, "tokens_per_fill": 1, "fill_interval": "60s" },
+            "filter_enabled": always,
+            "filter_enforced": always,
+        }),
+        more,
+    );
     limit(fields)
 }
 

@@ -1,7 +1,7 @@
 //! Limits on the rate of requests in all their parts: shares, what is left, connections, and descriptors.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, Outcome, all_clusters, route_configuration, typed};
+use tulle_tests::oracle::{Oracle, Outcome, all_clusters, merged, route_configuration, typed};
 
 use crate::compare::Tally;
 use crate::shares::check;
@@ -9,13 +9,15 @@ use crate::shares::check;
 /// A limit that counts all requests, and more settings.
 fn limit(tokens: u32, more: Value) -> Value {
     let all = json!({ "default_value": { "numerator": 100 } });
-    let mut fields = json!({
-        "stat_prefix": "limit",
-        "token_bucket": bucket(tokens),
-        "filter_enabled": all,
-        "filter_enforced": all,
-    });
-    fields.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
+    let fields = merged(
+        json!({
+            "stat_prefix": "limit",
+            "token_bucket": bucket(tokens),
+            "filter_enabled": all,
+            "filter_enforced": all,
+        }),
+        more,
+    );
     typed("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", fields)
 }
 

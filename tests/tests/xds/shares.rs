@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, Outcome, cluster, endpoints, route_configuration, typed};
+use tulle_tests::oracle::{Oracle, Outcome, cluster, endpoints, merged, route_configuration, typed};
 use tulle_tests::{LIMIT, wait_for};
 
 use crate::generate::{self, Generator};
@@ -214,8 +214,7 @@ async fn a_cluster_is_chosen_by_a_header_or_by_the_hash() {
         let clusters: Vec<_> = [("a", 3), ("b", 0), ("c", 4)]
             .map(|(name, weight)| json!({ "name": name, "weight": weight }))
             .into();
-        let mut weighted = json!({ "clusters": clusters });
-        weighted.as_object_mut().expect("an object").extend(by.as_object().expect("an object").clone());
+        let weighted = merged(json!({ "clusters": clusters }), by);
         json!({ "weighted_clusters": weighted, "hash_policy": [{ "header": { "header_name": "x-k" } }] })
     };
     let routes = [

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use tulle_tests::oracle::{
-    CALLERS, Oracle, Outcome, all_clusters, chain, cluster, endpoints, manager, route_configuration,
+    CALLERS, Oracle, Outcome, all_clusters, chain, cluster, endpoints, manager_of, merged,
+    route_configuration,
 };
 
 use crate::compare::Tally;
@@ -81,13 +82,14 @@ async fn operators_stand_for_the_same() {
         TEXTS.iter().enumerate().map(one).collect()
     };
     let route = |name: &str, action: Value| {
-        let mut route = json!({ "name": name, "match": { "path": format!("/{name}") }, "response_headers_to_add": added("p") });
-        route.as_object_mut().expect("it is one").extend(action.as_object().expect("it is one").clone());
-        route
+        merged(
+            json!({ "name": name, "match": { "path": format!("/{name}") }, "response_headers_to_add": added("p") }),
+            action,
+        )
     };
     let forward = |more: Value| {
-        let mut action = json!({ "cluster": "a", "retry_policy": { "retry_on": "5xx", "num_retries": 1 } });
-        action.as_object_mut().expect("it is one").extend(more.as_object().expect("it is one").clone());
+        let retry = json!({ "retry_on": "5xx", "num_retries": 1 });
+        let action = merged(json!({ "cluster": "a", "retry_policy": retry }), more);
         json!({ "route": action, "request_headers_to_add": added("q") })
     };
     let mut unnamed = route("unnamed", forward(json!({})));
@@ -307,10 +309,8 @@ async fn what_is_told_of_tls_is_the_same() {
     let added: Vec<Value> = texts.iter().enumerate().map(add).collect();
     let route =
         json!({ "match": { "prefix": "/" }, "route": { "cluster": "a" }, "request_headers_to_add": added });
-    let mut manager = manager("routes", json!({}));
-    manager.as_object_mut().expect("a message").remove("rds");
-    manager["route_config"] =
-        json!({ "name": "all", "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [route] }] });
+    let host = json!({ "name": "all", "domains": ["*"], "routes": [route] });
+    let manager = manager_of(&[host], json!({}));
     oracle.peers(&[chain("all", json!({}), Some(false), &manager)]).await;
     for caller in [None, Some(CALLERS[0]), Some(CALLERS[2])] {
         let outcomes =

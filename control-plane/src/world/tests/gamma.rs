@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use tulle_mesh::model::{
-    Domain, Forward, LoadBalancer, PathRewrite, Protocol, Redirect, Route, RouteAction, Session,
-    SessionCarrier,
+    Domain, FilterSettings, Forward, LoadBalancer, PathRewrite, Protocol, Redirect, Route, RouteAction,
+    Session, SessionCarrier,
 };
 
 use super::routes::{CART, backends, clean, route, services, with};
@@ -308,10 +308,11 @@ fn cross_origin_rules_reach_the_route() {
         let rules = format!(
             "[{{filters: [{{type: CORS, cors: {{{settings}}}}}], backendRefs: [{{name: v1, port: 80}}]}}]"
         );
-        routes(&clean(&[route("HTTPRoute", "shop", "r", &rules)]), CART, "shop")[0]
-            .cors()
-            .cloned()
-            .expect("given")
+        let route = &routes(&clean(&[route("HTTPRoute", "shop", "r", &rules)]), CART, "shop")[0];
+        match route.filters[0].settings.clone() {
+            Some(FilterSettings::Cors(Some(rules))) => rules,
+            other => panic!("{other:?}"),
+        }
     };
     let all = cors(
         "allowOrigins: ['*'], allowCredentials: true, allowMethods: ['*'], allowHeaders: [X-A], exposeHeaders: [X-B, X-C], maxAge: 60",
