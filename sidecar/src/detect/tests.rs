@@ -125,23 +125,28 @@ fn a_client_hello_byte_by_byte_is_read_a_few_times_and_not_with_each_byte() {
 }
 
 #[tokio::test]
-async fn where_http_makes_no_difference_nobody_waits_for_its_end() {
+async fn what_makes_no_difference_is_not_waited_for() {
     let hello = client_hello("cart.shop", &["h2"]);
-    for (said, expected) in [
-        (&b"G"[..], Some(Spoken::Other)),
-        (b"PRI * HTTP/2.0\r\n\r\n", Some(Spoken::Other)),
-        (b"GET / HTTP/1.1\r\n", Some(Spoken::Other)),
-        (&hello[..5], None),
-        (&hello, tell(&hello)),
+    let request = b"GET / HTTP/1.1\r\n";
+    for ((tls, http), said, expected) in [
+        ((true, false), &b"G"[..], Some(Spoken::Other)),
+        ((true, false), b"PRI * HTTP/2.0\r\n\r\n", Some(Spoken::Other)),
+        ((true, false), request, Some(Spoken::Other)),
+        ((true, false), &hello[..5], None),
+        ((true, false), &hello, tell(&hello)),
+        ((false, true), &hello[..1], Some(Spoken::Other)),
+        ((false, true), &hello, Some(Spoken::Other)),
+        ((false, true), b"G", None),
+        ((false, true), request, Some(Spoken::Http1)),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
         let (mut socket, _) = listener.accept().await.expect("a client");
         client.write_all(said).await.expect("open");
-        let mut detector = Detector::looking_for(true, false);
+        let mut detector = Detector::looking_for(tls, http);
         let Some(expected) = expected else {
             let wait = tokio::time::timeout(Duration::from_millis(20), detector.detect(&mut socket)).await;
-            assert!(wait.is_err(), "a part of a ClientHello tells nothing");
+            assert!(wait.is_err(), "{} tells nothing yet", said.escape_ascii());
             continue;
         };
         let told = tokio::time::timeout(Duration::from_secs(60), detector.detect(&mut socket)).await;

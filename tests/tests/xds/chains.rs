@@ -219,7 +219,7 @@ async fn tls_is_told_from_plaintext_where_it_is_looked_for() {
         (json!({ "transport_protocol": "raw_buffer", "source_type": "EXTERNAL" }), true),
         (json!({ "transport_protocol": "raw_buffer" }), false),
     ];
-    let http = &["http/1.1"][..];
+    let offered = &["http/1.1"][..];
     let tls = |server, alpn| Some(Hello { server, alpn, caller: None });
     let far = SocketAddr::from(([127, 0, 0, 9], 0));
     let near = Way::default().from;
@@ -232,13 +232,14 @@ async fn tls_is_told_from_plaintext_where_it_is_looked_for() {
         (&of[3..], ["0", "0", "0", "chain 1", "400"], ["0", "0", "chain 0", "chain 1", "400"]),
         (&of[2..3], ["chain 0", "chain 0", "chain 0", "0", "0"], ["0"; 5]),
     ] {
-        for (looks, expected) in [(true, seen), (false, unseen)] {
-            let errors = oracle.offer_peers(&numbered(of), inspected(false, looks, false)).await;
+        // Looking for HTTP finds none in a ClientHello.
+        for (looks, http, expected) in [(true, false, seen), (false, false, unseen), (false, true, unseen)] {
+            let errors = oracle.offer_peers(&numbered(of), inspected(false, looks, http)).await;
             assert_eq!(errors, ["", ""]);
             let ways = [
-                (near, tls(None, http), REQUEST),
-                (near, tls(Some("a.test"), http), REQUEST),
-                (far, tls(Some("b.test"), http), REQUEST),
+                (near, tls(None, offered), REQUEST),
+                (near, tls(Some("a.test"), offered), REQUEST),
+                (far, tls(Some("b.test"), offered), REQUEST),
                 (near, None, REQUEST),
                 (near, None, NO_HTTP),
             ];
@@ -246,7 +247,7 @@ async fn tls_is_told_from_plaintext_where_it_is_looked_for() {
                 let way = Way { from, tls, ..Way::default() };
                 let answers = oracle.both_to_bytes(&way, said, is_named).await;
                 let who = answers.each_ref().map(|answer| who(answer));
-                assert_eq!(who, [expected; 2], "{looks} {way:?} of {}: {answers:?}", of.len());
+                assert_eq!(who, [expected; 2], "{looks} {http} {way:?} of {}: {answers:?}", of.len());
             }
         }
     }
