@@ -1,7 +1,8 @@
-//! The open HTTP/1 connections to one endpoint, and the requests that wait for one.
+//! The open connections to one endpoint, and the requests that wait for one: for a connection of HTTP/1, or for room on one of
+//! HTTP/2.
 //!
-//! In: connections that are made, come back or end. Out: one who waits looks again. Without a limit on connections nobody
-//! ever waits, and all that this costs is a comparison with zero.
+//! In: connections that are made, come back or end, and streams that end. Out: one who waits looks again. Without a limit on
+//! connections nobody ever waits, and all that this costs is a comparison with zero.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::balance::Permit;
 
-/// How many connections a slot has, in use, idle or about to be made.
+/// How many connections a slot has, in use, idle or about to be made, where they are of HTTP/1; and who waits.
 #[derive(Default)]
 pub(super) struct Open {
     count: Cell<usize>,
@@ -30,7 +31,7 @@ impl Open {
         self.count.get() == 0
     }
 
-    /// A connection has become free.
+    /// A connection has become free, or has room.
     pub(super) fn freed(&self) {
         if self.waiting.get() > 0 {
             self.changed.notify_one();

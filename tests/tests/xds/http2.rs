@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::Request;
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Http2, Oracle, cluster, endpoints, route_configuration, speaking_http2};
+use tulle_tests::oracle::{Http2, Oracle, cluster, endpoints, merged, route_configuration, speaking_http2};
 
 use crate::compare::Tally;
 
@@ -14,10 +14,7 @@ const CODES: std::ops::RangeInclusive<u32> = 0..=14;
 /// An upstream that speaks HTTP/2 behind each of some actions, by the domain `h<index>.test`; `more`: what its cluster says besides.
 pub(crate) async fn behind(oracle: &mut Oracle, actions: &[Value], more: &Value) -> Http2 {
     let upstream = oracle.http2_upstream("two").await;
-    let mut fields = speaking_http2(json!({}));
-    for (name, value) in more.as_object().into_iter().flatten() {
-        fields[name] = value.clone();
-    }
+    let fields = merged(speaking_http2(json!({})), more.clone());
     let host = |(index, action): (usize, &Value)| {
         let mut action = action.clone();
         action["cluster"] = json!("two");

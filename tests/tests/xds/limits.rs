@@ -1,9 +1,12 @@
 //! How much may be under way at once, and how often: circuit breakers, rate limits, endpoints that are left out.
 
 use serde_json::{Value, json};
-use tulle_tests::oracle::{Oracle, Outcome, cluster, endpoints, route_configuration, typed};
+use tulle_tests::oracle::{
+    Oracle, Outcome, cluster, endpoints, merged, route_configuration, speaking_http2, typed,
+};
 
 use crate::compare::Tally;
+use crate::http2::behind;
 
 /// A cluster's limits, how many requests come before the others, how many in all, and what the upstream does.
 fn breakers() -> Vec<(Value, (usize, usize), &'static str)> {
@@ -53,6 +56,31 @@ async fn breakers_refuse_as_many_as_envoys_do() {
     for (thresholds, times, outcomes) in futures_util::future::join_all(all).await {
         compare_all(&mut tally, &format!("{thresholds} {times:?} at once"), outcomes);
     }
+    tally.end(&["local replies"]);
+}
+
+/// Where connections are limited, and the streams of each, requests wait for a stream to end.
+#[tokio::test]
+async fn streams_wait_for_room_as_with_envoy() {
+    let mut oracle = Oracle::start().await;
+    let mut tally = Tally::default();
+    let mut waited = 0;
+    for (streams, thresholds, times) in [
+        (1, json!({ "max_connections": 1 }), (1, 3)),
+        (1, json!({ "max_connections": 1, "max_pending_requests": 1 }), (1, 4)),
+        (2, json!({ "max_connections": 1, "max_pending_requests": 2 }), (2, 6)),
+        (1, json!({ "max_connections": 2, "max_pending_requests": 2 }), (2, 6)),
+        (2, json!({}), (2, 5)),
+    ] {
+        let options = json!({ "max_concurrent_streams": streams });
+        let limits = json!({ "circuit_breakers": { "thresholds": [thresholds] } });
+        let _two = behind(&mut oracle, &[json!({})], &merged(speaking_http2(options), limits)).await;
+        let request = b"POST /x HTTP/1.1\r\nhost: h0.test\r\ncontent-length: 2\r\n\r\nhi";
+        let outcomes = oracle.both_at_once(times, request, "slow:0").await;
+        waited += outcomes[0].iter().filter(|outcome| outcome.received.status == 200).count() - times.0;
+        compare_all(&mut tally, &format!("{streams} {thresholds} {times:?} at once"), outcomes);
+    }
+    assert!(waited > 5, "{waited} waited");
     tally.end(&["local replies"]);
 }
 

@@ -1,7 +1,8 @@
 //! The HTTP/2 connections to one endpoint.
 //!
 //! In: a slot that wants a stream. Out: a place on a connection with room for it. Requests that find no connection wait for
-//! the one that is being made; if that fails, it fails for all of them. Each connection is driven by one task.
+//! the one that is being made; if that fails, it fails for all of them. Where the cluster limits both connections and the streams
+//! of each, they wait for a stream to end. Each connection is driven by one task.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -22,6 +23,7 @@ use crate::balance::{Cluster, Endpoint, Limit, Permit};
 use crate::http::h2::ping::{KeepAlive, Pace, Restraint};
 use crate::http::h2::{CONNECTION_WINDOW, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW};
 use crate::tls::Alpn;
+use crate::upstream::open::Open;
 use crate::upstream::pool::{Slot, permit};
 use crate::upstream::{ConnectError, DEFAULT_CONNECT_TIMEOUT, SendError};
 
@@ -43,6 +45,8 @@ pub(crate) struct Multiplexed {
     failed: RefCell<Option<(u64, SendError)>>,
     /// An attempt has ended.
     settled: Notify,
+    /// Who waits for a stream to end.
+    ended: Rc<Open>,
 }
 
 /// A connection, as its streams see it.
@@ -53,6 +57,7 @@ struct Shared {
     served: Cell<u32>,
     idle_since: Cell<Instant>,
     state: Rc<State>,
+    ended: Rc<Open>,
 }
 
 /// What a connection's streams and the task that drives it know of each other.
@@ -85,6 +90,7 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
             pool.settled.notified().await;
             if let Some((failed, error)) = &*pool.failed.borrow()
                 && *failed == attempt
+                && !pool.waits(error, slot.max_streams.get())
             {
                 return Err(duplicate(error));
             }
@@ -97,6 +103,10 @@ pub(super) async fn lease(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -
             Err(error) => {
                 *pool.failed.borrow_mut() = Some((pool.attempts.get(), duplicate(&error)));
                 drop(attempt);
+                if pool.waits(&error, slot.max_streams.get()) {
+                    pool.ended.wait().await;
+                    continue;
+                }
                 // One that is full is better than none.
                 return pool.least_loaded().ok_or(error);
             }
@@ -115,6 +125,13 @@ impl Multiplexed {
             return least_loaded(connections);
         }
         with_room.map(Lease::new)
+    }
+
+    /// Whether a stream that ends is to be waited for, where there may be no more connections: one of those that there are
+    /// carries the `at_once` that it may.
+    fn waits(&self, error: &SendError, at_once: usize) -> bool {
+        let is_full = |connection: &Rc<Shared>| connection.state.streams.get() >= at_once;
+        matches!(error, SendError::Overflow(_)) && self.connections.borrow().iter().any(is_full)
     }
 
     fn least_loaded(&self) -> Option<Lease> {
@@ -176,6 +193,7 @@ impl Drop for Lease {
         if streams.get() == 0 {
             self.0.idle_since.set(Instant::now());
         }
+        self.0.ended.freed();
     }
 }
 
@@ -208,7 +226,8 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         true => {
             cluster.room(Limit::Connections).unwrap_or_else(|_| cluster.permit_anyway(Limit::Connections))
         }
-        false => permit(cluster, Limit::Connections)?,
+        // Who gets none waits, or shares one: that is no refusal.
+        false => cluster.room(Limit::Connections).map_err(SendError::Overflow)?,
     };
     let connection = slot.connect(endpoint, cluster, Alpn::Http2).await?;
     match connection.alpn {
@@ -246,6 +265,7 @@ async fn connect(slot: &Slot, endpoint: &Endpoint, cluster: &Cluster) -> Result<
         served: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
         state,
+        ended: Rc::clone(&slot.multiplexed.ended),
     })
 }
 
