@@ -67,7 +67,7 @@ impl Oracle {
         self.inbound.map(|side| side.address.port())
     }
 
-    /// As [`Oracle::both`], over TLS to where they take peers: as one of [`CALLERS`], or as nobody, and by the name `server`.
+    /// As [`Oracle::both`], over TLS to where they take peers: as one of [`super::CALLERS`], or as nobody, and by the name `server`.
     pub async fn both_as(
         &self,
         caller: Option<&str>,
