@@ -95,10 +95,11 @@ impl Pools {
     /// Sends `request` to `endpoint` and waits for the response's head. Cancel-safe: dropping the future gives the
     /// connection up (HTTP/1) or resets the stream (HTTP/2).
     ///
-    /// An upgrade (a request with Upgrade, or CONNECT with `:protocol`) is sent over HTTP/1 whatever `options` say: not
-    /// every server takes it over HTTP/2. An endpoint that does not speak the version gets the request in the other one,
-    /// unless its cluster says HTTP/1: that is found out before anything of the request is sent in HTTP/2, and by a
-    /// proof that nothing of it was understood in HTTP/1.
+    /// An upgrade (a request with Upgrade, or CONNECT with `:protocol`) is sent over HTTP/1 whatever the client speaks: not
+    /// every server takes it over HTTP/2. Where the cluster says HTTP/2, only one whose settings say so is asked in it. An
+    /// endpoint that does not speak the version gets the request in the other one, unless its cluster says HTTP/1: that is
+    /// found out before anything of the request is sent in HTTP/2, and by a proof that nothing of it was understood in
+    /// HTTP/1.
     ///
     /// # Errors
     /// See [`SendError`], which tells what may have happened to the request.
@@ -109,12 +110,18 @@ impl Pools {
         options: SendOptions<'_>,
     ) -> impl Future<Output = Result<Answer, SendError>> {
         let upgrade = h1::is_upgrade(&request);
-        let wanted = if upgrade { HttpVersion::Http1 } else { options.version };
+        let told = options.cluster.model.protocol;
+        let switches = upgrade && told != UpstreamProtocol::Http2;
+        let wanted = if switches { HttpVersion::Http1 } else { options.version };
         let (version, mut slot) = self.spoken(endpoint, wanted, &options);
         // Not an async function: it would hold the request twice.
         async move {
             if version == HttpVersion::Http2 {
                 match h2::ready(&slot, endpoint, options.cluster).await {
+                    Ok((_, sender))
+                        if upgrade
+                            && !sender.is_extended_connect_protocol_enabled()
+                            && !self.slot(endpoint, HttpVersion::Http1, &options).ability.is_refused() => {}
                     Ok(place) => {
                         if wanted == HttpVersion::Http1 {
                             // It still is who it was, and need not be tried in HTTP/1 again.
@@ -124,7 +131,6 @@ impl Pools {
                         return h2::send(place, request, upgrade, options.interim).await;
                     }
                     Err(error) => {
-                        let told = options.cluster.model.protocol;
                         if !slot.ability.gives_way(&error, told, is_grpc(&request)) {
                             return Err(error);
                         }

@@ -6,11 +6,11 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::join;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tulle_mesh::model::Limits;
+use tulle_mesh::model::{Limits, UpstreamProtocol};
 
 use crate::http::body::Body;
 use crate::http::server::Interim;
@@ -331,6 +331,40 @@ async fn a_websocket_for_a_server_of_http_2_that_does_not_take_it_is_refused() {
         let mut take = client.0.take(7);
         take.read_to_string(&mut rest).await.expect("a body");
         assert_eq!(rest, "Version");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_the_cluster_says_http_2_an_upgrade_is_not_said_in_http_1_before_that_is_known_to_be_in_vain() {
+    local(async {
+        for tunnels in [true, false] {
+            let (origin, upstream) = start().await;
+            let upstream = upstream.with(|cluster| cluster.protocol = UpstreamProtocol::Http2);
+            let seen = Rc::new(RefCell::new(Vec::new()));
+            let serve = async {
+                let first = origin.accept().await;
+                tokio::task::spawn_local(serve_http2(first.0, tunnels, Rc::clone(&seen)));
+                if tunnels {
+                    return assert!(origin.is_left_alone().await);
+                }
+                let mut second = origin.accept().await;
+                let head = second.until("\r\n\r\n").await;
+                assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
+                second.send("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n").await;
+            };
+            let mut request = get("/chat");
+            request.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+            request.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+            let (sent, ()) = join!(upstream.send(request), serve);
+            let answer = sent.expect("an answer");
+            assert_eq!(
+                (answer.response.status(), answer.tunnel.is_some()),
+                (StatusCode::SWITCHING_PROTOCOLS, true)
+            );
+            let expected: &[&str] = if tunnels { &["CONNECT http://origin/chat"] } else { &[] };
+            assert_eq!(*seen.borrow(), expected);
+        }
     })
     .await;
 }
